@@ -1,0 +1,48 @@
+"""How an engine is set up: one frozen dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What an engine is made of and how far it may go.
+
+    Args:
+        model: a model's folder (config.json, tokenizer.json, *.safetensors).
+        dtype: "auto" (the model's on CUDA; bfloat16 on a CPU), "bfloat16", "float16" or "float32".
+        device: "auto" (cuda if there is one), "cpu", "cuda", "cuda:1".
+        max_model_len: the longest prompt plus reply, in tokens; `None` is the model's own context, or as
+            much of it as the KV cache holds.
+        max_num_seqs: sequences in one step at most.
+        max_num_batched_tokens: tokens in one step at most: decode tokens first, prefill chunks in the rest.
+        gpu_memory_utilization: the fraction of the device's memory that weights, cache and work space may take.
+        kv_cache_bytes: a cap on the KV cache; `None` follows from the memory that is free.
+        num_blocks: exactly so many KV blocks (tests, benchmarks).
+        enforce_eager: no CUDA graphs.
+        enable_prefix_caching: reuse the KV blocks of equal prefixes.
+        prefix_salt: separates prefix caches: equal prefixes under different salts share nothing.
+        tensor_parallel_size: over how many devices a model is split.
+        deterministic: batch-invariant kernels: the same bits whatever else is in the batch.
+        seed: where the seeds of requests without one are drawn from; `None` is the system's entropy.
+    """
+
+    model: Path
+    dtype: str = "auto"
+    device: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    gpu_memory_utilization: float = 0.9
+    kv_cache_bytes: int | None = None
+    num_blocks: int | None = None
+    enforce_eager: bool = False
+    enable_prefix_caching: bool = True
+    prefix_salt: str = ""
+    tensor_parallel_size: int = 1
+    deterministic: bool = False
+    seed: int | None = None

@@ -1,0 +1,133 @@
+"""How one request samples: vLLM's names and ranges. `None` means the model's own default."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from nanochat.errors import InvalidSampling
+
+MAX_LOGPROBS = 1024
+_TUNABLE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of one request are chosen and when the reply ends.
+
+    The five tunable values may be `None`: then the model's `generation_config.json` decides, and where
+    it is silent the neutral value (temperature 1, top_p 1, top_k 0, min_p 0, repetition_penalty 1).
+
+    Args:
+        temperature: 0 is greedy; otherwise the logits are divided by it. 0 to 100.
+        top_p: keep the fewest tokens whose probabilities reach this sum. Above 0, at most 1.
+        top_k: keep this many of the likeliest tokens; 0 and -1 keep all.
+        min_p: drop tokens less likely than this times the likeliest. 0 to 1.
+        repetition_penalty: divide (positive) or multiply (negative) the logits of tokens in the prompt
+            and the reply by this (Keskar et al., 2019). Above 0, at most 10.
+        presence_penalty: subtract this from the logits of tokens in the reply. -2 to 2.
+        frequency_penalty: subtract this times the count in the reply. -2 to 2.
+        logit_bias: token id -> added to its logit. Each -100 to 100.
+        seed: makes the reply repeatable, whatever else is in the batch. `None` draws one.
+        n: how many replies to one prompt; they share the prompt's blocks. 1 to 128.
+        max_tokens: the reply's length at most; `None` is as far as the context goes. 0 only fills the cache.
+        min_tokens: no end-of-sequence and no stop before so many tokens.
+        stop: strings that end the reply; they are not part of the text.
+        stop_token_ids: ids that end the reply.
+        ignore_eos: go on past the model's own end-of-sequence tokens.
+        logprobs: how many of the likeliest tokens to report with their log-probabilities, besides
+            the sampled one. 0 to 1024; `None` reports none. Raw, before any of the above.
+        skip_special_tokens: leave special tokens out of the text.
+        include_stop_str_in_output: keep the stop string in the text.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None
+    n: int = 1
+    max_tokens: int | None = 64
+    min_tokens: int = 0
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] = field(default_factory=tuple[int, ...])
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+
+    def __post_init__(self) -> None:
+        stop = self.stop
+        object.__setattr__(self, "stop", () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        if self.top_k == -1:
+            object.__setattr__(self, "top_k", 0)
+        self._check()
+
+    def _check(self) -> None:
+        for name, low, high in (
+            ("temperature", 0, 100), ("top_p", 0, 1), ("min_p", 0, 1), ("repetition_penalty", 0, 10),
+            ("presence_penalty", -2, 2), ("frequency_penalty", -2, 2),
+        ):  # fmt: skip
+            _number(name, getattr(self, name), low, high, above=name in ("top_p", "repetition_penalty"))
+        for name, low, high, optional in (
+            ("top_k", 0, 2**31 - 1, True), ("seed", -(2**63), 2**64 - 1, True), ("n", 1, 128, False),
+            ("max_tokens", 0, 2**31 - 1, True), ("min_tokens", 0, 2**31 - 1, False), ("logprobs", 0, MAX_LOGPROBS, True),
+        ):  # fmt: skip
+            _integer(name, getattr(self, name), low, high, optional=optional)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidSampling(f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}")
+        for text in self.stop_strings:
+            if not isinstance(text, str) or not text:
+                raise InvalidSampling(f"stop must hold non-empty strings, not {text!r}")
+        for token in self.stop_token_ids:
+            _integer("stop_token_ids", token, 0, 2**31 - 1, optional=False)
+        for token, bias in (self.logit_bias or {}).items():
+            _integer("logit_bias token", token, 0, 2**31 - 1, optional=False)
+            _number("logit_bias", bias, -100, 100)
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The stop strings as a tuple."""
+        return self.stop if isinstance(self.stop, tuple) else ()
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0
+
+    def resolved(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """These parameters with every `None` among the tunable five replaced: by `defaults`, else neutral."""
+        values = {name: getattr(self, name) for name in _TUNABLE}
+        chosen = {
+            name: (defaults.get(name) if defaults.get(name) is not None else _NEUTRAL[name])
+            for name, value in values.items()
+            if value is None
+        }
+        return replace(self, **chosen) if chosen else self
+
+
+def _number(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InvalidSampling(f"{name} must be a number, not {value!r}")
+    if value < low or value > high or (above and value == low):
+        span = f"above {low} and at most {high}" if above else f"from {low} to {high}"
+        raise InvalidSampling(f"{name} must be {span}, not {value}")
+
+
+def _integer(name: str, value: object, low: int, high: int, *, optional: bool) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidSampling(f"{name} must be a whole number, not {value!r}")
+    if not low <= value <= high:
+        raise InvalidSampling(f"{name} must be from {low} to {high}, not {value}")
