@@ -1,0 +1,267 @@
+"""EngineCore: one step = schedule, run, take in the results. Single-threaded; others wrap it."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from itertools import count
+
+from nanochat.engine.detokenizer import IncrementalDetokenizer
+from nanochat.engine.kv_cache import KVCache
+from nanochat.engine.loading import Loaded, Progress, load
+from nanochat.engine.config import EngineConfig
+from nanochat.engine.outputs import CompletionOutput, FinishReason
+from nanochat.engine.runner import PendingStep, Token
+from nanochat.engine.sampler import reply_seed
+from nanochat.engine.sampling_params import SamplingParams
+from nanochat.engine.scheduler import Budget, Scheduler
+from nanochat.engine.sequence import Sequence, Status, next_request_id
+from nanochat.engine.statistics import Statistics
+from nanochat.errors import ContextOverflow, EmptyPrompt, InvalidSampling
+
+BESIDE_DECODES = {"cuda": 1024, "cpu": 128}  # prefill tokens in a step that also decodes: about 20 and 100 ms
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to complete. Lower `priority` numbers go first."""
+
+    prompt_ids: Seq[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0
+    request_id: str = field(default_factory=next_request_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one step brought for one reply. `finished` holds the whole reply when it ended."""
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finished: CompletionOutput | None = None
+
+
+class EngineCore:
+    """The engine without threads: add requests, call `step` until `has_work` is false."""
+
+    def __init__(self, config: EngineConfig, progress: Progress | None = None) -> None:
+        self.loaded: Loaded = load(config, progress)
+        self.config = config
+        self.tokenizer = self.loaded.tokenizer
+        self.max_model_len = self.loaded.memory.max_model_len
+        self.cache = KVCache(self.loaded.memory.num_blocks, self.loaded.block_size)
+        device = self.loaded.device.type
+        beside = min(BESIDE_DECODES.get(device, 128), config.max_num_batched_tokens)
+        self.scheduler = Scheduler(self.cache, Budget(config.max_num_seqs, config.max_num_batched_tokens, beside))
+        self.statistics = Statistics()
+        self._runner = self.loaded.runner
+        self._root = hashlib.sha256(f"{self.loaded.fingerprint}|{config.prefix_salt}".encode()).digest()
+        self._arrivals = count()
+        self._sequences: dict[str, list[Sequence]] = {}
+        self._updates: list[Update] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence is waiting or running."""
+        return bool(self._sequences)
+
+    # Requests ---------------------------------------------------------------------------------
+
+    def check(self, request: Request) -> SamplingParams:
+        """Refuse what can never run, before anything is queued; the parameters with the model's defaults filled in.
+
+        Raises:
+            EmptyPrompt, ContextOverflow, InvalidSampling.
+        """
+        length, vocabulary = len(request.prompt_ids), self.loaded.model.config.vocab_size
+        if length == 0:
+            raise EmptyPrompt("the prompt has no tokens: there is nothing to continue")
+        if length > self.max_model_len - (request.params.max_tokens != 0):
+            raise ContextOverflow(
+                f"the prompt has {length:,} tokens and the context holds {self.max_model_len:,}, one of them for the reply: "
+                "shorten it, or load the model with a longer context (max_model_len)"
+            )
+        worst = max(request.prompt_ids) if min(request.prompt_ids) >= 0 else min(request.prompt_ids)
+        if not 0 <= worst < vocabulary:
+            raise InvalidSampling(f"token id {worst} is outside the model's vocabulary of {vocabulary:,}")
+        for token in (*request.params.stop_token_ids, *(request.params.logit_bias or ())):
+            if token >= vocabulary:
+                raise InvalidSampling(f"token id {token} is outside the model's vocabulary of {vocabulary:,}")
+        return request.params.resolved(self.loaded.model.config.generation_defaults)
+
+    def add(self, request: Request) -> None:
+        """Queue a request; it becomes `params.n` sequences.
+
+        Raises:
+            EmptyPrompt, ContextOverflow, InvalidSampling: it can never run as it is.
+        """
+        params = self.check(request)
+        prompt = tuple(request.prompt_ids)
+        room = self.max_model_len - len(prompt)
+        seed = params.seed if params.seed is not None else self._draw_seed()
+        root = self._root
+        if not self.config.enable_prefix_caching:
+            root = hashlib.sha256(root + request.request_id.encode()).digest()  # shared by the request's own replies only
+        sequences: list[Sequence] = []
+        for index in range(params.n):
+            sequence = Sequence(
+                request_id=request.request_id,
+                index=index,
+                prompt=prompt,
+                params=params,
+                seed=reply_seed(seed, index),
+                priority=request.priority,
+                arrival=next(self._arrivals),
+                submitted=time.perf_counter(),
+                max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+                root=root,
+                eos_ids=frozenset() if params.ignore_eos else frozenset(self.loaded.eos_ids),
+                leader=sequences[0] if sequences else None,
+            )
+            if self.tokenizer is not None:
+                sequence.detokenizer = IncrementalDetokenizer(self.tokenizer, params, prompt)
+            sequences.append(sequence)
+            self.scheduler.add(sequence)
+        self._sequences[request.request_id] = sequences
+
+    def abort(self, request_id: str) -> None:
+        """End a request now; its text so far is kept and its blocks are free at once. Unknown ids are ignored."""
+        for sequence in list(self._sequences.get(request_id, ())):
+            self._finish(sequence, FinishReason.ABORT)
+
+    def reprioritise(self, request_id: str, priority: int) -> None:
+        """Change who goes first from the next step on."""
+        for sequence in self._sequences.get(request_id, ()):
+            self.scheduler.reprioritise(sequence, priority)
+
+    # Steps ------------------------------------------------------------------------------------
+
+    def step(self) -> list[Update]:
+        """Run one step and return what it brought, finished and aborted replies included."""
+        chunks = self.scheduler.schedule()
+        if chunks:
+            started = time.perf_counter()
+            for chunk in chunks:
+                if not chunk.sequence.started:
+                    chunk.sequence.started = started
+            self._take_in(self._runner.dispatch(chunks))
+            self.statistics.count(chunks, time.perf_counter() - started)
+        self._check_idle()
+        updates, self._updates = self._updates, []
+        return updates
+
+    def _take_in(self, step: PendingStep) -> None:
+        healthy, tokens = step.read()
+        now = time.perf_counter()
+        sampled = iter(tokens)
+        for chunk, finite in zip(step.chunks, healthy, strict=True):
+            token = next(sampled) if chunk.samples else None
+            sequence = chunk.sequence
+            sequence.pending -= chunk.samples
+            if sequence.status is Status.FINISHED:
+                continue  # aborted or stopped while this step was in flight
+            if not finite or (token is not None and not token.finite):
+                reason = "the model's logits are NaN or Inf: the weights or the dtype are at fault; nothing of this was cached"
+                self._finish(sequence, FinishReason.ERROR, error=reason)
+                continue
+            if sequence.status is Status.RUNNING:
+                self.cache.publish(sequence, chunk.start + chunk.count)
+            if chunk.start + chunk.count >= len(sequence.prompt):
+                sequence.prompt_ready = True
+            if token is not None:
+                self._accept(sequence, token, now)
+            elif sequence.max_tokens == 0 and sequence.prompt_ready:
+                sequence.first_token = sequence.last_token = now
+                self._finish(sequence, FinishReason.LENGTH)
+
+    def _accept(self, sequence: Sequence, token: Token, now: float) -> None:
+        sequence.tokens.append(token.id)
+        sequence.first_token = sequence.first_token or now
+        sequence.last_token = now
+        if token.logprobs is not None and token.logprob is not None:
+            sequence.logprobs.append(token.logprobs)
+            sequence.cumulative_logprob += token.logprob
+        params, ends = sequence.params, sequence.num_output > sequence.params.min_tokens
+        if ends and token.id in sequence.eos_ids:
+            self._finish(sequence, FinishReason.STOP, (token.id,))
+        elif ends and token.id in params.stop_token_ids:
+            self._finish(sequence, FinishReason.STOP, (token.id,), stop_reason=token.id)
+        else:
+            self._release_text(sequence, token.id)
+
+    def _release_text(self, sequence: Sequence, token: int) -> None:
+        detokenizer = sequence.detokenizer
+        text = detokenizer.push((token,)) if detokenizer is not None else ""
+        stopped = detokenizer.stopped if detokenizer is not None else None
+        if stopped is not None or sequence.num_output >= sequence.max_tokens:
+            reason = FinishReason.LENGTH if stopped is None else FinishReason.STOP
+            self._finish(sequence, reason, (token,), text=text, stop_reason=stopped)
+        else:
+            self._updates.append(Update(sequence.request_id, sequence.index, text, (token,)))
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        token_ids: tuple[int, ...] = (),
+        *,
+        text: str = "",
+        stop_reason: int | str | None = None,
+        error: str | None = None,
+    ) -> None:
+        self.scheduler.remove(sequence)
+        sequence.prompt_ready = True  # followers go on by themselves
+        siblings = self._sequences[sequence.request_id]
+        siblings.remove(sequence)
+        if not siblings:
+            del self._sequences[sequence.request_id]
+        detokenizer = sequence.detokenizer
+        whole = ""
+        if detokenizer is not None:
+            if reason is FinishReason.STOP and stop_reason is None and not sequence.params.skip_special_tokens:
+                text += detokenizer.push(token_ids)  # the end-of-sequence token itself is wanted in the text
+            text += detokenizer.finish()
+            whole = detokenizer.text
+        output = CompletionOutput(
+            index=sequence.index,
+            text=whole,
+            token_ids=tuple(sequence.output_ids),
+            finish_reason=reason,
+            stop_reason=stop_reason,
+            logprobs=tuple(sequence.logprobs) if sequence.params.logprobs is not None else None,
+            cumulative_logprob=sequence.cumulative_logprob if sequence.params.logprobs is not None else None,
+            metrics=sequence.metrics(),
+            error=error,
+        )
+        self._updates.append(Update(sequence.request_id, sequence.index, text, token_ids, output))
+
+    # Housekeeping -----------------------------------------------------------------------------
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """Every sequence that is waiting or running."""
+        return [sequence for group in self._sequences.values() for sequence in group]
+
+    def _check_idle(self) -> None:
+        if not self.has_work:
+            self.cache.check_idle()
+
+    def _draw_seed(self) -> int:
+        if self.config.seed is None:
+            return secrets.randbits(64)
+        return reply_seed(self.config.seed, next(self._arrivals) + 1)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every reusable prefix; running requests go on."""
+        self.cache.forget()
+        for sequence in self.sequences:
+            sequence.names = []
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._runner.close()

@@ -1,0 +1,124 @@
+"""From a model's folder to something that runs: config, weights, tokenizer, KV tensors, in that order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from nanochat.engine.config import BLOCK_SIZE, EngineConfig
+from nanochat.engine.memory import MemoryPlan, host_memory_free, plan
+from nanochat.engine.models import Model, load_model
+from nanochat.engine.models.config import ModelConfig
+from nanochat.engine.runner import KVTensors, ModelRunner, measure_reserve
+from nanochat.engine.tokenizer import Tokenizer
+from nanochat.errors import OutOfMemory, UsageError
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes loaded, bytes in all)."""
+
+_CUDA_SLACK = 512 * 2**20  # what the allocator and the libraries take besides what a step was seen to take
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready to run."""
+
+    model: Model
+    runner: ModelRunner
+    tokenizer: Tokenizer | None  # None when the folder has none: then prompts are token ids
+    device: torch.device
+    dtype: torch.dtype
+    memory: MemoryPlan
+    eos_ids: tuple[int, ...]
+    fingerprint: str
+    block_size: int = BLOCK_SIZE
+
+
+def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
+    """Load a model and allocate its KV cache.
+
+    Raises:
+        ModelNotFound, InvalidModel, UnsupportedModel: the folder is not what it should be.
+        OutOfMemory: weights or KV cache do not fit; the text holds the arithmetic.
+    """
+    model_config = ModelConfig.from_folder(config.model)
+    tokenizer = Tokenizer.from_folder(config.model) if Tokenizer.is_in(config.model) else None
+    device = _device(config.device)
+    dtype = _dtype(config.dtype, model_config, device)
+    weights = model_config.weight_bytes(dtype)
+    free = memory_free(device, config)
+    if weights > free:
+        raise OutOfMemory(
+            f"the weights of {config.model.name} take {weights / 2**30:.2f} GiB in {str(dtype).removeprefix('torch.')} and "
+            f"{free / 2**30:.2f} GiB of {device.type} memory is free: free some, or take a smaller model"
+        )
+    model = load_model(config.model, model_config, dtype=dtype, device=device, progress=progress)
+    block_bytes = BLOCK_SIZE * model_config.kv_bytes_per_token(dtype)
+    memory = plan(
+        config,
+        context=model_config.max_position_embeddings,
+        block_bytes=block_bytes,
+        free=memory_free(device, config),
+        weights=weights,
+        reserve=measure_reserve(model, config, device, dtype) + _CUDA_SLACK if device.type == "cuda" else 0,
+        on_cpu=device.type == "cpu",
+    )
+    kv_cache = allocate_kv(model_config, memory.num_blocks, dtype, device)
+    return Loaded(
+        model=model,
+        runner=ModelRunner(model, kv_cache, config, device),
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        memory=memory,
+        eos_ids=model_config.eos_token_ids,
+        fingerprint=f"{config.model.resolve()}|{dtype}",
+    )
+
+
+def allocate_kv(config: ModelConfig, num_blocks: int, dtype: torch.dtype, device: torch.device) -> KVTensors:
+    """A (keys, values) pair for each layer, each [num_blocks, BLOCK_SIZE, num_kv_heads, head_dim]."""
+    shape = (num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
+
+    def tensor() -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    try:
+        return [(tensor(), tensor()) for _ in range(config.num_layers)]
+    except RuntimeError as error:
+        size = num_blocks * BLOCK_SIZE * config.kv_bytes_per_token(dtype)
+        raise OutOfMemory(f"the KV cache of {size / 2**30:.2f} GiB could not be allocated: lower kv_cache_bytes") from error
+
+
+def memory_free(device: torch.device, config: EngineConfig) -> int:
+    """Bytes that may still be taken on `device`, within `config.gpu_memory_utilization` on a GPU."""
+    if device.type != "cuda":
+        return host_memory_free()
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return max(int(free - (1 - config.gpu_memory_utilization) * total), 0)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"{name!r} is not a device: use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"this engine runs on cpu and cuda, not on {device.type}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"{name} was asked for and there are {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        name = "bfloat16" if device.type == "cpu" or config.dtype not in _DTYPES else config.dtype
+    if name not in _DTYPES:
+        raise UsageError(f"dtype must be auto, {', '.join(_DTYPES)}, not {name!r}")
+    return _DTYPES[name]

@@ -1,0 +1,83 @@
+"""How many KV blocks a device has room for, and what to say when it has not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat.engine.config import BLOCK_SIZE, EngineConfig
+from nanochat.errors import OutOfMemory
+
+GIB = 2**30
+_CPU_SHARE = 0.5  # of the free memory: the rest is for the activations, the page cache and everybody else
+_CPU_CONTEXTS = 8  # by default, as much as this many conversations of full length
+_CPU_LEAST = GIB  # ... or this much, whichever is more
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """The arithmetic of a load; everything in bytes but the block counts."""
+
+    weights: int
+    reserve: int
+    free: int
+    block_bytes: int
+    num_blocks: int
+    max_model_len: int
+
+    @property
+    def kv_bytes(self) -> int:
+        """What the KV cache takes."""
+        return self.num_blocks * self.block_bytes
+
+
+def gib(size: float) -> str:
+    """Bytes for people: `1.25 GiB`, `310 MiB`."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"
+
+
+def host_memory_free() -> int:
+    """Bytes that a new allocation can have: what the system has left, or the control group if that is less."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+    except OSError:
+        return free
+    return free if limit == "max" else min(free, max(int(limit) - int(used), 0))
+
+
+def plan(
+    config: EngineConfig, *, context: int, block_bytes: int, free: int, weights: int, reserve: int, on_cpu: bool
+) -> MemoryPlan:
+    """Choose the number of KV blocks and the longest sequence.
+
+    Args:
+        context: tokens that the model was made for.
+        block_bytes: of one block in all layers.
+        free: bytes that are left now, after the weights.
+        weights: bytes that the weights took.
+        reserve: bytes to leave for the work of a step.
+
+    Raises:
+        OutOfMemory: not one block fits, or `config.max_model_len` was asked for and does not fit.
+    """
+    wanted = min(config.max_model_len or context, context)
+    room = max(int(free * _CPU_SHARE) if on_cpu else free - reserve, 0)
+    if config.kv_cache_bytes is not None:
+        room = min(room, config.kv_cache_bytes)
+    elif on_cpu:
+        per_context = -(-wanted // BLOCK_SIZE) * block_bytes
+        room = min(room, max(_CPU_CONTEXTS * per_context, _CPU_LEAST))
+    num_blocks = config.num_blocks if config.num_blocks is not None else room // block_bytes
+    fits = num_blocks * BLOCK_SIZE
+    if num_blocks < 1 or (config.max_model_len is not None and fits < wanted):
+        needed = -(-wanted // BLOCK_SIZE) * block_bytes
+        raise OutOfMemory(
+            f"a context of {wanted:,} tokens needs {gib(needed)} of KV cache ({block_bytes // BLOCK_SIZE:,} bytes a token), "
+            f"but {gib(max(room, 0))} is left of {gib(free)} free after {gib(weights)} of weights and a reserve of "
+            f"{gib(reserve)}: {fits:,} tokens fit. Set max_model_len to at most that, free memory, or take a smaller model."
+        )
+    return MemoryPlan(weights, reserve, free, block_bytes, num_blocks, min(wanted, fits))

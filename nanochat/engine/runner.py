@@ -1,0 +1,155 @@
+"""ModelRunner: a step's chunks -> tensors -> the model -> sampled ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nanochat.engine.config import BLOCK_SIZE, EngineConfig
+from nanochat.engine.outputs import Logprob
+from nanochat.engine.sampler import Sampled, sample
+from nanochat.engine.scheduler import Chunk
+from nanochat.kernels.layout import AttentionLayout
+
+if TYPE_CHECKING:
+    from nanochat.engine.models import Model
+
+KVTensors = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One sampled token, on the host."""
+
+    id: int
+    finite: bool
+    logprob: float | None = None
+    logprobs: dict[int, Logprob] | None = None
+
+
+class PendingStep:
+    """A dispatched step whose tokens were not read yet."""
+
+    def __init__(self, chunks: list[Chunk], healthy: Tensor, sampled: Sampled | None) -> None:
+        self.chunks = chunks
+        self._healthy = healthy
+        self._sampled = sampled
+
+    def read(self) -> tuple[list[bool], list[Token]]:
+        """Wait for the device: per chunk whether its last hidden state is finite, and the tokens of those that sample."""
+        healthy: list[bool] = self._healthy.tolist()
+        return healthy, self._tokens() if self._sampled is not None else []
+
+    def _tokens(self) -> list[Token]:
+        sampled = self._sampled
+        assert sampled is not None
+        ids: list[int] = sampled.ids.tolist()
+        finite: list[bool] = sampled.finite.tolist()
+        if sampled.logprob is None or sampled.rank is None or sampled.top_ids is None or sampled.top_logprobs is None:
+            return [Token(i, ok) for i, ok in zip(ids, finite, strict=True)]
+        tokens: list[Token] = []
+        chosen, ranks = sampled.logprob.tolist(), sampled.rank.tolist()
+        top_ids, top_logprobs = sampled.top_ids.tolist(), sampled.top_logprobs.tolist()
+        sequences = [chunk.sequence for chunk in self.chunks if chunk.samples]
+        for row, sequence in enumerate(sequences):
+            wanted = sequence.params.logprobs
+            if wanted is None:
+                tokens.append(Token(ids[row], finite[row]))
+                continue
+            pairs = zip(top_ids[row][:wanted], top_logprobs[row][:wanted], strict=True)
+            table = {token: Logprob(value, rank) for rank, (token, value) in enumerate(pairs, 1)}
+            table.setdefault(ids[row], Logprob(chosen[row], ranks[row]))
+            tokens.append(Token(ids[row], finite[row], chosen[row], table))
+        return tokens
+
+
+class ModelRunner:
+    """Owns the model and the KV tensors, and turns chunks into tokens."""
+
+    def __init__(self, model: Model, kv_cache: KVTensors, config: EngineConfig, device: torch.device) -> None:
+        self.model = model
+        self.kv_cache = kv_cache
+        self.config = config
+        self.device = device
+
+    @torch.inference_mode()
+    def dispatch(self, chunks: list[Chunk]) -> PendingStep:
+        """Run one step over `chunks`. Their sequences' blocks must cover every position."""
+        ids: list[int] = []
+        for chunk in chunks:
+            ids += chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
+        layout, positions = lay_out(chunks, self.device)
+        hidden = self.model.forward(torch.tensor(ids, device=self.device), positions, layout, self.kv_cache)
+        last = hidden[(layout.query_start[1:] - 1).long()]
+        healthy = torch.isfinite(last.float().sum(dim=-1))
+        rows = [row for row, chunk in enumerate(chunks) if chunk.samples]
+        if not rows:
+            return PendingStep(chunks, healthy, None)
+        if len(rows) < len(chunks):
+            last = last[torch.tensor(rows, device=self.device)]
+        sequences = [chunk.sequence for chunk in chunks if chunk.samples]
+        return PendingStep(chunks, healthy, sample(self.model.logits(last), sequences))
+
+    def close(self) -> None:
+        """Drop the tensors."""
+        self.kv_cache = []
+        del self.model
+
+
+def lay_out(chunks: list[Chunk], device: torch.device) -> tuple[AttentionLayout, Tensor]:
+    """The attention layout of a step, and the position of each token (int64 [num_tokens])."""
+    starts = torch.tensor([0] + [chunk.count for chunk in chunks], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    contexts = [chunk.start + chunk.count for chunk in chunks]
+    tables = [chunk.sequence.blocks[: -(-context // BLOCK_SIZE)] for chunk, context in zip(chunks, contexts, strict=True)]
+    width = max(len(table) for table in tables)
+    block_tables = torch.tensor([table + [0] * (width - len(table)) for table in tables], dtype=torch.int32)
+    if all(chunk.count == 1 for chunk in chunks):
+        positions = torch.tensor([chunk.start for chunk in chunks])
+        slots = torch.tensor([table[-1] * BLOCK_SIZE + (c - 1) % BLOCK_SIZE for table, c in zip(tables, contexts, strict=True)])
+    else:
+        positions = torch.cat([torch.arange(chunk.start, chunk.start + chunk.count) for chunk in chunks])
+        owner = torch.repeat_interleave(torch.arange(len(chunks)), torch.tensor([chunk.count for chunk in chunks]))
+        slots = block_tables[owner, positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE
+    layout = AttentionLayout(
+        slots=slots.to(device),
+        block_tables=block_tables.to(device),
+        query_start=starts.to(device),
+        context_lens=torch.tensor(contexts, dtype=torch.int32).to(device),
+        query_lens=[chunk.count for chunk in chunks],
+        contexts=contexts,
+        tables=tables,
+        max_query_len=max(chunk.count for chunk in chunks),
+        max_context=max(contexts),
+    )
+    return layout, positions.to(device)
+
+
+@torch.inference_mode()
+def measure_reserve(model: Model, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> int:
+    """Bytes that the largest step takes besides weights and KV cache, measured by running one on `device` (CUDA)."""
+    tokens = min(config.max_num_batched_tokens, model.config.max_position_embeddings)
+    blocks = -(-tokens // BLOCK_SIZE)
+    shape = (blocks, BLOCK_SIZE, model.config.num_kv_heads, model.config.head_dim)
+    pair = (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    slots = torch.arange(tokens, device=device)
+    layout = AttentionLayout(
+        slots=slots,
+        block_tables=torch.arange(blocks, dtype=torch.int32, device=device)[None],
+        query_start=torch.tensor([0, tokens], dtype=torch.int32, device=device),
+        context_lens=torch.tensor([tokens], dtype=torch.int32, device=device),
+        query_lens=[tokens],
+        contexts=[tokens],
+        tables=[list(range(blocks))],
+        max_query_len=tokens,
+        max_context=tokens,
+    )
+    hidden = model.forward(torch.zeros_like(slots), slots, layout, [pair] * model.config.num_layers)
+    logits = model.logits(hidden[: config.max_num_seqs])
+    torch.softmax(logits, dim=-1)
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before

@@ -1,0 +1,165 @@
+"""Which tokens run next: decodes first, then prefill chunks in what is left of the budget."""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass
+
+from nanochat.engine.config import BLOCK_SIZE
+from nanochat.engine.kv_cache import KVCache
+from nanochat.engine.sequence import Sequence, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens of one sequence in one step: positions [start, start + count). `samples` when the last of
+    them is the sequence's last token, so that its logits give the next one."""
+
+    sequence: Sequence
+    start: int
+    count: int
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How large a step may be.
+
+    `beside_decodes` bounds the prefill tokens of a step that also decodes: it is what bounds the gap
+    between two tokens of a running reply while a long prompt is read.
+    """
+
+    sequences: int
+    tokens: int
+    beside_decodes: int
+
+
+class Scheduler:
+    """Owns the queues. Sequences wait in order of (priority, arrival) and run until they finish or are preempted."""
+
+    def __init__(self, cache: KVCache, budget: Budget) -> None:
+        self.cache = cache
+        self.budget = budget
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence."""
+        insort(self.waiting, sequence, key=lambda s: s.order)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is, and give its blocks back."""
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+        elif sequence.status is Status.WAITING and sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self.cache.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.status = Status.FINISHED
+
+    def reprioritise(self, sequence: Sequence, priority: int) -> None:
+        """Change who goes first from the next step on."""
+        sequence.priority = priority
+        self.waiting.sort(key=lambda s: s.order)
+        self.running.sort(key=lambda s: s.order)
+
+    def schedule(self) -> list[Chunk]:
+        """The next step's chunks, decodes first; empty when nothing can run."""
+        chunks = self._decodes()
+        decodes = len(chunks)
+        left = self.budget.tokens - decodes
+        if decodes:
+            left = min(left, self.budget.beside_decodes)
+        for sequence in self.running:
+            if left <= 0:
+                break
+            if sequence.pending == 0 and not sequence.decoding:
+                left -= self._prefill(sequence, left, chunks)
+        while left > 0 and (sequence := self._admit()) is not None:
+            left -= self._prefill(sequence, left, chunks)
+        return chunks
+
+    def _decodes(self) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        for sequence in list(self.running):
+            if len(chunks) == self.budget.tokens:
+                break
+            if sequence.status is not Status.RUNNING or not (sequence.decoding and sequence.wants_more):
+                continue
+            if self._extend(sequence):
+                chunks.append(Chunk(sequence, sequence.num_computed, 1, samples=True))
+        chunks = [chunk for chunk in chunks if chunk.sequence.status is Status.RUNNING]  # not preempted meanwhile
+        for chunk in chunks:
+            chunk.sequence.num_computed += 1
+            chunk.sequence.pending += 1
+        return chunks
+
+    def _extend(self, sequence: Sequence) -> bool:
+        """Make room for one more position, preempting whoever is last in order; False if that is `sequence`."""
+        while len(sequence.blocks) * BLOCK_SIZE <= sequence.num_computed:
+            block = self.cache.allocate(1)
+            if block is not None:
+                sequence.blocks += block
+                continue
+            victim = max(self.running, key=lambda s: s.order)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the queue without blocks. They keep their names, so resuming finds those not yet evicted."""
+        self.running.remove(sequence)
+        self.cache.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.names = []
+        sequence.num_computed = 0
+        sequence.status = Status.WAITING
+        sequence.preemptions += 1
+        self.preemptions += 1
+        self.add(sequence)
+
+    def _prefill(self, sequence: Sequence, left: int, chunks: list[Chunk]) -> int:
+        start = sequence.num_computed
+        count = min(len(sequence.tokens) - start, left)
+        if count <= 0:
+            return 0
+        samples = start + count == len(sequence.tokens) and sequence.wants_more
+        chunks.append(Chunk(sequence, start, count, samples))
+        sequence.num_computed += count
+        sequence.pending += samples
+        return count
+
+    def _admit(self) -> Sequence | None:
+        """Move the first waiting sequence that may start, if there is room for all its known tokens."""
+        for sequence in self.waiting:
+            if sequence.pending or (sequence.leader is not None and not sequence.leader.prompt_ready):
+                continue  # its last step is still in flight, or the prompt is being computed by its leader
+            return sequence if self._start(sequence) else None
+        return None
+
+    def _start(self, sequence: Sequence) -> bool:
+        blocks, names = self.cache.match(sequence)
+        needed = -(-len(sequence.tokens) // BLOCK_SIZE) - len(blocks)
+        room = self.cache.num_available - self.cache.num_idle(blocks)
+        while len(self.running) >= self.budget.sequences or needed > room:
+            victim = max(self.running, key=lambda s: s.order, default=None)
+            if victim is None or victim.priority <= sequence.priority:
+                return False  # only a more urgent request pushes a running one aside
+            self._preempt(victim)
+            blocks, names = self.cache.match(sequence)
+            needed = -(-len(sequence.tokens) // BLOCK_SIZE) - len(blocks)
+            room = self.cache.num_available - self.cache.num_idle(blocks)
+        self.cache.acquire(blocks)
+        fresh = self.cache.allocate(needed)
+        assert fresh is not None
+        sequence.blocks = blocks + fresh
+        sequence.names = names
+        sequence.num_computed = len(blocks) * BLOCK_SIZE
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.num_computed
+        self.waiting.remove(sequence)
+        sequence.status = Status.RUNNING
+        insort(self.running, sequence, key=lambda s: s.order)
+        return True

@@ -1,0 +1,135 @@
+"""One reply in the making: its tokens, its blocks, its clock."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import count
+from typing import TYPE_CHECKING
+
+from nanochat.engine.config import BLOCK_SIZE
+from nanochat.engine.outputs import Logprob, RequestMetrics
+from nanochat.engine.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from nanochat.engine.detokenizer import IncrementalDetokenizer
+
+_request_ids = count(1)
+
+
+def next_request_id() -> str:
+    """A name for a request that is unique within this process."""
+    return f"request-{next(_request_ids)}"
+
+
+def block_name(parent: bytes, tokens: list[int]) -> bytes:
+    """The name of a full block: sha256 over its parent's name and its token ids (int32, little-endian)."""
+    return hashlib.sha256(parent + array("i", tokens).tobytes()).digest()
+
+
+class Status(Enum):
+    """Where a sequence is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One reply to one prompt: `tokens` is the prompt and what was generated so far.
+
+    Invariants: `blocks` covers positions [0, num_computed); the first `len(names)` blocks are full and
+    have names; KV for positions [0, num_computed) is written by steps that were dispatched; `pending`
+    tokens were sampled by dispatched steps whose results were not read yet.
+    """
+
+    request_id: str
+    index: int
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    priority: int
+    arrival: int
+    submitted: float
+    max_tokens: int  # the reply's length at most, the context's end included
+    root: bytes  # the name that the first block's parent goes by
+    eos_ids: frozenset[int]
+    leader: Sequence | None = None  # of n > 1 replies, the one that computes the prompt
+    detokenizer: IncrementalDetokenizer | None = None
+    tokens: list[int] = field(default_factory=list[int])
+    blocks: list[int] = field(default_factory=list[int])
+    names: list[bytes] = field(default_factory=list[bytes])
+    status: Status = Status.WAITING
+    num_computed: int = 0
+    pending: int = 0
+    prompt_ready: bool = False  # the prompt was computed once: followers may start
+    cached_tokens: int | None = None  # at the first admission
+    preemptions: int = 0
+    started: float = 0.0
+    first_token: float = 0.0
+    last_token: float = 0.0
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list[dict[int, Logprob]])
+    cumulative_logprob: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.prompt)
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Who goes first: lower priority numbers, then earlier arrivals."""
+        return (self.priority, self.arrival, self.index)
+
+    @property
+    def output_ids(self) -> list[int]:
+        """The reply's token ids."""
+        return self.tokens[len(self.prompt) :]
+
+    @property
+    def num_output(self) -> int:
+        """Tokens of the reply that were read."""
+        return len(self.tokens) - len(self.prompt)
+
+    @property
+    def length(self) -> int:
+        """Tokens that exist, those sampled and not yet read included."""
+        return len(self.tokens) + self.pending
+
+    @property
+    def decoding(self) -> bool:
+        """Whether one token is left to compute: the last one sampled."""
+        return self.num_computed == self.length - 1 and self.length > len(self.prompt)
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether another token may be sampled, counting those in flight."""
+        return self.length - len(self.prompt) < self.max_tokens
+
+    def full_block_names(self, limit: int) -> list[bytes]:
+        """The names of the first `limit` blocks of `tokens`, all of them full."""
+        names = list(self.names[:limit])
+        for i in range(len(names), limit):
+            parent = names[-1] if names else self.root
+            names.append(block_name(parent, self.block_tokens(i)))
+        return names
+
+    def block_tokens(self, i: int) -> list[int]:
+        """The token ids of block `i`."""
+        return self.tokens[i * BLOCK_SIZE : (i + 1) * BLOCK_SIZE]
+
+    def metrics(self) -> RequestMetrics:
+        """The reply's figures so far. TTFT here is the engine's; the consumer's side may replace it."""
+        started = self.started or self.submitted
+        first = self.first_token or started
+        return RequestMetrics(
+            prompt_tokens=len(self.prompt),
+            cached_tokens=self.cached_tokens or 0,
+            output_tokens=self.num_output,
+            preemptions=self.preemptions,
+            queue_time=started - self.submitted,
+            prefill_time=first - started,
+            ttft=first - self.submitted,
+            decode_time=max(self.last_token - first, 0.0),
+        )
