@@ -83,3 +83,31 @@ class HistoryError(NanochatError):
     """The chats on disk cannot be opened, migrated or written."""
 
     exit_code = 9
+
+
+class HistoryFull(HistoryError):
+    """No space is left for the chats; nothing that was saved before is lost."""
+
+
+class HistoryReadOnly(HistoryError):
+    """The folder or the file of the chats may not be written, or its file system cannot lock files."""
+
+
+class HistoryLocked(HistoryError):
+    """Another process holds the chats for longer than we wait."""
+
+
+class HistoryDamaged(HistoryError):
+    """The file of the chats is damaged, or is no file of ours; it is left exactly as it was found."""
+
+
+class HistoryTooNew(HistoryError):
+    """A newer nanochat wrote these chats; this one does not touch them."""
+
+
+class ChatNotFound(HistoryError):
+    """No chat, message or running reply of this id."""
+
+
+class ChatImportError(HistoryError):
+    """A file of chats that cannot be read whole; nothing of it was imported."""
