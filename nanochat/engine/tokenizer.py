@@ -1,0 +1,224 @@
+"""A model's tokenizer: text to token ids and back, read straight from `tokenizer.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from nanochat.errors import InvalidModel, UnsupportedModel
+
+# The names under which a template sees special tokens: Transformers' `special_tokens_map`.
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_SLOW_FILES = ("tokenizer.model", "tekken.json", "vocab.json", "spiece.model", "vocab.txt")
+_MAX_FILE_BYTES = 256 * 2**20
+
+
+class Tokenizer:
+    """One model's tokenizer. Nothing in it changes after construction, so threads may share it.
+
+    Attributes:
+        vocab_size: one more than the highest id that text can become.
+        added_tokens: text -> id of every added token, special or not.
+        special_ids: ids that `decode` leaves out: added tokens marked special.
+        named_tokens: bos_token, eos_token, ... -> their text, as chat templates see them.
+    """
+
+    def __init__(self, backend: Backend, config: dict[str, Any] | None = None) -> None:
+        """Take over `backend`; `config` is the content of `tokenizer_config.json`."""
+        config = config or {}
+        backend.no_truncation()
+        backend.no_padding()
+        self.named_tokens = _named_tokens(config)
+        _add_missing_tokens(backend, config, self.named_tokens)
+        self.backend = backend
+        added = backend.get_added_tokens_decoder()
+        self.added: dict[int, AddedToken] = dict(added)
+        self.added_tokens = {token.content: index for index, token in added.items()}
+        self.special_ids = frozenset(index for index, token in added.items() if token.special)
+        self.vocab_size = max(
+            [backend.get_vocab_size(with_added_tokens=True), *(index + 1 for index in added)]
+        )
+        self._prefix, self._suffix = self._affixes(config)
+        # Structure is what nobody may type: every added token except runs of whitespace, which the model's
+        # own vocabulary may hold as well.
+        self._guarded = frozenset(index for index, token in added.items() if token.content.strip())
+
+    @classmethod
+    def from_folder(cls, path: Path) -> Tokenizer:
+        """Read the tokenizer of the model in `path`.
+
+        Raises:
+            InvalidModel: there is no tokenizer, or a file of it is damaged.
+            UnsupportedModel: it needs Python code of its own.
+        """
+        config = _read_json(path / "tokenizer_config.json", optional=True)
+        file = path / "tokenizer.json"
+        if not file.is_file():
+            return cls(_convert_slow(path, config), config)
+        if file.stat().st_size > _MAX_FILE_BYTES:
+            raise InvalidModel(
+                f"{file} is {file.stat().st_size:,} bytes; no tokenizer is over {_MAX_FILE_BYTES:,}."
+            )
+        try:
+            backend = Backend.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception for damaged files
+            raise InvalidModel(f"{file} is damaged: {error}. Fetch the model again.") from error
+        return cls(backend, config)
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Token ids of `text`.
+
+        `special=True` is for text that we trust: added tokens in it become their ids, and what the
+        post-processor adds (BOS) is added, but never a second BOS. `special=False` is for text from
+        outside: no added token, special or not, comes out of it, and nothing is added around it.
+        """
+        if not special:
+            return self.encode_plain(self._plain, text, self._guarded)
+        ids = self.backend.encode(text, add_special_tokens=False).ids
+        size = len(self._prefix)
+        prefix = [] if size and ids[:size] == self._prefix else self._prefix
+        return [*prefix, *ids, *self._suffix]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of `ids`; ids outside the vocabulary are skipped."""
+        return self.backend.decode(cast("list[int]", ids), skip_special_tokens=skip_special_tokens)
+
+    def token(self, index: int) -> str | None:
+        """The vocabulary's spelling of one id, or `None` outside the vocabulary."""
+        return self.backend.id_to_token(index)
+
+    @cached_property
+    def _plain(self) -> Backend:
+        """The same model and pipeline without added tokens; the model is shared, so this costs nothing."""
+        return self.bare()
+
+    def bare(self) -> Backend:
+        """A new backend with the same model, normalizer, pre-tokenizer and decoder, and no added token."""
+        plain = Backend(self.backend.model)
+        for part in ("normalizer", "pre_tokenizer", "decoder"):
+            if (component := getattr(self.backend, part)) is not None:
+                setattr(plain, part, component)
+        return plain
+
+    def encode_plain(self, backend: Backend, text: str, forbidden: frozenset[int]) -> list[int]:
+        """Ids of `text` by `backend`, with no id of `forbidden`, even one that the vocabulary itself holds.
+
+        Unigram models, and BPE models that look up whole words first, find `</s>` in their vocabulary
+        without any added token. Such a hit is encoded as two pieces, cut after its first character.
+        """
+        encoding = backend.encode(text, add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        if forbidden.isdisjoint(ids):
+            return ids
+        at = next(place for place, index in enumerate(ids) if index in forbidden)
+        start, end = encoding.offsets[at]
+        cut = start + 1
+        if end - start < 2 or not 0 < cut < len(text):
+            return self._without(backend, text, forbidden)
+        head = self.encode_plain(backend, text[:cut], forbidden)
+        return head + self.encode_plain(backend, text[cut:], forbidden)
+
+    def _without(self, backend: Backend, text: str, forbidden: frozenset[int]) -> list[int]:
+        """The last resort: character by character, leaving out what has no other spelling."""
+        pieces = [backend.encode(character, add_special_tokens=False).ids for character in text]
+        return [index for piece in pieces for index in piece if index not in forbidden]
+
+    def _affixes(self, config: dict[str, Any]) -> tuple[list[int], list[int]]:
+        """What goes around a text: as tokenizer_config.json says, else as the post-processor does."""
+        if isinstance(config.get("add_bos_token"), bool) or isinstance(config.get("add_eos_token"), bool):
+            ends = [
+                (config.get(f"add_{name}"), self.named_tokens.get(name))
+                for name in ("bos_token", "eos_token")
+            ]
+            before, after = ([self.added_tokens[text]] if wanted is True and text in self.added_tokens else []
+                             for wanted, text in ends)  # fmt: skip
+            return before, after
+        bare = self.backend.encode("a", add_special_tokens=False).ids
+        full = self.backend.encode("a", add_special_tokens=True).ids
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return full[:start], full[start + len(bare) :]
+        return [], []
+
+
+def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for name, value in config.items():
+        if not name.endswith("_token"):
+            continue
+        text = cast("dict[str, Any]", value).get("content") if isinstance(value, dict) else value
+        if isinstance(text, str):
+            named[name] = text
+    return named
+
+
+def _add_missing_tokens(backend: Backend, config: dict[str, Any], named: dict[str, str]) -> None:
+    """Add the tokens that only tokenizer_config.json knows, in the order in which Transformers adds them."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    missing: list[AddedToken] = []
+    listed = config.get("added_tokens_decoder")
+    entries = cast("dict[str, Any]", listed).items() if isinstance(listed, dict) else ()
+    for _, entry in sorted((item for item in entries if item[0].isdecimal()), key=lambda item: int(item[0])):
+        if isinstance(entry, dict) and isinstance(cast("dict[str, Any]", entry).get("content"), str):
+            fields = cast("dict[str, Any]", entry)
+            flags = {
+                flag: fields.get(flag) is True
+                for flag in ("lstrip", "rstrip", "single_word", "normalized", "special")
+            }
+            missing.append(AddedToken(fields["content"], **flags))
+    missing.extend(
+        AddedToken(text, special=True, normalized=False)
+        for name, text in named.items()
+        if name in SPECIAL_NAMES
+    )
+    for token in missing:
+        if token.content and token.content not in known:
+            known.add(token.content)
+            backend.add_tokens([token])
+
+
+def _convert_slow(path: Path, config: dict[str, Any]) -> Backend:
+    """A tokenizer that has no tokenizer.json, converted by Transformers. Code in the folder is never run."""
+    present = [name for name in _SLOW_FILES if (path / name).is_file()]
+    if not present:
+        raise InvalidModel(
+            f"{path} has no tokenizer: neither tokenizer.json nor any of {', '.join(_SLOW_FILES)}. "
+            "Fetch the model again."
+        )
+    for holder in (config, _read_json(path / "config.json", optional=True)):
+        if "auto_map" in holder and "AutoTokenizer" in (holder["auto_map"] or {}):
+            raise UnsupportedModel(
+                f"The tokenizer of {path} is Python code of its own, and that is never run."
+            )
+    from transformers import AutoTokenizer
+
+    try:
+        slow = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except Exception as error:  # any of the converters' errors, ImportError of an optional library among them
+        raise InvalidModel(
+            f"{path} has {', '.join(present)}, but no tokenizer could be made of it: {error}"
+        ) from error
+    backend = getattr(slow, "backend_tokenizer", None)
+    if not isinstance(backend, Backend):
+        raise UnsupportedModel(
+            f"The tokenizer of {path} ({type(slow).__name__}) has no fast form. Convert it to tokenizer.json."
+        )
+    return backend
+
+
+def _read_json(file: Path, *, optional: bool) -> dict[str, Any]:
+    if optional and not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidModel(f"{file} is damaged: {error}. Fetch the model again.") from error
+    if not isinstance(content, dict):
+        raise InvalidModel(f"{file} is damaged: it holds a {type(content).__name__}, not an object.")
+    return cast("dict[str, Any]", content)
