@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as Backend
 
+from nanochat.engine.text_encoder import Place, TextEncoder
 from nanochat.errors import InvalidModel, UnsupportedModel
 
 # The names under which a template sees special tokens: Transformers' `special_tokens_map`.
@@ -26,6 +26,10 @@ class Tokenizer:
         vocab_size: one more than the highest id that text can become.
         added_tokens: text -> id of every added token, special or not.
         special_ids: ids that `decode` leaves out: added tokens marked special.
+        added: id -> the added token with its flags.
+        byte_level: every token is a run of bytes (`token_bytes`).
+        holds_bytes: the decoder joins bytes to characters somewhere, so text may end in half a character.
+        byte_ids: ids of byte tokens (`<0xE4>`), of which several make a character.
         named_tokens: bos_token, eos_token, ... -> their text, as chat templates see them.
     """
 
@@ -45,9 +49,20 @@ class Tokenizer:
             [backend.get_vocab_size(with_added_tokens=True), *(index + 1 for index in added)]
         )
         self._prefix, self._suffix = self._affixes(config)
-        # Structure is what nobody may type: every added token except runs of whitespace, which the model's
-        # own vocabulary may hold as well.
-        self._guarded = frozenset(index for index, token in added.items() if token.content.strip())
+        # What nobody may type: every added token except runs of whitespace and single characters, which the
+        # model's own vocabulary may hold as well.
+        guarded = {i for i, token in added.items() if token.special or len(token.content.strip()) > 1}
+        self._plain = TextEncoder(backend, {}, frozenset(guarded))
+        kinds = _decoder_kinds(backend)
+        self.byte_level = kinds == ["ByteLevel"]
+        self.holds_bytes = "ByteLevel" in kinds
+        names = (
+            [f"<0x{value:02{case}}>" for value in range(256) for case in "xX"]
+            if "ByteFallback" in kinds
+            else []
+        )
+        self.byte_ids = frozenset(i for name in names if (i := backend.token_to_id(name)) is not None)
+        self._bytes: dict[int, bytes] = {}
 
     @classmethod
     def from_folder(cls, path: Path) -> Tokenizer:
@@ -79,7 +94,7 @@ class Tokenizer:
         outside: no added token, special or not, comes out of it, and nothing is added around it.
         """
         if not special:
-            return self.encode_plain(self._plain, text, self._guarded)
+            return self._plain.encode(text, Place.START)
         ids = self.backend.encode(text, add_special_tokens=False).ids
         size = len(self._prefix)
         prefix = [] if size and ids[:size] == self._prefix else self._prefix
@@ -93,41 +108,15 @@ class Tokenizer:
         """The vocabulary's spelling of one id, or `None` outside the vocabulary."""
         return self.backend.id_to_token(index)
 
-    @cached_property
-    def _plain(self) -> Backend:
-        """The same model and pipeline without added tokens; the model is shared, so this costs nothing."""
-        return self.bare()
-
-    def bare(self) -> Backend:
-        """A new backend with the same model, normalizer, pre-tokenizer and decoder, and no added token."""
-        plain = Backend(self.backend.model)
-        for part in ("normalizer", "pre_tokenizer", "decoder"):
-            if (component := getattr(self.backend, part)) is not None:
-                setattr(plain, part, component)
-        return plain
-
-    def encode_plain(self, backend: Backend, text: str, forbidden: frozenset[int]) -> list[int]:
-        """Ids of `text` by `backend`, with no id of `forbidden`, even one that the vocabulary itself holds.
-
-        Unigram models, and BPE models that look up whole words first, find `</s>` in their vocabulary
-        without any added token. Such a hit is encoded as two pieces, cut after its first character.
-        """
-        encoding = backend.encode(text, add_special_tokens=False)
-        ids: list[int] = encoding.ids
-        if forbidden.isdisjoint(ids):
-            return ids
-        at = next(place for place, index in enumerate(ids) if index in forbidden)
-        start, end = encoding.offsets[at]
-        cut = start + 1
-        if end - start < 2 or not 0 < cut < len(text):
-            return self._without(backend, text, forbidden)
-        head = self.encode_plain(backend, text[:cut], forbidden)
-        return head + self.encode_plain(backend, text[cut:], forbidden)
-
-    def _without(self, backend: Backend, text: str, forbidden: frozenset[int]) -> list[int]:
-        """The last resort: character by character, leaving out what has no other spelling."""
-        pieces = [backend.encode(character, add_special_tokens=False).ids for character in text]
-        return [index for piece in pieces for index in piece if index not in forbidden]
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes of one id in a byte-level vocabulary; nothing for an id outside it."""
+        known = self._bytes.get(index)
+        if known is None:
+            spelling = self.token(index) or ""
+            values = [_BYTE_OF_CHARACTER.get(character) for character in spelling]
+            known = spelling.encode() if None in values else bytes(cast("list[int]", values))
+            self._bytes[index] = known
+        return known
 
     def _affixes(self, config: dict[str, Any]) -> tuple[list[int], list[int]]:
         """What goes around a text: as tokenizer_config.json says, else as the post-processor does."""
@@ -145,6 +134,27 @@ class Tokenizer:
             if full[start : start + len(bare)] == bare:
                 return full[:start], full[start + len(bare) :]
         return [], []
+
+
+def _decoder_kinds(backend: Backend) -> list[str]:
+    """The types in the decoder chain, flat."""
+    holder = Backend(models.BPE())
+    if backend.decoder is not None:
+        holder.decoder = backend.decoder
+    decoder: dict[str, Any] = json.loads(holder.to_str())["decoder"] or {"type": "none"}
+    parts: list[dict[str, Any]] = decoder.get("decoders", [decoder])
+    return [part["type"] for part in parts]
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes: https://github.com/openai/gpt-2/blob/master/src/encoder.py."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [value for value in range(256) if value not in shown]
+    table = {chr(value): value for value in shown}
+    return table | {chr(256 + place): value for place, value in enumerate(hidden)}
+
+
+_BYTE_OF_CHARACTER = _byte_of_character()
 
 
 def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
