@@ -2,65 +2,49 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import secrets
 import time
-from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
 from itertools import count
 
+import torch
+
+from nanochat.engine.config import EngineConfig
 from nanochat.engine.detokenizer import IncrementalDetokenizer
 from nanochat.engine.kv_cache import KVCache
-from nanochat.engine.loading import Loaded, Progress, load
-from nanochat.engine.config import EngineConfig
+from nanochat.engine.loading import Loaded
+from nanochat.engine.memory import is_out_of_memory
 from nanochat.engine.outputs import CompletionOutput, FinishReason
+from nanochat.engine.request import Request, Update
 from nanochat.engine.runner import PendingStep, Token
 from nanochat.engine.sampler import reply_seed
 from nanochat.engine.sampling_params import SamplingParams
-from nanochat.engine.scheduler import Budget, Scheduler
-from nanochat.engine.sequence import Sequence, Status, next_request_id
+from nanochat.engine.scheduler import Budget, Chunk, Scheduler
+from nanochat.engine.sequence import Sequence, Status
 from nanochat.engine.statistics import Statistics
 from nanochat.errors import ContextOverflow, EmptyPrompt, InvalidSampling
 
 BESIDE_DECODES = {"cuda": 1024, "cpu": 128}  # prefill tokens in a step that also decodes: about 20 and 100 ms
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt to complete. Lower `priority` numbers go first."""
-
-    prompt_ids: Seq[int]
-    params: SamplingParams = field(default_factory=SamplingParams)
-    priority: int = 0
-    request_id: str = field(default_factory=next_request_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What one step brought for one reply. `finished` holds the whole reply when it ended."""
-
-    request_id: str
-    index: int
-    text: str
-    token_ids: tuple[int, ...]
-    finished: CompletionOutput | None = None
-
-
 class EngineCore:
     """The engine without threads: add requests, call `step` until `has_work` is false."""
 
-    def __init__(self, config: EngineConfig, progress: Progress | None = None) -> None:
-        self.loaded: Loaded = load(config, progress)
+    def __init__(self, config: EngineConfig, loaded: Loaded) -> None:
         self.config = config
-        self.tokenizer = self.loaded.tokenizer
-        self.max_model_len = self.loaded.memory.max_model_len
-        self.cache = KVCache(self.loaded.memory.num_blocks, self.loaded.block_size)
-        device = self.loaded.device.type
-        beside = min(BESIDE_DECODES.get(device, 128), config.max_num_batched_tokens)
+        self.model_config = loaded.model.config
+        self.tokenizer = loaded.tokenizer
+        self.device = loaded.device
+        self.dtype = loaded.dtype
+        self.memory = loaded.memory
+        self.max_model_len = loaded.memory.max_model_len
+        self.cache = KVCache(loaded.memory.num_blocks, loaded.block_size)
+        beside = min(BESIDE_DECODES[loaded.device.type], config.max_num_batched_tokens)
         self.scheduler = Scheduler(self.cache, Budget(config.max_num_seqs, config.max_num_batched_tokens, beside))
         self.statistics = Statistics()
-        self._runner = self.loaded.runner
-        self._root = hashlib.sha256(f"{self.loaded.fingerprint}|{config.prefix_salt}".encode()).digest()
+        self._runner = loaded.runner
+        self._root = hashlib.sha256(f"{loaded.fingerprint}|{config.prefix_salt}".encode()).digest()
         self._arrivals = count()
         self._sequences: dict[str, list[Sequence]] = {}
         self._updates: list[Update] = []
@@ -78,7 +62,7 @@ class EngineCore:
         Raises:
             EmptyPrompt, ContextOverflow, InvalidSampling.
         """
-        length, vocabulary = len(request.prompt_ids), self.loaded.model.config.vocab_size
+        length, vocabulary = len(request.prompt_ids), self.model_config.vocab_size
         if length == 0:
             raise EmptyPrompt("the prompt has no tokens: there is nothing to continue")
         if length > self.max_model_len - (request.params.max_tokens != 0):
@@ -92,10 +76,13 @@ class EngineCore:
         for token in (*request.params.stop_token_ids, *(request.params.logit_bias or ())):
             if token >= vocabulary:
                 raise InvalidSampling(f"token id {token} is outside the model's vocabulary of {vocabulary:,}")
-        return request.params.resolved(self.loaded.model.config.generation_defaults)
+        return request.params.resolved(self.model_config.generation_defaults)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, submitted: float | None = None) -> None:
         """Queue a request; it becomes `params.n` sequences.
+
+        Args:
+            submitted: when it was submitted, on `time.perf_counter`'s clock; now, if not given.
 
         Raises:
             EmptyPrompt, ContextOverflow, InvalidSampling: it can never run as it is.
@@ -117,10 +104,10 @@ class EngineCore:
                 seed=reply_seed(seed, index),
                 priority=request.priority,
                 arrival=next(self._arrivals),
-                submitted=time.perf_counter(),
+                submitted=time.perf_counter() if submitted is None else submitted,
                 max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
                 root=root,
-                eos_ids=frozenset() if params.ignore_eos else frozenset(self.loaded.eos_ids),
+                eos_ids=frozenset() if params.ignore_eos else frozenset(self.model_config.eos_token_ids),
                 leader=sequences[0] if sequences else None,
             )
             if self.tokenizer is not None:
@@ -149,11 +136,28 @@ class EngineCore:
             for chunk in chunks:
                 if not chunk.sequence.started:
                     chunk.sequence.started = started
-            self._take_in(self._runner.dispatch(chunks))
-            self.statistics.count(chunks, time.perf_counter() - started)
+                    self.statistics.cached_tokens += chunk.start
+            try:
+                step = self._runner.dispatch(chunks)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._give_way(chunks, error)
+            else:
+                self._take_in(step)
+                self.statistics.count(chunks, time.perf_counter() - started)
         self._check_idle()
         updates, self._updates = self._updates, []
         return updates
+
+    def _give_way(self, chunks: list[Chunk], error: RuntimeError) -> None:
+        """A step ran out of memory: end its largest request, and let the others do theirs again."""
+        for chunk in chunks:
+            chunk.sequence.num_computed = chunk.start
+            chunk.sequence.pending -= chunk.samples
+        largest = max(chunks, key=lambda chunk: (chunk.count, chunk.start)).sequence
+        reason = str(error).splitlines()[0]
+        self._finish(largest, FinishReason.ERROR, error=f"out of memory in a step of {len(chunks)} requests: {reason}")
 
     def _take_in(self, step: PendingStep) -> None:
         healthy, tokens = step.read()
@@ -238,7 +242,7 @@ class EngineCore:
             metrics=sequence.metrics(),
             error=error,
         )
-        self._updates.append(Update(sequence.request_id, sequence.index, text, token_ids, output))
+        self._updates.append(Update(sequence.request_id, sequence.index, text, token_ids, output, last=not siblings))
 
     # Housekeeping -----------------------------------------------------------------------------
 
@@ -260,8 +264,11 @@ class EngineCore:
         """Forget every reusable prefix; running requests go on."""
         self.cache.forget()
         for sequence in self.sequences:
-            sequence.names = []
+            sequence.num_published = 0
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the memory back; the core is of no use after that."""
         self._runner.close()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()

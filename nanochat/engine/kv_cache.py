@@ -61,25 +61,19 @@ class KVCache:
         """Blocks that an allocation can have."""
         return len(self._free) + len(self._cached)
 
-    def match(self, sequence: Sequence) -> tuple[list[int], list[bytes]]:
-        """The longest cached prefix of `sequence`, as blocks and their names; nothing is acquired yet.
+    def match(self, sequence: Sequence) -> list[int]:
+        """The blocks of the longest cached prefix of `sequence`; nothing is acquired yet.
 
         At least one token is always left to compute, since its logits are wanted.
         """
-        limit = (len(sequence.tokens) - 1) // self.block_size
         blocks: list[int] = []
-        names: list[bytes] = []
-        parent = sequence.root
-        for i in range(limit):
-            tokens = sequence.block_tokens(i)
-            name = sequence.names[i] if i < len(sequence.names) else block_name(parent, tokens)
+        for i in range((len(sequence.tokens) - 1) // self.block_size):
+            name = sequence.name(i)
             block = self._blocks.get(name)
-            if block is None or self._contents[name] != BlockContent(parent, tuple(tokens)):
+            if block is None or self._contents[name] != _content(sequence, i):
                 break
             blocks.append(block)
-            names.append(name)
-            parent = name
-        return blocks, names
+        return blocks
 
     def acquire(self, blocks: Iterable[int]) -> None:
         """Count one more owner of each block."""
@@ -117,11 +111,8 @@ class KVCache:
 
         Where another block already holds the same tokens, the sequence's table takes that one instead.
         """
-        for i in range(len(sequence.names), num_tokens // self.block_size):
-            parent = sequence.names[-1] if sequence.names else sequence.root
-            tokens = sequence.block_tokens(i)
-            name = block_name(parent, tokens)
-            content = BlockContent(parent, tuple(tokens))
+        for i in range(sequence.num_published, num_tokens // self.block_size):
+            name, content = sequence.name(i), _content(sequence, i)
             mine, twin = sequence.blocks[i], self._blocks.get(name)
             if twin is None:
                 self._names[mine] = name
@@ -131,7 +122,7 @@ class KVCache:
                 self.acquire([twin])
                 sequence.blocks[i] = twin
                 self.release([mine])
-            sequence.names.append(name)
+            sequence.num_published = i + 1
 
     def forget(self) -> None:
         """Empty the prefix index; blocks in use stay with their owners, without names."""
@@ -171,3 +162,7 @@ class KVCache:
             content = self._contents[name]
             assert block_name(content.parent, list(content.tokens)) == name, f"block {block} is misnamed"
         assert self._contents.keys() == self._blocks.keys()
+
+
+def _content(sequence: Sequence, i: int) -> BlockContent:
+    return BlockContent(sequence.name(i - 1), tuple(sequence.block_tokens(i)))

@@ -32,7 +32,6 @@ class Loaded:
     device: torch.device
     dtype: torch.dtype
     memory: MemoryPlan
-    eos_ids: tuple[int, ...]
     fingerprint: str
     block_size: int = BLOCK_SIZE
 
@@ -74,7 +73,6 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
         device=device,
         dtype=dtype,
         memory=memory,
-        eos_ids=model_config.eos_token_ids,
         fingerprint=f"{config.model.resolve()}|{dtype}",
     )
 

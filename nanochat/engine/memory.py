@@ -36,6 +36,11 @@ def gib(size: float) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception of torch's means that an allocation failed, on a GPU or on the host."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 def host_memory_free() -> int:
     """Bytes that a new allocation can have: what the system has left, or the control group if that is less."""
     import psutil

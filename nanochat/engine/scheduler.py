@@ -66,6 +66,7 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """The next step's chunks, decodes first; empty when nothing can run."""
+        self._yield_to_urgent()
         chunks = self._decodes()
         decodes = len(chunks)
         left = self.budget.tokens - decodes
@@ -113,7 +114,7 @@ class Scheduler:
         self.running.remove(sequence)
         self.cache.release(sequence.blocks)
         sequence.blocks = []
-        sequence.names = []
+        sequence.num_published = 0
         sequence.num_computed = 0
         sequence.status = Status.WAITING
         sequence.preemptions += 1
@@ -131,35 +132,47 @@ class Scheduler:
         sequence.pending += samples
         return count
 
-    def _admit(self) -> Sequence | None:
-        """Move the first waiting sequence that may start, if there is room for all its known tokens."""
+    def _next_waiting(self) -> Sequence | None:
+        """The first in order that may start: no step of it is in flight, and its leader has computed the prompt."""
         for sequence in self.waiting:
-            if sequence.pending or (sequence.leader is not None and not sequence.leader.prompt_ready):
-                continue  # its last step is still in flight, or the prompt is being computed by its leader
-            return sequence if self._start(sequence) else None
+            if not sequence.pending and (sequence.leader is None or sequence.leader.prompt_ready):
+                return sequence
         return None
 
-    def _start(self, sequence: Sequence) -> bool:
-        blocks, names = self.cache.match(sequence)
+    def _yield_to_urgent(self) -> None:
+        """Push running sequences of lower priority aside while a waiting one of higher priority has no room."""
+        urgent = self._next_waiting()
+        while urgent is not None and self.running and self._fitting(urgent) is None:
+            victim = max(self.running, key=lambda s: s.order)
+            if victim.priority <= urgent.priority:
+                return
+            self._preempt(victim)
+
+    def _fitting(self, sequence: Sequence) -> tuple[list[int], int] | None:
+        """Its cached blocks and how many more it needs; None when there is no room to start it."""
+        if len(self.running) >= self.budget.sequences:
+            return None
+        blocks = self.cache.match(sequence)
         needed = -(-len(sequence.tokens) // BLOCK_SIZE) - len(blocks)
         room = self.cache.num_available - self.cache.num_idle(blocks)
-        while len(self.running) >= self.budget.sequences or needed > room:
-            victim = max(self.running, key=lambda s: s.order, default=None)
-            if victim is None or victim.priority <= sequence.priority:
-                return False  # only a more urgent request pushes a running one aside
-            self._preempt(victim)
-            blocks, names = self.cache.match(sequence)
-            needed = -(-len(sequence.tokens) // BLOCK_SIZE) - len(blocks)
-            room = self.cache.num_available - self.cache.num_idle(blocks)
+        return (blocks, needed) if needed <= room else None
+
+    def _admit(self) -> Sequence | None:
+        """Start the first waiting sequence, if there is room for all its known tokens."""
+        sequence = self._next_waiting()
+        fitting = None if sequence is None else self._fitting(sequence)
+        if sequence is None or fitting is None:
+            return None
+        blocks, needed = fitting
         self.cache.acquire(blocks)
         fresh = self.cache.allocate(needed)
         assert fresh is not None
         sequence.blocks = blocks + fresh
-        sequence.names = names
+        sequence.num_published = len(blocks)
         sequence.num_computed = len(blocks) * BLOCK_SIZE
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.num_computed
         self.waiting.remove(sequence)
         sequence.status = Status.RUNNING
         insort(self.running, sequence, key=lambda s: s.order)
-        return True
+        return sequence

@@ -41,8 +41,8 @@ class Status(Enum):
 class Sequence:
     """One reply to one prompt: `tokens` is the prompt and what was generated so far.
 
-    Invariants: `blocks` covers positions [0, num_computed); the first `len(names)` blocks are full and
-    have names; KV for positions [0, num_computed) is written by steps that were dispatched; `pending`
+    Invariants: `blocks` covers positions [0, num_computed); the first `num_published` blocks are full and
+    named; tokens are only ever appended, so `chain`, the names of the leading full blocks, only grows; KV for positions [0, num_computed) is written by steps that were dispatched; `pending`
     tokens were sampled by dispatched steps whose results were not read yet.
     """
 
@@ -61,7 +61,8 @@ class Sequence:
     detokenizer: IncrementalDetokenizer | None = None
     tokens: list[int] = field(default_factory=list[int])
     blocks: list[int] = field(default_factory=list[int])
-    names: list[bytes] = field(default_factory=list[bytes])
+    chain: list[bytes] = field(default_factory=list[bytes])
+    num_published: int = 0
     status: Status = Status.WAITING
     num_computed: int = 0
     pending: int = 0
@@ -107,13 +108,12 @@ class Sequence:
         """Whether another token may be sampled, counting those in flight."""
         return self.length - len(self.prompt) < self.max_tokens
 
-    def full_block_names(self, limit: int) -> list[bytes]:
-        """The names of the first `limit` blocks of `tokens`, all of them full."""
-        names = list(self.names[:limit])
-        for i in range(len(names), limit):
-            parent = names[-1] if names else self.root
-            names.append(block_name(parent, self.block_tokens(i)))
-        return names
+    def name(self, i: int) -> bytes:
+        """The name of block `i` of `tokens`, which must be full; the root for -1."""
+        while len(self.chain) <= i:
+            parent = self.chain[-1] if self.chain else self.root
+            self.chain.append(block_name(parent, self.block_tokens(len(self.chain))))
+        return self.chain[i] if i >= 0 else self.root
 
     def block_tokens(self, i: int) -> list[int]:
         """The token ids of block `i`."""

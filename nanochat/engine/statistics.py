@@ -16,6 +16,7 @@ class Statistics:
     def __init__(self) -> None:
         self.steps = 0
         self.prefill_tokens = 0
+        self.cached_tokens = 0
         self.decode_tokens = 0
         self._recent: deque[tuple[float, float, int, int]] = deque()  # end, seconds, prefill, decode
 

@@ -1,0 +1,202 @@
+"""LLM: blocking, offline generation in the shape of vLLM's and Nano-vLLM's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nanochat.engine.config import EngineConfig
+from nanochat.engine.core import EngineCore
+from nanochat.engine.loading import load
+from nanochat.engine.outputs import CompletionOutput, FinishReason, RequestOutput
+from nanochat.engine.request import Request, Update
+from nanochat.engine.sampling_params import SamplingParams
+from nanochat.engine.tokenizer import Tokenizer
+from nanochat.errors import InvalidModel, InvalidSampling, NanochatError
+
+Prompt = str | Sequence[int] | dict[str, Any]
+Prompts = Prompt | Sequence[Prompt]
+
+
+class LLM:
+    """A model in memory, for scripts.
+
+    Args:
+        model: a model's folder.
+        enforce_eager: no CUDA graphs.
+        tensor_parallel_size: over how many devices the model is split.
+        max_model_len: the longest prompt plus reply in tokens; by default the model's own context, or as
+            much of it as fits.
+        dtype: "auto", "bfloat16", "float16" or "float32".
+        seed: where the seeds of requests without one are drawn from.
+        options: more fields of `EngineConfig`.
+
+    Raises:
+        ModelNotFound, InvalidModel, UnsupportedModel, OutOfMemory: the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        enforce_eager: bool = False,
+        tensor_parallel_size: int = 1,
+        max_model_len: int | None = None,
+        dtype: str = "auto",
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        self.config = EngineConfig(
+            model=self._find(model),
+            enforce_eager=enforce_eager,
+            tensor_parallel_size=tensor_parallel_size,
+            max_model_len=max_model_len,
+            dtype=dtype,
+            seed=seed,
+            **options,
+        )
+        self.core = EngineCore(self.config, load(self.config))
+
+    def _find(self, model: str | Path) -> Path:
+        return Path(model).expanduser()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises:
+            InvalidModel: the folder has none.
+        """
+        if self.core.tokenizer is None:
+            raise InvalidModel(f"{self.config.model} has no tokenizer.json: give prompts as token ids, or fetch the model again")
+        return self.core.tokenizer
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, as vLLM spells it."""
+        return self.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's generation_config.json recommends."""
+        return SamplingParams().resolved(self.core.model_config.generation_defaults)
+
+    def generate(
+        self,
+        prompts: Prompts,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete prompts, all of them in one running batch; results come in the order of the prompts.
+
+        Args:
+            prompts: a text, a list of token ids, `{"prompt": text}`, `{"prompt_token_ids": ids}`, or a list of such.
+            sampling_params: one for all, or one for each.
+            use_tqdm: show a progress bar with prefill and decode rates on stderr.
+
+        Raises:
+            EmptyPrompt, ContextOverflow, InvalidSampling: a prompt that can never run; none was started then.
+        """
+        batch = [self._tokenize(prompt) for prompt in _as_list(prompts)]
+        params = self._one_each(sampling_params, len(batch))
+        requests = [Request(ids, p) for (_, ids), p in zip(batch, params, strict=True)]
+        for request in requests:
+            self.core.check(request)
+        outputs = self._run(requests, use_tqdm)
+        return [
+            RequestOutput(request.request_id, text, tuple(request.prompt_ids), outputs[request.request_id])
+            for request, (text, _) in zip(requests, batch, strict=True)
+        ]
+
+    def _one_each(self, params: SamplingParams | Sequence[SamplingParams] | None, number: int) -> list[SamplingParams]:
+        if params is None:
+            params = self.get_default_sampling_params()
+        if isinstance(params, SamplingParams):
+            return [params] * number
+        if len(params) != number:
+            raise InvalidSampling(f"{number} prompts and {len(params)} sampling_params: give one for all, or one for each")
+        return list(params)
+
+    def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, dict):
+            prompt = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else str(prompt["prompt"])
+        if isinstance(prompt, str):
+            return prompt, self.tokenizer.encode(prompt, special=True)
+        return None, [int(token) for token in prompt]
+
+    def _run(self, requests: Iterable[Request], use_tqdm: bool) -> dict[str, tuple[CompletionOutput, ...]]:
+        done: dict[str, list[CompletionOutput]] = {}
+        wanted = 0
+        for request in requests:
+            self.core.add(request)
+            done[request.request_id] = []
+            wanted += request.params.n
+        bar = _Bar(wanted, use_tqdm)
+        try:
+            while self.core.has_work:
+                for output in _finished(self.core.step(), done):
+                    bar.count(output)
+                bar.rates(self.core)
+        except BaseException:
+            for request_id in done:
+                self.core.abort(request_id)
+            self.core.step()
+            raise
+        finally:
+            bar.close()
+        return {request_id: tuple(sorted(outputs, key=lambda o: o.index)) for request_id, outputs in done.items()}
+
+    def close(self) -> None:
+        """Give the memory back; the object is of no use after that."""
+        self.core.close()
+
+    def exit(self) -> None:
+        """`close`, as Nano-vLLM spells it."""
+        self.close()
+
+
+def _as_list(prompts: Prompts) -> list[Prompt]:
+    """One prompt or many: a text, a dict and a sequence of ids are one."""
+    if isinstance(prompts, (str, dict)):
+        return [prompts]
+    many = list(prompts)
+    return [many] if many and all(isinstance(item, int) for item in many) else many  # type: ignore[list-item]
+
+
+def _finished(updates: list[Update], done: dict[str, list[CompletionOutput]]) -> list[CompletionOutput]:
+    outputs: list[CompletionOutput] = []
+    for update in updates:
+        if update.finished is not None:
+            done[update.request_id].append(update.finished)
+            outputs.append(update.finished)
+    return outputs
+
+
+class _Bar:
+    """Nano-vLLM's progress bar: replies done, with `Prefill=…tok/s, Decode=…tok/s`."""
+
+    def __init__(self, total: int, shown: bool) -> None:
+        self._next = 0.0
+        self._bar = None
+        if shown:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc="Generating", dynamic_ncols=True)
+
+    def count(self, output: CompletionOutput) -> None:
+        if self._bar is not None:
+            self._bar.update(1)
+            if output.finish_reason is FinishReason.ERROR:
+                self._bar.write(f"a reply failed: {output.error}")
+
+    def rates(self, core: EngineCore) -> None:
+        if self._bar is not None and (now := time.monotonic()) >= self._next:
+            self._next = now + 0.1
+            prefill, decode = core.statistics.rates()
+            self._bar.set_postfix(Prefill=f"{prefill:.0f}tok/s", Decode=f"{decode:.0f}tok/s")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+__all__ = ["LLM", "NanochatError", "Prompt", "Prompts"]

@@ -1,0 +1,305 @@
+"""EngineService: the engine in a background thread. Submit, stream, cancel, load, unload. Imports no torch itself.
+
+One thread owns the EngineCore. Everybody else leaves commands in a queue and rings; the thread takes
+commands between steps, so a command waits for one step at most. Nothing here ever waits for a reader.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from nanochat.engine.config import EngineConfig
+from nanochat.engine.outputs import EngineStats
+from nanochat.engine.request import Request, Update
+from nanochat.engine.stream import Delta, Stream
+from nanochat.errors import EngineDead, NanochatError
+
+if TYPE_CHECKING:
+    from nanochat.engine.core import EngineCore
+
+__all__ = ["Delta", "EngineService", "Load", "Request", "Stream"]
+
+log = logging.getLogger("nanochat.engine")
+
+ServiceState = Literal["unloaded", "loading", "ready", "dead"]
+
+
+class Load:
+    """A load under way: how far it is, and how it ended."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.error: NanochatError | None = None
+        self._done = threading.Event()
+        self._progress: tuple[float, str] = (0.0, "importing torch")
+
+    @property
+    def done(self) -> bool:
+        """Whether it ended, well or not."""
+        return self._done.is_set()
+
+    @property
+    def progress(self) -> tuple[float, str]:
+        """(fraction from 0 to 1, what is being done)."""
+        return self._progress
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the end.
+
+        Raises:
+            TimeoutError: it takes longer than `timeout` seconds.
+            NanochatError: the load failed.
+        """
+        if not self._done.wait(timeout):
+            raise TimeoutError(f"loading {self.config.model.name} takes longer than {timeout} s")
+        if self.error is not None:
+            raise self.error
+
+    def report(self, done: int, total: int) -> None:
+        """Called by the engine's thread: `done` of `total` bytes of weights are in place."""
+        self._progress = (done / total if total else 0.0, "reading weights")
+
+    def finish(self, error: NanochatError | None) -> None:
+        """Called by the engine's thread."""
+        self.error = error
+        self._progress = (1.0, "ready" if error is None else "failed")
+        self._done.set()
+
+
+class EngineService:
+    """The engine for a program that must never wait for it."""
+
+    def __init__(self) -> None:
+        self._core: EngineCore | None = None
+        self._state: ServiceState = "unloaded"
+        self._load: Load | None = None
+        self._load_seconds = 0.0
+        self._failure: NanochatError | None = None
+        self._streams: dict[str, Stream] = {}  # owned by the thread
+        self._early: list[Stream] = []  # submitted while loading
+        self._commands: deque[Callable[[], None]] = deque()
+        self._bell = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+
+    # Called from any thread --------------------------------------------------------------------
+
+    def load(self, config: EngineConfig) -> Load:
+        """Start loading a model in the background; one that is loaded is unloaded first, and its requests end."""
+        load = Load(config)
+        self._state, self._load, self._failure = "loading", load, None
+        self._post(lambda: self._do_load(load))
+        return load
+
+    def unload(self) -> None:
+        """Give the model's memory back. Requests that run end with reason `abort`."""
+        self._state, self._load = "unloaded", None
+        self._post(self._do_unload)
+
+    def submit(self, request: Request, on_ready: Callable[[], None] | None = None) -> Stream:
+        """Queue a request and return its stream at once. During a load it waits for the model.
+
+        Args:
+            on_ready: called by the engine's thread when text waits and the reader had drained the stream.
+
+        Raises:
+            EngineDead: no model is loaded or being loaded, or the engine stopped.
+            EmptyPrompt, ContextOverflow, InvalidSampling: with a loaded model, a request that can never run. During
+                a load such a request is refused through its stream.
+        """
+        core = self._core
+        if self._state == "dead":
+            raise self._failure or EngineDead("the engine stopped: load the model again")
+        if self._state == "unloaded":
+            raise EngineDead("no model is loaded: load one first")
+        if self._state == "ready" and core is not None:
+            core.check(request)
+        stream = Stream(request, self._cancel, on_ready)
+        self._post(lambda: self._do_submit(stream))
+        return stream
+
+    def set_priority(self, request_id: str, priority: int) -> None:
+        """Change who goes first from the next step on; lower numbers first."""
+        self._post(lambda: self._core.reprioritise(request_id, priority) if self._core is not None else None)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every reusable prefix; running requests go on."""
+        self._post(lambda: self._core.reset_prefix_cache() if self._core is not None else None)
+
+    def stats(self) -> EngineStats:
+        """A snapshot. Reading it never waits for the engine."""
+        core = self._core
+        if core is None:
+            error = None if self._failure is None else str(self._failure)
+            name = self._load.config.model.name if self._load is not None and self._state == "loading" else ""
+            return EngineStats(state=self._state, model=name, waiting=len(self._early), error=error)
+        return _snapshot(core, self._state, self._load_seconds)
+
+    @property
+    def core(self) -> EngineCore | None:
+        """The loaded engine, for reading what does not change (tokenizer, model's configuration); None before that."""
+        return self._core if self._state == "ready" else None
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Unload and end the thread."""
+        thread = self._thread
+        if thread is None:
+            return
+        self.unload()
+        with self._bell:
+            self._closing = True
+            self._bell.notify()
+        if thread is not threading.current_thread():
+            thread.join(timeout)
+
+    def _cancel(self, request_id: str) -> None:
+        self._post(lambda: self._do_cancel(request_id))
+
+    def _post(self, command: Callable[[], None]) -> None:
+        with self._bell:
+            if self._thread is None or not self._thread.is_alive():
+                self._closing = False
+                self._thread = threading.Thread(target=self._run, name="nanochat-engine", daemon=True)
+                self._thread.start()
+            self._commands.append(command)
+            self._bell.notify()
+
+    # The engine's thread -----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._bell:
+                self._bell.wait_for(lambda: self._commands or self._closing or (self._core is not None and self._core.has_work))
+                commands = list(self._commands)
+                self._commands.clear()
+                if self._closing and not commands:
+                    return
+            for command in commands:
+                command()
+            if self._core is not None:
+                self._step(self._core)
+
+    def _step(self, core: EngineCore) -> None:
+        try:
+            updates = core.step()
+        except Exception as error:  # whatever it is, every waiting reader must learn of it
+            log.exception("the engine stopped")
+            self._die(EngineDead(f"the engine stopped: {type(error).__name__}: {error}. Load the model again; the log has more"))
+            return
+        self._deliver(updates)
+        for sequence in core.sequences:
+            if not sequence.prompt_ready and sequence.started and (stream := self._streams.get(sequence.request_id)):
+                stream.state = "prefilling"
+                stream.prefill_progress = (sequence.num_computed, len(sequence.prompt))
+
+    def _deliver(self, updates: list[Update]) -> None:
+        for update in updates:
+            stream = self._streams.get(update.request_id)
+            if stream is not None:
+                stream.put(update)
+                if update.last:
+                    del self._streams[update.request_id]
+
+    def _do_load(self, load: Load) -> None:
+        self._do_unload()
+        started = time.perf_counter()
+        try:
+            from nanochat.engine.core import EngineCore
+            from nanochat.engine.loading import load as load_model
+
+            core = EngineCore(load.config, load_model(load.config, load.report))
+        except NanochatError as error:
+            self._fail_load(load, error)
+        except Exception as error:
+            log.exception("loading failed")
+            self._fail_load(load, EngineDead(f"loading {load.config.model.name} failed: {type(error).__name__}: {error}"))
+        else:
+            self._load_seconds = time.perf_counter() - started
+            if self._load is not load:  # unloaded, or another load was asked for meanwhile
+                core.close()
+                load.finish(EngineDead("the load was called off"))
+                return
+            self._core, self._state = core, "ready"
+            load.finish(None)
+            early, self._early = self._early, []
+            for stream in early:
+                self._do_submit(stream)
+
+    def _fail_load(self, load: Load, error: NanochatError) -> None:
+        if self._load is load:
+            self._die(error)
+        load.finish(error)
+
+    def _do_unload(self) -> None:
+        core, self._core = self._core, None
+        if core is None:
+            return
+        for request_id in list(self._streams):
+            core.abort(request_id)
+        self._deliver(core.step())
+        core.close()
+
+    def _do_submit(self, stream: Stream) -> None:
+        if self._core is None:
+            if self._state == "loading":
+                self._early.append(stream)
+            else:
+                stream.fail(self._failure or EngineDead("no model is loaded: load one first"))
+            return
+        try:
+            self._core.add(stream.request, submitted=stream.submitted)
+        except NanochatError as error:
+            stream.fail(error)
+        else:
+            self._streams[stream.request_id] = stream
+
+    def _do_cancel(self, request_id: str) -> None:
+        for stream in [s for s in self._early if s.request_id == request_id]:
+            self._early.remove(stream)
+            stream.fail(NanochatError("cancelled before the model was ready"))
+        if self._core is not None:
+            self._core.abort(request_id)
+
+    def _die(self, error: NanochatError) -> None:
+        core, self._core = self._core, None
+        self._state, self._failure = "dead", error
+        streams = [*self._streams.values(), *self._early]
+        self._streams, self._early = {}, []
+        for stream in streams:
+            stream.fail(error)
+        if core is not None:
+            core.close()
+
+
+def _snapshot(core: EngineCore, state: str, load_seconds: float) -> EngineStats:
+    prefill, decode = core.statistics.rates()
+    cache, memory = core.cache, core.memory
+    return EngineStats(
+        state=state,
+        model=core.config.model.name,
+        device=str(core.device),
+        dtype=str(core.dtype).removeprefix("torch."),
+        max_model_len=core.max_model_len,
+        running=len(core.scheduler.running),
+        waiting=len(core.scheduler.waiting),
+        blocks_total=cache.num_blocks,
+        blocks_free=cache.num_free,
+        blocks_cached=cache.num_cached,
+        blocks_used=cache.num_used,
+        block_size=cache.block_size,
+        prefill_rate=prefill,
+        decode_rate=decode,
+        prefill_tokens=core.statistics.prefill_tokens,
+        cached_tokens=core.statistics.cached_tokens,
+        decode_tokens=core.statistics.decode_tokens,
+        preemptions=core.scheduler.preemptions,
+        steps=core.statistics.steps,
+        weight_bytes=memory.weights,
+        kv_bytes=memory.kv_bytes,
+        load_seconds=load_seconds,
+    )
