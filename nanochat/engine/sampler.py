@@ -62,7 +62,8 @@ def gumbel_noise(words: Tensor, tokens: Tensor) -> Tensor:
     """
     h = _fmix32(tokens ^ words[:, :1])
     h = _fmix32(h + words[:, 1:])
-    uniform = (((h >> 8) & 0xFFFFFF).to(torch.float32) + 0.5) * 2.0**-24
+    # 23 bits, so that adding a half is exact in float32: with 24 the largest would round to 1, and its noise to infinity.
+    uniform = (((h >> 9) & 0x7FFFFF).to(torch.float32) + 0.5) * 2.0**-23
     return -torch.log(-torch.log(uniform))
 
 
