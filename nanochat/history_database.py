@@ -1,0 +1,297 @@
+"""The file under the history: opened safely, migrated after a backup, and shared by threads and processes.
+
+Two connections, each behind a lock, serve every thread of the process: one writes, one reads. A reader never
+waits for a writer (WAL), so opening a chat does not wait for another tab's commit to reach the disk.
+
+`synchronous=FULL` for what the user was told is saved (messages, edits, settings): the commit returns when
+the disk has it, so it survives a power cut; about one fsync each. `NORMAL` for what comes every second
+(partial replies, drafts): no fsync; a crash of the program loses none of it, a power cut at most the newest.
+Neither can damage the file.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from nanochat import history_faults as faults
+from nanochat.errors import HistoryError, HistoryLocked
+from nanochat.history_owner import Owner, opening
+from nanochat.history_schema import APPLICATION_ID, MIGRATIONS
+
+NAME = "chats.db"
+BACKUPS_KEPT = 5
+_OLDEST_SQLITE = (3, 34, 0)  # the trigram tokenizer
+_CHECK_ALWAYS = 32 << 20  # bytes; below this a check at open takes some tens of milliseconds
+_CHECK_AFTER_CRASH = 1 << 30
+
+
+class Database:
+    """One open history file. Every method may be called from any thread."""
+
+    def __init__(
+        self, folder: Path, *, clock: Callable[[], float] = time.time, busy_seconds: float = 5.0,
+        migrations: Sequence[Sequence[str]] = MIGRATIONS,
+    ) -> None:  # fmt: skip
+        """Open, and create or migrate where needed. Raises HistoryError and its kin; see `history_faults`."""
+        self.folder, self.path, self.clock = folder, folder / NAME, clock
+        self._busy, self._migrations = busy_seconds, migrations
+        self._write_lock, self._read_lock = threading.Lock(), threading.Lock()
+        self._connections: list[sqlite3.Connection] = []
+        if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+            raise HistoryError(
+                f"SQLite {sqlite3.sqlite_version} is too old; nanochat needs 3.34 or newer. Update Python."
+            )
+        owner: Owner | None = None
+        try:
+            _private_folder(folder)
+            with opening(folder, busy_seconds):
+                owner = Owner(folder / "owners")
+                self._open(owner)
+        except BaseException as error:
+            self._close_connections()
+            if owner is not None:
+                owner.release()
+            if isinstance(error, (sqlite3.Error, OSError)):
+                raise faults.explain(error, self.path) from error
+            raise
+        self.owner = owner
+
+    @contextmanager
+    def write(self, *, durable: bool = True) -> Generator[sqlite3.Connection]:
+        """One transaction. When the block ends it is committed; with `durable`, the disk has it.
+
+        Waits up to `busy_seconds` for other processes. On any error nothing of the block is kept.
+        """
+        with self._write_lock:
+            connection = self._writer
+            try:
+                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:  # some errors have rolled back already
+                        connection.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise faults.explain(error, self.path) from error
+
+    @contextmanager
+    def read(self) -> Generator[sqlite3.Connection]:
+        """One snapshot: everything read in the block is of the same moment. Never waits for a writer."""
+        with self._read_lock:
+            connection = self._reader
+            try:
+                connection.execute("BEGIN")
+                try:
+                    yield connection
+                finally:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+            except sqlite3.Error as error:
+                raise faults.explain(error, self.path) from error
+
+    def changed(self) -> bool:
+        """Whether another process has committed since last asked. Never blocks: while we write, not yet."""
+        if not self._write_lock.acquire(blocking=False):
+            return False
+        try:
+            version = self._data_version()
+        except sqlite3.Error as error:
+            raise faults.explain(error, self.path) from error
+        finally:
+            self._write_lock.release()
+        seen, self._seen_version = self._seen_version, version
+        return version != seen
+
+    def backup(self) -> Path:
+        """Copy the whole history with SQLite's backup API; returns the copy. The newest five are kept."""
+        with self._read_lock:
+            try:
+                return self._backup(self._reader)
+            except (sqlite3.Error, OSError) as error:
+                raise faults.explain(error, self.path) from error
+
+    def close(self) -> None:
+        """Let go of the file; the last process out folds the write-ahead log into it."""
+        if not self._connections:
+            return
+        with self._write_lock, self._read_lock:
+            self._close_connections()
+            self.owner.release()
+
+    def _open(self, owner: Owner) -> None:
+        if not self.path.exists():
+            _create_private(self.path)
+        if self.path.stat().st_size == 0:
+            raise faults.damaged(self.path, "the file is empty")
+        os.chmod(self.path, 0o600)  # -wal and -shm take the mode of the file
+        self._writer = writer = self._connect()
+        version = self._version(writer)
+        if owner.dead() or self.path.stat().st_size <= _CHECK_ALWAYS:
+            self._quick_check(writer)
+        if (mode := writer.execute("PRAGMA journal_mode = WAL").fetchone()[0]) != "wal":
+            raise faults.read_only(
+                self.path, f"its file system does not allow a write-ahead log, only {mode}"
+            )
+        if version < len(self._migrations):
+            self._migrate(writer, version, owner)
+        self._reader = self._connect()
+        self._reader.execute("PRAGMA query_only = ON")
+        self._seen_version = self._data_version()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=self._busy, isolation_level=None, check_same_thread=False
+        )
+        self._connections.append(connection)
+        connection.create_function("folded", 1, lambda text: str(text).casefold(), deterministic=True)
+        for pragma in (
+            "foreign_keys = ON", "secure_delete = ON", "cell_size_check = ON", "temp_store = MEMORY",
+            "synchronous = FULL", "journal_size_limit = 67108864",
+        ):  # fmt: skip
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    def _version(self, connection: sqlite3.Connection) -> int:
+        """The file's format; refuses a newer one and a file of another program, before any write."""
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        program = int(connection.execute("PRAGMA application_id").fetchone()[0])
+        tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+        if program != APPLICATION_ID and (program or version or tables):
+            raise faults.damaged(self.path, "it is the database of another program")
+        if version > len(self._migrations):
+            raise faults.too_new(self.path, version, len(self._migrations))
+        return version
+
+    def _quick_check(self, connection: sqlite3.Connection) -> None:
+        if self.path.stat().st_size > _CHECK_AFTER_CRASH:
+            return
+        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise faults.damaged(self.path, str(found))
+
+    def _migrate(self, connection: sqlite3.Connection, version: int, owner: Owner) -> None:
+        if version and (others := owner.others()):
+            raise HistoryLocked(
+                f"The chats must be brought to format {len(self._migrations)}, but {len(others)} other "
+                "nanochat "
+                f"(process {', '.join(each.split('-')[0] for each in others)}) uses them. Close it, then "
+                "start again."
+            )
+        saved = self._backup(connection) if version else None
+        connection.execute("BEGIN EXCLUSIVE")
+        try:
+            for statements in self._migrations[version:]:
+                for statement in statements:
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {len(self._migrations)}")
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            told = faults.explain(error, self.path)
+            raise type(told)(
+                f"{told} The chats are as they were before the migration; a backup is at {saved}."
+            ) from error
+
+    def _backup(self, connection: sqlite3.Connection) -> Path:
+        folder = self.folder / "backups"
+        _private_folder(folder)
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.clock()))
+        descriptor, name = tempfile.mkstemp(prefix=".copying-", dir=folder)  # mode 0600
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            copy = sqlite3.connect(temporary, isolation_level=None)
+            try:
+                connection.backup(copy)
+                copy.execute("PRAGMA journal_mode = DELETE")  # one file, no log beside it
+            finally:
+                copy.close()
+            target = next(path for path in _names(folder, f"chats-v{version}-{stamp}") if not path.exists())
+            temporary.rename(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        old = sorted(folder.glob("chats-*.db"), key=lambda path: (path.stat().st_mtime, path.name))[
+            :-BACKUPS_KEPT
+        ]
+        for path in old:
+            path.unlink()
+        return target
+
+    def _data_version(self) -> int:
+        return int(self._writer.execute("PRAGMA data_version").fetchone()[0])
+
+    def _close_connections(self) -> None:
+        while self._connections:
+            self._connections.pop().close()
+
+
+def set_aside(folder: Path, *, busy_seconds: float = 5.0) -> Path:
+    """Move a damaged history out of the way, on the user's word; returns where it is now. Nothing is deleted.
+
+    Raises HistoryLocked while another nanochat uses it.
+    """
+    path = folder / NAME
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    try:
+        with opening(folder, busy_seconds):
+            owner = Owner(folder / "owners")
+            try:
+                if owner.others():
+                    raise HistoryLocked(
+                        "Another nanochat uses these chats. Close it, then move the file aside."
+                    )
+                target = next(each for each in _names(folder, f"chats-damaged-{stamp}") if not each.exists())
+                for suffix in (
+                    "-wal",
+                    "-shm",
+                    "",
+                ):  # the file itself last: until then it is still the history
+                    source = path.with_name(path.name + suffix)
+                    if source.exists():
+                        source.rename(target.with_name(target.name + suffix))
+            finally:
+                owner.release()
+    except OSError as error:
+        raise faults.explain(error, path) from error
+    return target
+
+
+def _names(folder: Path, stem: str) -> Iterator[Path]:
+    yield folder / f"{stem}.db"
+    for number in range(2, 10_000):
+        yield folder / f"{stem}-{number}.db"
+
+
+def _private_folder(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        os.chmod(folder, 0o700)
+
+
+def _create_private(path: Path) -> None:
+    """A database without tables, for the user only, there in one step: so an empty file is always damage.
+
+    It is never opened but through SQLite once it has its name: closing a descriptor of it would drop SQLite's
+    locks.
+    """
+    descriptor, temporary = tempfile.mkstemp(prefix=".new-chats-", dir=path.parent)
+    os.close(descriptor)
+    fresh = sqlite3.connect(temporary, isolation_level=None)
+    try:
+        fresh.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    finally:
+        fresh.close()
+    os.rename(temporary, path)
