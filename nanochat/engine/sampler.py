@@ -62,9 +62,15 @@ def gumbel_noise(words: Tensor, tokens: Tensor) -> Tensor:
     """
     h = _fmix32(tokens ^ words[:, :1])
     h = _fmix32(h + words[:, 1:])
-    # 23 bits, so that adding a half is exact in float32: with 24 the largest would round to 1, and its noise to infinity.
-    uniform = (((h >> 9) & 0x7FFFFF).to(torch.float32) + 0.5) * 2.0**-23
-    return -torch.log(-torch.log(uniform))
+    return -torch.log(-torch.log(uniform(h)))
+
+
+def uniform(h: Tensor) -> Tensor:
+    """int32 words to float32 numbers strictly between 0 and 1.
+
+    23 bits, so that adding a half is exact: with 24 the largest would round to 1, and its noise to infinity.
+    """
+    return (((h >> 9) & 0x7FFFFF).to(torch.float32) + 0.5) * 2.0**-23
 
 
 @dataclass(frozen=True, slots=True)
