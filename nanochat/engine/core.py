@@ -41,7 +41,9 @@ class EngineCore:
         self.max_model_len = loaded.memory.max_model_len
         self.cache = KVCache(loaded.memory.num_blocks, loaded.block_size)
         beside = min(BESIDE_DECODES[loaded.device.type], config.max_num_batched_tokens)
-        self.scheduler = Scheduler(self.cache, Budget(config.max_num_seqs, config.max_num_batched_tokens, beside))
+        self.scheduler = Scheduler(
+            self.cache, Budget(config.max_num_seqs, config.max_num_batched_tokens, beside)
+        )
         self.statistics = Statistics()
         self._runner = loaded.runner
         self._root = hashlib.sha256(f"{loaded.fingerprint}|{config.prefix_salt}".encode()).digest()
@@ -93,7 +95,9 @@ class EngineCore:
         seed = params.seed if params.seed is not None else self._draw_seed()
         root = self._root
         if not self.config.enable_prefix_caching:
-            root = hashlib.sha256(root + request.request_id.encode()).digest()  # shared by the request's own replies only
+            root = hashlib.sha256(
+                root + request.request_id.encode()
+            ).digest()  # shared by the request's own replies only
         sequences: list[Sequence] = []
         for index in range(params.n):
             sequence = Sequence(
@@ -157,7 +161,9 @@ class EngineCore:
             chunk.sequence.pending -= chunk.samples
         largest = max(chunks, key=lambda chunk: (chunk.count, chunk.start)).sequence
         reason = str(error).splitlines()[0]
-        self._finish(largest, FinishReason.ERROR, error=f"out of memory in a step of {len(chunks)} requests: {reason}")
+        self._finish(
+            largest, FinishReason.ERROR, error=f"out of memory in a step of {len(chunks)} requests: {reason}"
+        )
 
     def _take_in(self, step: PendingStep) -> None:
         healthy, tokens = step.read()
@@ -227,7 +233,11 @@ class EngineCore:
         detokenizer = sequence.detokenizer
         whole = ""
         if detokenizer is not None:
-            if reason is FinishReason.STOP and stop_reason is None and not sequence.params.skip_special_tokens:
+            if (
+                reason is FinishReason.STOP
+                and stop_reason is None
+                and not sequence.params.skip_special_tokens
+            ):
                 text += detokenizer.push(token_ids)  # the end-of-sequence token itself is wanted in the text
             text += detokenizer.finish()
             whole = detokenizer.text
@@ -242,7 +252,9 @@ class EngineCore:
             metrics=sequence.metrics(),
             error=error,
         )
-        self._updates.append(Update(sequence.request_id, sequence.index, text, token_ids, output, last=not siblings))
+        self._updates.append(
+            Update(sequence.request_id, sequence.index, text, token_ids, output, last=not siblings)
+        )
 
     # Housekeeping -----------------------------------------------------------------------------
 

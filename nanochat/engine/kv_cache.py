@@ -34,7 +34,9 @@ class KVCache:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._free = list(range(num_blocks - 1, -1, -1))  # a stack: low numbers first, so tables tend to be runs
+        self._free = list(
+            range(num_blocks - 1, -1, -1)
+        )  # a stack: low numbers first, so tables tend to be runs
         self._cached: OrderedDict[int, None] = OrderedDict()  # oldest first
         self._references = [0] * num_blocks
         self._names: list[bytes | None] = [None] * num_blocks
@@ -154,7 +156,9 @@ class KVCache:
         for block in range(self.num_blocks):
             references = self._references[block]
             assert references == owners[block], f"block {block}: {references} counted, {owners[block]} owners"
-            assert (references == 0) == (block in free or block in cached), f"block {block} is in no state or in two"
+            assert (references == 0) == (block in free or block in cached), (
+                f"block {block} is in no state or in two"
+            )
             assert block not in free or self._names[block] is None, f"free block {block} has a name"
         assert self.num_free + self.num_cached + self.num_used == self.num_blocks
         for name, block in self._blocks.items():

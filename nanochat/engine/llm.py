@@ -69,7 +69,9 @@ class LLM:
             InvalidModel: the folder has none.
         """
         if self.core.tokenizer is None:
-            raise InvalidModel(f"{self.config.model} has no tokenizer.json: give prompts as token ids, or fetch the model again")
+            raise InvalidModel(
+                f"{self.config.model} has no tokenizer.json: give prompts as token ids, or fetch the model again"
+            )
         return self.core.tokenizer
 
     def get_tokenizer(self) -> Tokenizer:
@@ -107,13 +109,17 @@ class LLM:
             for request, (text, _) in zip(requests, batch, strict=True)
         ]
 
-    def _one_each(self, params: SamplingParams | Sequence[SamplingParams] | None, number: int) -> list[SamplingParams]:
+    def _one_each(
+        self, params: SamplingParams | Sequence[SamplingParams] | None, number: int
+    ) -> list[SamplingParams]:
         if params is None:
             params = self.get_default_sampling_params()
         if isinstance(params, SamplingParams):
             return [params] * number
         if len(params) != number:
-            raise InvalidSampling(f"{number} prompts and {len(params)} sampling_params: give one for all, or one for each")
+            raise InvalidSampling(
+                f"{number} prompts and {len(params)} sampling_params: give one for all, or one for each"
+            )
         return list(params)
 
     def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
@@ -143,7 +149,9 @@ class LLM:
             raise
         finally:
             bar.close()
-        return {request_id: tuple(sorted(outputs, key=lambda o: o.index)) for request_id, outputs in done.items()}
+        return {
+            request_id: tuple(sorted(outputs, key=lambda o: o.index)) for request_id, outputs in done.items()
+        }
 
     def close(self) -> None:
         """Give the memory back; the object is of no use after that."""

@@ -88,7 +88,9 @@ def allocate_kv(config: ModelConfig, num_blocks: int, dtype: torch.dtype, device
         return [(tensor(), tensor()) for _ in range(config.num_layers)]
     except RuntimeError as error:
         size = num_blocks * BLOCK_SIZE * config.kv_bytes_per_token(dtype)
-        raise OutOfMemory(f"the KV cache of {size / 2**30:.2f} GiB could not be allocated: lower kv_cache_bytes") from error
+        raise OutOfMemory(
+            f"the KV cache of {size / 2**30:.2f} GiB could not be allocated: lower kv_cache_bytes"
+        ) from error
 
 
 def memory_free(device: torch.device, config: EngineConfig) -> int:
@@ -102,7 +104,11 @@ def memory_free(device: torch.device, config: EngineConfig) -> int:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        return (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -55,7 +55,14 @@ def host_memory_free() -> int:
 
 
 def plan(
-    config: EngineConfig, *, context: int, block_bytes: int, free: int, weights: int, reserve: int, on_cpu: bool
+    config: EngineConfig,
+    *,
+    context: int,
+    block_bytes: int,
+    free: int,
+    weights: int,
+    reserve: int,
+    on_cpu: bool,
 ) -> MemoryPlan:
     """Choose the number of KV blocks and the longest sequence.
 

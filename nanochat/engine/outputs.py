@@ -56,7 +56,11 @@ class RequestMetrics:
     @property
     def decode_rate(self) -> float:
         """Decoded tokens per second after the first; 0 when not measurable."""
-        return (self.output_tokens - 1) / self.decode_time if self.decode_time > 0 and self.output_tokens > 1 else 0.0
+        return (
+            (self.output_tokens - 1) / self.decode_time
+            if self.decode_time > 0 and self.output_tokens > 1
+            else 0.0
+        )
 
     def line(self) -> str:
         """The one line of figures: `prefill 38 tok (0 cached) 412 tok/s · decode 21 tok 58 tok/s · TTFT 0.09 s`."""
@@ -67,7 +71,11 @@ class RequestMetrics:
 
     def as_dict(self) -> dict[str, Any]:
         """All figures, derived ones too, for JSON."""
-        derived = {"prefill_tokens": self.prefill_tokens, "prefill_rate": self.prefill_rate, "decode_rate": self.decode_rate}
+        derived = {
+            "prefill_tokens": self.prefill_tokens,
+            "prefill_rate": self.prefill_rate,
+            "decode_rate": self.decode_rate,
+        }
         return asdict(self) | derived
 
 
@@ -122,7 +130,16 @@ class RequestOutput:
         return self.metrics.cached_tokens
 
     def __getitem__(self, key: str) -> Any:
-        if key in ("text", "token_ids", "finish_reason", "metrics", "prompt", "prompt_token_ids", "request_id", "outputs"):
+        if key in (
+            "text",
+            "token_ids",
+            "finish_reason",
+            "metrics",
+            "prompt",
+            "prompt_token_ids",
+            "request_id",
+            "outputs",
+        ):
             return getattr(self, key)
         raise KeyError(key)
 

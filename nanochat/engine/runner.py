@@ -48,7 +48,12 @@ class PendingStep:
         assert sampled is not None
         ids: list[int] = sampled.ids.tolist()
         finite: list[bool] = sampled.finite.tolist()
-        if sampled.logprob is None or sampled.rank is None or sampled.top_ids is None or sampled.top_logprobs is None:
+        if (
+            sampled.logprob is None
+            or sampled.rank is None
+            or sampled.top_ids is None
+            or sampled.top_logprobs is None
+        ):
             return [Token(i, ok) for i, ok in zip(ids, finite, strict=True)]
         tokens: list[Token] = []
         chosen, ranks = sampled.logprob.tolist(), sampled.rank.tolist()
@@ -101,17 +106,26 @@ class ModelRunner:
 
 def lay_out(chunks: list[Chunk], device: torch.device) -> tuple[AttentionLayout, Tensor]:
     """The attention layout of a step, and the position of each token (int64 [num_tokens])."""
-    starts = torch.tensor([0] + [chunk.count for chunk in chunks], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    starts = torch.tensor([0] + [chunk.count for chunk in chunks], dtype=torch.int32).cumsum(
+        0, dtype=torch.int32
+    )
     contexts = [chunk.start + chunk.count for chunk in chunks]
-    tables = [chunk.sequence.blocks[: -(-context // BLOCK_SIZE)] for chunk, context in zip(chunks, contexts, strict=True)]
+    tables = [
+        chunk.sequence.blocks[: -(-context // BLOCK_SIZE)]
+        for chunk, context in zip(chunks, contexts, strict=True)
+    ]
     width = max(len(table) for table in tables)
     block_tables = torch.tensor([table + [0] * (width - len(table)) for table in tables], dtype=torch.int32)
     if all(chunk.count == 1 for chunk in chunks):
         positions = torch.tensor([chunk.start for chunk in chunks])
-        slots = torch.tensor([table[-1] * BLOCK_SIZE + (c - 1) % BLOCK_SIZE for table, c in zip(tables, contexts, strict=True)])
+        slots = torch.tensor(
+            [table[-1] * BLOCK_SIZE + (c - 1) % BLOCK_SIZE for table, c in zip(tables, contexts, strict=True)]
+        )
     else:
         positions = torch.cat([torch.arange(chunk.start, chunk.start + chunk.count) for chunk in chunks])
-        owner = torch.repeat_interleave(torch.arange(len(chunks)), torch.tensor([chunk.count for chunk in chunks]))
+        owner = torch.repeat_interleave(
+            torch.arange(len(chunks)), torch.tensor([chunk.count for chunk in chunks])
+        )
         slots = block_tables[owner, positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE
     layout = AttentionLayout(
         slots=slots.to(device),

@@ -108,7 +108,9 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> Sampled:
 
 def needs_history(params: SamplingParams) -> bool:
     """Whether a row's logits depend on tokens sampled before, which the host must have read."""
-    return bool(params.presence_penalty or params.frequency_penalty or params.repetition_penalty not in (None, 1.0))
+    return bool(
+        params.presence_penalty or params.frequency_penalty or params.repetition_penalty not in (None, 1.0)
+    )
 
 
 def _adjust(row: Tensor, sequence: Sequence) -> None:
@@ -131,7 +133,9 @@ def _penalise(row: Tensor, sequence: Sequence) -> None:
     if params.repetition_penalty is not None and params.repetition_penalty != 1.0:
         seen = torch.tensor(list(set(sequence.tokens)), dtype=torch.int64, device=row.device)
         value = row[seen]
-        row[seen] = torch.where(value < 0, value * params.repetition_penalty, value / params.repetition_penalty)
+        row[seen] = torch.where(
+            value < 0, value * params.repetition_penalty, value / params.repetition_penalty
+        )
     if (params.presence_penalty or params.frequency_penalty) and sequence.num_output:
         counts = Counter(sequence.output_ids)
         at = torch.tensor(list(counts), dtype=torch.int64, device=row.device)
@@ -156,7 +160,9 @@ def _draw_rows(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     device = logits.device
     params = [s.params for s in sequences]
     temperature = torch.tensor([[p.temperature or 1.0] for p in params], dtype=logits.dtype, device=device)
-    words = torch.tensor([_halves(noise_word(s.seed, s.num_output + s.pending - 1)) for s in sequences], device=device)
+    words = torch.tensor(
+        [_halves(noise_word(s.seed, s.num_output + s.pending - 1)) for s in sequences], device=device
+    )
     scores = logits / temperature
     candidates: Tensor | None = None
     if any(p.top_k or (p.top_p or 1.0) < 1.0 or p.min_p for p in params):
@@ -202,7 +208,9 @@ def keep(scores: Tensor, top_k: list[int], top_p: list[float], min_p: list[float
     probability = (values - total).exp()
     before = probability.cumsum(dim=-1) - probability
     values = values.masked_fill((before >= p) & (rank > 0) & (p < 1.0), -math.inf)
-    floor = torch.tensor([[math.log(x) if x > 0 else -math.inf] for x in min_p], dtype=values.dtype, device=values.device)
+    floor = torch.tensor(
+        [[math.log(x) if x > 0 else -math.inf] for x in min_p], dtype=values.dtype, device=values.device
+    )
     return values.masked_fill(values < values[:, :1] + floor, -math.inf), ids
 
 

@@ -65,7 +65,9 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         stop = self.stop
-        object.__setattr__(self, "stop", () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop))
+        object.__setattr__(
+            self, "stop", () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+        )
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)

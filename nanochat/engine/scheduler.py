@@ -90,7 +90,9 @@ class Scheduler:
                 continue
             if self._extend(sequence):
                 chunks.append(Chunk(sequence, sequence.num_computed, 1, samples=True))
-        chunks = [chunk for chunk in chunks if chunk.sequence.status is Status.RUNNING]  # not preempted meanwhile
+        chunks = [
+            chunk for chunk in chunks if chunk.sequence.status is Status.RUNNING
+        ]  # not preempted meanwhile
         for chunk in chunks:
             chunk.sequence.num_computed += 1
             chunk.sequence.pending += 1

@@ -1,7 +1,8 @@
 """EngineService: the engine in a background thread. Submit, stream, cancel, load, unload. Imports no torch itself.
 
 One thread owns the EngineCore. Everybody else leaves commands in a queue and rings; the thread takes
-commands between steps, so a command waits for one step at most. Nothing here ever waits for a reader.
+commands between steps, so a command waits for one step at most. A load is a command too: what is
+submitted while it runs waits behind it. Nothing here ever waits for a reader.
 """
 
 from __future__ import annotations
@@ -81,7 +82,6 @@ class EngineService:
         self._load_seconds = 0.0
         self._failure: NanochatError | None = None
         self._streams: dict[str, Stream] = {}  # owned by the thread
-        self._early: list[Stream] = []  # submitted while loading
         self._commands: deque[Callable[[], None]] = deque()
         self._bell = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -137,7 +137,7 @@ class EngineService:
         if core is None:
             error = None if self._failure is None else str(self._failure)
             name = self._load.config.model.name if self._load is not None and self._state == "loading" else ""
-            return EngineStats(state=self._state, model=name, waiting=len(self._early), error=error)
+            return EngineStats(state=self._state, model=name, error=error)
         return _snapshot(core, self._state, self._load_seconds)
 
     @property
@@ -174,7 +174,11 @@ class EngineService:
     def _run(self) -> None:
         while True:
             with self._bell:
-                self._bell.wait_for(lambda: self._commands or self._closing or (self._core is not None and self._core.has_work))
+                self._bell.wait_for(
+                    lambda: (
+                        self._commands or self._closing or (self._core is not None and self._core.has_work)
+                    )
+                )
                 commands = list(self._commands)
                 self._commands.clear()
                 if self._closing and not commands:
@@ -189,11 +193,19 @@ class EngineService:
             updates = core.step()
         except Exception as error:  # whatever it is, every waiting reader must learn of it
             log.exception("the engine stopped")
-            self._die(EngineDead(f"the engine stopped: {type(error).__name__}: {error}. Load the model again; the log has more"))
+            self._die(
+                EngineDead(
+                    f"the engine stopped: {type(error).__name__}: {error}. Load the model again; the log has more"
+                )
+            )
             return
         self._deliver(updates)
         for sequence in core.sequences:
-            if not sequence.prompt_ready and sequence.started and (stream := self._streams.get(sequence.request_id)):
+            if (
+                not sequence.prompt_ready
+                and sequence.started
+                and (stream := self._streams.get(sequence.request_id))
+            ):
                 stream.state = "prefilling"
                 stream.prefill_progress = (sequence.num_computed, len(sequence.prompt))
 
@@ -209,15 +221,17 @@ class EngineService:
         self._do_unload()
         started = time.perf_counter()
         try:
+            from nanochat.engine import loading
             from nanochat.engine.core import EngineCore
-            from nanochat.engine.loading import load as load_model
 
-            core = EngineCore(load.config, load_model(load.config, load.report))
+            core = EngineCore(load.config, loading.load(load.config, load.report))
         except NanochatError as error:
             self._fail_load(load, error)
         except Exception as error:
             log.exception("loading failed")
-            self._fail_load(load, EngineDead(f"loading {load.config.model.name} failed: {type(error).__name__}: {error}"))
+            self._fail_load(
+                load, EngineDead(f"loading {load.config.model.name} failed: {type(error).__name__}: {error}")
+            )
         else:
             self._load_seconds = time.perf_counter() - started
             if self._load is not load:  # unloaded, or another load was asked for meanwhile
@@ -226,9 +240,6 @@ class EngineService:
                 return
             self._core, self._state = core, "ready"
             load.finish(None)
-            early, self._early = self._early, []
-            for stream in early:
-                self._do_submit(stream)
 
     def _fail_load(self, load: Load, error: NanochatError) -> None:
         if self._load is load:
@@ -245,11 +256,8 @@ class EngineService:
         core.close()
 
     def _do_submit(self, stream: Stream) -> None:
-        if self._core is None:
-            if self._state == "loading":
-                self._early.append(stream)
-            else:
-                stream.fail(self._failure or EngineDead("no model is loaded: load one first"))
+        if self._core is None:  # the load that it waited for failed, or the model was unloaded meanwhile
+            stream.fail(self._failure or EngineDead("no model is loaded: load one first"))
             return
         try:
             self._core.add(stream.request, submitted=stream.submitted)
@@ -259,17 +267,13 @@ class EngineService:
             self._streams[stream.request_id] = stream
 
     def _do_cancel(self, request_id: str) -> None:
-        for stream in [s for s in self._early if s.request_id == request_id]:
-            self._early.remove(stream)
-            stream.fail(NanochatError("cancelled before the model was ready"))
         if self._core is not None:
             self._core.abort(request_id)
 
     def _die(self, error: NanochatError) -> None:
         core, self._core = self._core, None
         self._state, self._failure = "dead", error
-        streams = [*self._streams.values(), *self._early]
-        self._streams, self._early = {}, []
+        streams, self._streams = list(self._streams.values()), {}
         for stream in streams:
             stream.fail(error)
         if core is not None:

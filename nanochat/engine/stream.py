@@ -33,7 +33,9 @@ class Stream:
     that calls `take()` when it likes. One reader at a time. The engine never waits for any of them.
     """
 
-    def __init__(self, request: Request, cancel: Callable[[str], None], on_ready: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, request: Request, cancel: Callable[[str], None], on_ready: Callable[[], None] | None = None
+    ) -> None:
         self.request = request
         self.request_id = request.request_id
         self.submitted = time.perf_counter()
@@ -90,7 +92,11 @@ class Stream:
     def _timed(self, output: CompletionOutput) -> CompletionOutput:
         """The output with the TTFT that the reader saw."""
         first = self._first_text.get(output.index)
-        return output if first is None else replace(output, metrics=replace(output.metrics, ttft=first - self.submitted))
+        return (
+            output
+            if first is None
+            else replace(output, metrics=replace(output.metrics, ttft=first - self.submitted))
+        )
 
     def results(self, timeout: float | None = None) -> tuple[CompletionOutput, ...]:
         """Wait for every reply, in order.

@@ -38,7 +38,12 @@ class HashModel:
     def __init__(self, poison: int | None = None) -> None:
         self.poison = poison  # a context that ends with this token gives NaN
         self.config = SimpleNamespace(
-            vocab_size=VOCABULARY, eos_token_ids=(), generation_defaults={}, num_layers=1, num_kv_heads=1, head_dim=1
+            vocab_size=VOCABULARY,
+            eos_token_ids=(),
+            generation_defaults={},
+            num_layers=1,
+            num_kv_heads=1,
+            head_dim=1,
         )
 
     def forward(self, ids, positions, layout, kv_cache):
@@ -61,13 +66,17 @@ class HashModel:
         return torch.nn.functional.one_hot(wanted, VOCABULARY).float() * 50 + hidden.isnan() * hidden
 
 
-def hash_core(num_blocks: int = 32, poison: int | None = None, **options) -> EngineCore:
-    config = EngineConfig(model=Path("hash"), num_blocks=num_blocks, **options)
+def hash_config(num_blocks: int = 32, **options) -> EngineConfig:
+    return EngineConfig(model=Path("hash"), num_blocks=num_blocks, **options)
+
+
+def hash_loaded(config: EngineConfig, poison: int | None = None) -> Loaded:
     model = HashModel(poison)
-    kv = [(torch.full((num_blocks, BLOCK_SIZE, 1, 1), -1.0), torch.zeros(1))]
-    memory = MemoryPlan(0, 0, 0, BLOCK_SIZE * 4, num_blocks, num_blocks * BLOCK_SIZE)
+    assert config.num_blocks is not None
+    kv = [(torch.full((config.num_blocks, BLOCK_SIZE, 1, 1), -1.0), torch.zeros(1))]
+    memory = MemoryPlan(0, 0, 0, BLOCK_SIZE * 4, config.num_blocks, config.num_blocks * BLOCK_SIZE)
     device = torch.device("cpu")
-    loaded = Loaded(
+    return Loaded(
         model=model,  # type: ignore[arg-type]
         runner=ModelRunner(model, kv, config, device),  # type: ignore[arg-type]
         tokenizer=None,
@@ -76,4 +85,8 @@ def hash_core(num_blocks: int = 32, poison: int | None = None, **options) -> Eng
         memory=memory,
         fingerprint="hash",
     )
-    return EngineCore(config, loaded)
+
+
+def hash_core(num_blocks: int = 32, poison: int | None = None, **options) -> EngineCore:
+    config = hash_config(num_blocks, **options)
+    return EngineCore(config, hash_loaded(config, poison))

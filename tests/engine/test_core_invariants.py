@@ -38,11 +38,22 @@ class EngineMachine(RuleBasedStateMachine):
         self.open[request.request_id] = request
         self.prompts.append(prompt)
 
-    @rule(length=st.integers(1, 120), start=st.integers(0, 5), out=st.integers(0, 40), n=st.integers(1, 3), priority=st.integers(0, 2))
+    @rule(
+        length=st.integers(1, 120),
+        start=st.integers(0, 5),
+        out=st.integers(0, 40),
+        n=st.integers(1, 3),
+        priority=st.integers(0, 2),
+    )
     def submit(self, length: int, start: int, out: int, n: int, priority: int) -> None:
         self._submit([(start + i * 7) % 90 for i in range(length)], out, n, priority)
 
-    @rule(which=st.integers(0, 10**6), keep=st.integers(1, 200), tail=st.lists(st.integers(0, 96), max_size=20), out=st.integers(0, 30))
+    @rule(
+        which=st.integers(0, 10**6),
+        keep=st.integers(1, 200),
+        tail=st.lists(st.integers(0, 96), max_size=20),
+        out=st.integers(0, 30),
+    )
     def fork(self, which: int, keep: int, tail: list[int], out: int) -> None:
         old = self.prompts[which % len(self.prompts)]
         self._submit(old[:keep] + tail, out, 1, 0)
@@ -128,7 +139,9 @@ def test_a_second_turn_reuses_every_full_block_of_the_first() -> None:
     (output,) = run(core, first)[first.request_id]
     second = Request([*first.prompt_ids, *output.token_ids, 5, 6], SamplingParams(max_tokens=4, **GREEDY))
     (again,) = run(core, second)[second.request_id]
-    assert again.metrics.cached_tokens == (50 + 30 - 1) // 16 * 16  # the last token was sampled, never computed
+    assert (
+        again.metrics.cached_tokens == (50 + 30 - 1) // 16 * 16
+    )  # the last token was sampled, never computed
 
 
 def test_a_fully_cached_prompt_recomputes_only_its_last_block() -> None:
@@ -201,13 +214,17 @@ def test_nan_ends_its_own_request_and_is_never_cached() -> None:
     assert core.cache.num_cached == 40 // 16, "only the good request's full blocks are cached"
 
 
-def test_a_step_out_of_memory_ends_the_largest_request_and_not_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_out_of_memory_ends_the_largest_request_and_not_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     core = hash_core(num_blocks=64)
     forward = HashModel.forward
 
     def fails_on_large(self, ids, positions, layout, kv_cache):
         if max(layout.query_lens) > 100:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12345 bytes")
+            raise RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 12345 bytes"
+            )
         return forward(self, ids, positions, layout, kv_cache)
 
     monkeypatch.setattr(HashModel, "forward", fails_on_large)

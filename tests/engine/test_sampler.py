@@ -154,7 +154,9 @@ def test_replies_of_one_request_have_different_seeds_and_the_first_has_the_reque
 def test_logprobs_are_those_of_the_raw_logits() -> None:
     rows = logits(2)
     raw = torch.log_softmax(rows, -1)
-    drawn = sample(rows.clone(), [sequence(logprobs=3, temperature=0.5, top_k=5), sequence(logprobs=0, seed=9)])
+    drawn = sample(
+        rows.clone(), [sequence(logprobs=3, temperature=0.5, top_k=5), sequence(logprobs=0, seed=9)]
+    )
     for row in range(2):
         token = drawn.ids[row]
         assert drawn.logprob[row] == raw[row, token]
