@@ -28,6 +28,8 @@ class EngineConfig:
         prefix_salt: separates prefix caches: equal prefixes under different salts share nothing.
         tensor_parallel_size: over how many devices a model is split.
         deterministic: batch-invariant kernels: the same bits whatever else is in the batch.
+        skip_tokenizer: read no tokenizer: prompts are token ids and results have no text.
+        random_weights: draw the weights instead of reading them, so that a config.json is enough (benchmarks).
         seed: where the seeds of requests without one are drawn from; `None` is the system's entropy.
     """
 
@@ -45,4 +47,6 @@ class EngineConfig:
     prefix_salt: str = ""
     tensor_parallel_size: int = 1
     deterministic: bool = False
+    skip_tokenizer: bool = False
+    random_weights: bool = False
     seed: int | None = None

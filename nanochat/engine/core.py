@@ -27,6 +27,11 @@ from nanochat.errors import ContextOverflow, EmptyPrompt, InvalidSampling
 
 BESIDE_DECODES = {"cuda": 1024, "cpu": 128}  # prefill tokens in a step that also decodes: about 20 and 100 ms
 
+_NOT_FINITE = (
+    "the model's logits are NaN or Inf, so the reply was ended and nothing of it was cached: "
+    "the weights are damaged, or the dtype is too narrow for this model (try float32)"
+)
+
 
 class EngineCore:
     """The engine without threads: add requests, call `step` until `has_work` is false."""
@@ -69,8 +74,8 @@ class EngineCore:
             raise EmptyPrompt("the prompt has no tokens: there is nothing to continue")
         if length > self.max_model_len - (request.params.max_tokens != 0):
             raise ContextOverflow(
-                f"the prompt has {length:,} tokens and the context holds {self.max_model_len:,}, one of them for the reply: "
-                "shorten it, or load the model with a longer context (max_model_len)"
+                f"the prompt has {length:,} tokens and the context holds {self.max_model_len:,}, "
+                "one of them for the reply: shorten it, or load the model with a longer context (max_model_len)"
             )
         worst = max(request.prompt_ids) if min(request.prompt_ids) >= 0 else min(request.prompt_ids)
         if not 0 <= worst < vocabulary:
@@ -176,8 +181,7 @@ class EngineCore:
             if sequence.status is Status.FINISHED:
                 continue  # aborted or stopped while this step was in flight
             if not finite or (token is not None and not token.finite):
-                reason = "the model's logits are NaN or Inf: the weights or the dtype are at fault; nothing of this was cached"
-                self._finish(sequence, FinishReason.ERROR, error=reason)
+                self._finish(sequence, FinishReason.ERROR, error=_NOT_FINITE)
                 continue
             if sequence.status is Status.RUNNING:
                 self.cache.publish(sequence, chunk.start + chunk.count)

@@ -66,12 +66,10 @@ class LLM:
         """The model's tokenizer.
 
         Raises:
-            InvalidModel: the folder has none.
+            InvalidModel: the engine was loaded without (`skip_tokenizer`).
         """
         if self.core.tokenizer is None:
-            raise InvalidModel(
-                f"{self.config.model} has no tokenizer.json: give prompts as token ids, or fetch the model again"
-            )
+            raise InvalidModel("this engine was loaded with skip_tokenizer: give prompts as token ids")
         return self.core.tokenizer
 
     def get_tokenizer(self) -> Tokenizer:

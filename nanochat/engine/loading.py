@@ -28,7 +28,7 @@ class Loaded:
 
     model: Model
     runner: ModelRunner
-    tokenizer: Tokenizer | None  # None when the folder has none: then prompts are token ids
+    tokenizer: Tokenizer | None  # None: prompts are token ids
     device: torch.device
     dtype: torch.dtype
     memory: MemoryPlan
@@ -44,15 +44,15 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
         OutOfMemory: weights or KV cache do not fit; the text holds the arithmetic.
     """
     model_config = ModelConfig.from_folder(config.model)
-    tokenizer = Tokenizer.from_folder(config.model) if Tokenizer.is_in(config.model) else None
+    tokenizer = None if config.skip_tokenizer else Tokenizer.from_folder(config.model)
     device = _device(config.device)
     dtype = _dtype(config.dtype, model_config, device)
     weights = model_config.weight_bytes(dtype)
     free = memory_free(device, config)
     if weights > free:
         raise OutOfMemory(
-            f"the weights of {config.model.name} take {weights / 2**30:.2f} GiB in {str(dtype).removeprefix('torch.')} and "
-            f"{free / 2**30:.2f} GiB of {device.type} memory is free: free some, or take a smaller model"
+            f"the weights of {config.model.name} take {weights / 2**30:.2f} GiB in "
+            f"{str(dtype).removeprefix('torch.')} and {free / 2**30:.2f} GiB of {device.type} memory is free: free some, or take a smaller model"
         )
     model = load_model(config.model, model_config, dtype=dtype, device=device, progress=progress)
     block_bytes = BLOCK_SIZE * model_config.kv_bytes_per_token(dtype)

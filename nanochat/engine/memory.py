@@ -88,8 +88,9 @@ def plan(
     if num_blocks < 1 or (config.max_model_len is not None and fits < wanted):
         needed = -(-wanted // BLOCK_SIZE) * block_bytes
         raise OutOfMemory(
-            f"a context of {wanted:,} tokens needs {gib(needed)} of KV cache ({block_bytes // BLOCK_SIZE:,} bytes a token), "
-            f"but {gib(max(room, 0))} is left of {gib(free)} free after {gib(weights)} of weights and a reserve of "
-            f"{gib(reserve)}: {fits:,} tokens fit. Set max_model_len to at most that, free memory, or take a smaller model."
+            f"a context of {wanted:,} tokens needs {gib(needed)} of KV cache "
+            f"({block_bytes // BLOCK_SIZE:,} bytes a token), but {gib(max(room, 0))} is left of {gib(free)} free "
+            f"after {gib(weights)} of weights and a reserve of {gib(reserve)}: {fits:,} tokens fit. "
+            "Set max_model_len to at most that, free memory, or take a smaller model."
         )
     return MemoryPlan(weights, reserve, free, block_bytes, num_blocks, min(wanted, fits))

@@ -39,7 +39,7 @@ class PendingStep:
         self._sampled = sampled
 
     def read(self) -> tuple[list[bool], list[Token]]:
-        """Wait for the device: per chunk whether its last hidden state is finite, and the tokens of those that sample."""
+        """Wait for the device: whether each chunk's last hidden state is finite, and the sampled tokens."""
         healthy: list[bool] = self._healthy.tolist()
         return healthy, self._tokens() if self._sampled is not None else []
 

@@ -81,13 +81,14 @@ class SamplingParams:
             _number(name, getattr(self, name), low, high, above=name in ("top_p", "repetition_penalty"))
         for name, low, high, optional in (
             ("top_k", 0, 2**31 - 1, True), ("seed", -(2**63), 2**64 - 1, True), ("n", 1, 128, False),
-            ("max_tokens", 0, 2**31 - 1, True), ("min_tokens", 0, 2**31 - 1, False), ("logprobs", 0, MAX_LOGPROBS, True),
+            ("max_tokens", 0, 2**31 - 1, True), ("min_tokens", 0, 2**31 - 1, False),
+            ("logprobs", 0, MAX_LOGPROBS, True),
         ):  # fmt: skip
             _integer(name, getattr(self, name), low, high, optional=optional)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidSampling(f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}")
         for text in self.stop_strings:
-            if not isinstance(text, str) or not text:
+            if not isinstance(text, str) or not text:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise InvalidSampling(f"stop must hold non-empty strings, not {text!r}")
         for token in self.stop_token_ids:
             _integer("stop_token_ids", token, 0, 2**31 - 1, optional=False)

@@ -42,8 +42,9 @@ class Sequence:
     """One reply to one prompt: `tokens` is the prompt and what was generated so far.
 
     Invariants: `blocks` covers positions [0, num_computed); the first `num_published` blocks are full and
-    named; tokens are only ever appended, so `chain`, the names of the leading full blocks, only grows; KV for positions [0, num_computed) is written by steps that were dispatched; `pending`
-    tokens were sampled by dispatched steps whose results were not read yet.
+    named; tokens are only ever appended, so `chain`, the names of the leading full blocks, only grows; KV
+    for positions [0, num_computed) is written by steps that were dispatched; `pending` tokens were sampled
+    by dispatched steps whose results were not read yet.
     """
 
     request_id: str

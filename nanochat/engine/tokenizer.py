@@ -13,8 +13,7 @@ from tokenizers import Tokenizer as Backend
 from nanochat.engine.text_encoder import Place, TextEncoder
 from nanochat.errors import InvalidModel, UnsupportedModel
 
-# The names under which a template sees special tokens: Transformers' `special_tokens_map`.
-SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FLAGS = ("lstrip", "rstrip", "single_word", "special")
 _SLOW_FILES = ("tokenizer.model", "tekken.json", "vocab.json", "spiece.model", "vocab.txt")
 _MAX_FILE_BYTES = 256 * 2**20
 
@@ -39,7 +38,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self.named_tokens = _named_tokens(config)
-        _add_missing_tokens(backend, config, self.named_tokens)
+        _apply_config(backend, config, self.named_tokens)
         self.backend = backend
         added = backend.get_added_tokens_decoder()
         self.added: dict[int, AddedToken] = dict(added)
@@ -48,7 +47,7 @@ class Tokenizer:
         self.vocab_size = max(
             [backend.get_vocab_size(with_added_tokens=True), *(index + 1 for index in added)]
         )
-        self._prefix, self._suffix = self._affixes(config)
+        self._prefix, self._suffix = self._affixes()
         # What nobody may type: every added token except runs of whitespace and single characters, which the
         # model's own vocabulary may hold as well.
         guarded = {i for i, token in added.items() if token.special or len(token.content.strip()) > 1}
@@ -73,6 +72,8 @@ class Tokenizer:
             UnsupportedModel: it needs Python code of its own.
         """
         config = _read_json(path / "tokenizer_config.json", optional=True)
+        if "added_tokens_decoder" not in config:  # an older layout
+            config |= _read_json(path / "special_tokens_map.json", optional=True)
         file = path / "tokenizer.json"
         if not file.is_file():
             return cls(_convert_slow(path, config), config)
@@ -118,16 +119,8 @@ class Tokenizer:
             self._bytes[index] = known
         return known
 
-    def _affixes(self, config: dict[str, Any]) -> tuple[list[int], list[int]]:
-        """What goes around a text: as tokenizer_config.json says, else as the post-processor does."""
-        if isinstance(config.get("add_bos_token"), bool) or isinstance(config.get("add_eos_token"), bool):
-            ends = [
-                (config.get(f"add_{name}"), self.named_tokens.get(name))
-                for name in ("bos_token", "eos_token")
-            ]
-            before, after = ([self.added_tokens[text]] if wanted is True and text in self.added_tokens else []
-                             for wanted, text in ends)  # fmt: skip
-            return before, after
+    def _affixes(self) -> tuple[list[int], list[int]]:
+        """What the post-processor puts before and after a text."""
         bare = self.backend.encode("a", add_special_tokens=False).ids
         full = self.backend.encode("a", add_special_tokens=True).ids
         for start in range(len(full) - len(bare) + 1):
@@ -158,39 +151,39 @@ _BYTE_OF_CHARACTER = _byte_of_character()
 
 
 def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
-    named: dict[str, str] = {}
-    for name, value in config.items():
-        if not name.endswith("_token"):
-            continue
-        text = cast("dict[str, Any]", value).get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            named[name] = text
-    return named
+    named = {name: _content(value) for name, value in config.items() if name.endswith("_token")}
+    return {name: text for name, text in named.items() if text is not None}
 
 
-def _add_missing_tokens(backend: Backend, config: dict[str, Any], named: dict[str, str]) -> None:
-    """Add the tokens that only tokenizer_config.json knows, in the order in which Transformers adds them."""
+def _content(token: Any) -> str | None:
+    """The text of a token that is written as a string or as an object."""
+    text = cast("dict[str, Any]", token).get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _apply_config(backend: Backend, config: dict[str, Any], named: dict[str, str]) -> None:
+    """Add what only tokenizer_config.json knows, in Transformers' order; its flags override the file's."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    missing: list[AddedToken] = []
     listed = config.get("added_tokens_decoder")
     entries = cast("dict[str, Any]", listed).items() if isinstance(listed, dict) else ()
-    for _, entry in sorted((item for item in entries if item[0].isdecimal()), key=lambda item: int(item[0])):
-        if isinstance(entry, dict) and isinstance(cast("dict[str, Any]", entry).get("content"), str):
-            fields = cast("dict[str, Any]", entry)
-            flags = {
-                flag: fields.get(flag) is True
-                for flag in ("lstrip", "rstrip", "single_word", "normalized", "special")
+    numbered = [
+        (int(index), entry) for index, entry in entries if index.isdecimal() and isinstance(entry, dict)
+    ]
+    for _, entry in sorted(numbered, key=lambda item: item[0]):
+        text = entry.get("content")
+        if isinstance(text, str) and text:
+            flags = {flag: entry.get(flag) is True for flag in _FLAGS} | {
+                "normalized": entry.get("normalized", True)
             }
-            missing.append(AddedToken(fields["content"], **flags))
-    missing.extend(
-        AddedToken(text, special=True, normalized=False)
-        for name, text in named.items()
-        if name in SPECIAL_NAMES
-    )
-    for token in missing:
-        if token.content and token.content not in known:
-            known.add(token.content)
-            backend.add_tokens([token])
+            flags["special"] = flags["special"] or text in named.values()
+            backend.add_tokens([AddedToken(text, **flags)])
+            known.add(text)
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens")
+    texts = [_content(token) for token in cast("list[Any]", extra)] if isinstance(extra, list) else []
+    for text in [*named.values(), *texts]:
+        if text and text not in known:
+            known.add(text)
+            backend.add_tokens([AddedToken(text, special=True, normalized=False)])
 
 
 def _convert_slow(path: Path, config: dict[str, Any]) -> Backend:

@@ -1,4 +1,4 @@
-"""Random submits, cancels, forks and priorities: the block invariants hold after each step, and every reply is right."""
+"""Random submits, cancels, forks: the block invariants hold after each step, and every reply is right."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ VOCABULARY = 1000
 
 def sequence(prompt=(1, 2, 3), output=(), seed: int = 1, **params) -> Sequence:
     made = Sequence(
-        request_id="r", index=0, prompt=tuple(prompt), params=SamplingParams(**params).resolved({}), seed=seed, priority=0,
-        arrival=0, submitted=0.0, max_tokens=100, root=b"", eos_ids=frozenset({7}),
+        request_id="r", index=0, prompt=tuple(prompt), params=SamplingParams(**params).resolved({}), seed=seed,
+        priority=0, arrival=0, submitted=0.0, max_tokens=100, root=b"", eos_ids=frozenset({7}),
     )  # fmt: skip
     made.tokens += output
     made.pending = 1
