@@ -1,0 +1,190 @@
+"""The box that messages are written in: several lines, history, and long pastes folded to one label."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.document._document import EditResult, Location
+from textual.document._edit import Edit
+from textual.message import Message
+from textual.widgets import TextArea
+
+from nanochat.sanitize import sanitize
+from nanochat.ui.attachments import dropped_file
+from nanochat.ui.draft import Draft, wants_folding
+from nanochat.ui.input_history import InputHistory
+
+Count = Callable[[str], Awaitable[int | None]]
+
+
+class PromptBox(TextArea):
+    """Where the user writes. Enter sends; ctrl+j, shift+enter and alt+enter begin a new line."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "send", "Send", id="prompt.send", tooltip="Send the message.", show=False),
+        Binding(
+            "ctrl+j,shift+enter,alt+enter", "newline", "New line", id="prompt.newline", tooltip="Begin a new line.",
+            show=False,
+        ),
+        Binding("up", "up", "Earlier message", id="prompt.up", tooltip="A line up, then what you sent before.", show=False),
+        Binding("down", "down", "Later message", id="prompt.down", tooltip="A line down, then what you sent after.", show=False),
+        Binding("tab", "complete", "Complete", id="prompt.complete", tooltip="Take the suggestion.", show=False),
+        Binding("pageup", "scroll(-1)", "Page up", id="prompt.page_up", tooltip="Scroll the chat up.", show=False),
+        Binding("pagedown", "scroll(1)", "Page down", id="prompt.page_down", tooltip="Scroll the chat down.", show=False),
+        Binding("end,ctrl+e", "end", "End", id="prompt.end", tooltip="The line's end; in an empty box, the chat's.", show=False),
+        Binding("ctrl+underscore", "undo", "Undo", id="prompt.undo", tooltip="Undo typing.", show=False),
+    ]  # fmt: skip
+
+    @dataclass
+    class Sent(Message):
+        """The user sends this draft."""
+
+        draft: Draft
+
+    @dataclass
+    class ScrollRequested(Message):
+        """The user scrolls the chat by pages from the prompt; 0 is to its end."""
+
+        pages: int
+
+    @dataclass
+    class Typing(Message):
+        """The text up to the cursor, on every change: what completions are made from. `accept` and `move` act on them."""
+
+        before_cursor: str
+
+    def __init__(self, history: InputHistory, *, id: str | None = None, placeholder: str = "") -> None:
+        super().__init__(id=id, placeholder=placeholder, highlight_cursor_line=False, soft_wrap=True)
+        self.history_of_inputs = history
+        self.folder = Path.cwd()
+        self.count_tokens: Count | None = None
+        self.completing: Callable[[str], bool] = lambda _verb: False
+        self._draft = Draft()
+
+    @property
+    def draft(self) -> Draft:
+        """What stands in the box."""
+        return Draft(self.text, dict(self._draft.folds), self.cursor_location)
+
+    def load_draft(self, draft: Draft) -> None:
+        """Show another draft, with its cursor."""
+        self._draft = Draft(folds=dict(draft.folds))
+        self.load_text(draft.text)
+        self.move_cursor(self.document.end if draft.cursor is None else self.clamp_visitable(draft.cursor))
+
+    def insert_text(self, text: str) -> None:
+        """Put `text` at the cursor, as if it had been pasted, folded when it is long."""
+        self._put(self._draft.fold(text) if wants_folding(text) else sanitize(text))
+
+    # Keys --------------------------------------------------------------------------------------
+
+    async def _on_key(self, event: events.Key) -> None:
+        if event.key in ("enter", "tab", "shift+enter", "alt+enter"):
+            event.prevent_default()  # these are bindings here; TextArea would insert a newline
+
+    def action_send(self) -> None:
+        """Send, or take the chosen completion."""
+        if self.completing("enter"):
+            return
+        draft = self.draft
+        if not draft.empty:
+            self.post_message(self.Sent(draft))
+
+    def action_newline(self) -> None:
+        """Begin a new line."""
+        self._put("\n")
+
+    def action_complete(self) -> None:
+        """Take the chosen completion; without one, go to the next widget."""
+        if not self.completing("accept"):
+            self.screen.focus_next()
+
+    def action_up(self) -> None:
+        """The completion above, a line up, or what was sent before."""
+        if self.completing("up"):
+            return
+        if self.get_cursor_up_location() != self.cursor_location and not self.cursor_at_first_line:
+            self.action_cursor_up()
+        elif (older := self.history_of_inputs.older(self._remember())) is not None:
+            self._recall(older)
+
+    def action_down(self) -> None:
+        """The completion below, a line down, or what was sent after."""
+        if self.completing("down"):
+            return
+        if not self.cursor_at_last_line:
+            self.action_cursor_down()
+        elif (newer := self.history_of_inputs.newer()) is not None:
+            self._recall(newer)
+
+    def action_scroll(self, pages: int) -> None:
+        """Scroll the chat."""
+        self.post_message(self.ScrollRequested(pages))
+
+    def action_end(self) -> None:
+        """The end of the line, or of the chat."""
+        if self.text:
+            self.action_cursor_line_end()
+        else:
+            self.post_message(self.ScrollRequested(0))
+
+    # Pastes ------------------------------------------------------------------------------------
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        event.prevent_default()
+        event.stop()
+        text = event.text.replace("\r\n", "\n").replace("\r", "\n")
+        file = dropped_file(text, self.folder)
+        if file is not None:
+            self._put(mention(file, self.folder) + " ")
+        elif (
+            wants_folding(text) or sanitize(text) != text
+        ):  # what cannot be shown as it is stays whole in a fold
+            tokens = await self.count_tokens(text) if self.count_tokens is not None else None
+            self._put(self._draft.fold(text, tokens=tokens))
+        else:
+            self._put(text)
+
+    def edit(self, edit: Edit) -> EditResult:
+        """Perform an edit; a label is never cut: what touches its inside takes or spares the whole of it."""
+        top, bottom = min(edit.from_location, edit.to_location), max(edit.from_location, edit.to_location)
+        if top == bottom:
+            top = bottom = self._outside(top, toward_end=True)
+        else:
+            top, bottom = self._outside(top, toward_end=False), self._outside(bottom, toward_end=True)
+        return super().edit(Edit(edit.text, top, bottom, edit.maintain_selection_offset))
+
+    def on_text_area_changed(self) -> None:
+        """Tell what stands before the cursor."""
+        row, column = self.cursor_location
+        before = "\n".join([*(str(self.document.get_line(line)) for line in range(row)), ""])
+        self.post_message(self.Typing(before + str(self.document.get_line(row))[:column]))
+
+    def _outside(self, location: Location, *, toward_end: bool) -> Location:
+        row, column = location
+        for start, end in self._draft.labels(str(self.document.get_line(row))):
+            if start < column < end:
+                return row, end if toward_end else start
+        return location
+
+    def _put(self, text: str) -> None:
+        result = self.replace(text, *self.selection, maintain_selection_offset=False)
+        self.move_cursor(result.end_location)
+        self.scroll_cursor_visible()
+
+    def _remember(self) -> str:
+        return self.draft.full
+
+    def _recall(self, text: str) -> None:
+        self.load_draft(Draft.of(sanitize(text) if not wants_folding(text) else text))
+
+
+def mention(file: Path, folder: Path) -> str:
+    """How a message names a file."""
+    name = str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file)
+    return f'@"{name}"' if " " in name else f"@{name}"
