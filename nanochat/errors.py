@@ -15,6 +15,10 @@ class UsageError(NanochatError):
     exit_code = 2
 
 
+class SettingsError(UsageError):
+    """A settings file that is no TOML, or a value in it outside its range; the text names file, key and range."""
+
+
 class InvalidSampling(UsageError, ValueError):
     """A sampling parameter is outside its range."""
 

@@ -1,0 +1,46 @@
+"""What every test may use: a home of its own, and the starter model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nanochat import starter
+from nanochat.settings import Paths
+
+os.environ.setdefault(
+    "GOMP_SPINCOUNT", "1000"
+)  # two test processes on two cores: waiting threads must not spin
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+REAL_PATHS = Paths.find()
+
+
+@pytest.fixture(scope="session")
+def starter_model() -> Path:
+    """The starter model's folder in the user's data folder; fetched on first use, shared by all test processes."""
+    return starter.ensure(paths=REAL_PATHS)
+
+
+@pytest.fixture(scope="session")
+def _session_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def nanochat_home(_session_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """No test reads or writes the user's own settings and chats."""
+    monkeypatch.setenv("NANOCHAT_HOME", str(_session_home))
+    yield _session_home
+
+
+@pytest.fixture
+def starter_home(starter_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty NANOCHAT_HOME of this test's own in which the starter model is there already."""
+    home = tmp_path / "nanochat-home"
+    (home / "data").mkdir(parents=True)
+    (home / "data" / "models").symlink_to(starter_model.parent)
+    monkeypatch.setenv("NANOCHAT_HOME", str(home))
+    return home
