@@ -1,0 +1,27 @@
+"""Does this engine run a model? Asked of its config.json alone, before anything is fetched."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanochat.errors import InvalidModel, UnsupportedModel
+
+if TYPE_CHECKING:
+    from nanochat.engine.models.config import ModelConfig
+
+
+def judge(repo_id: str, config: bytes) -> ModelConfig:
+    """The configuration, or UnsupportedModel / InvalidModel with the repository's name."""
+    from nanochat.engine.models.config import ModelConfig
+
+    with tempfile.TemporaryDirectory(prefix="nanochat-") as folder:
+        (Path(folder) / "config.json").write_bytes(config)
+        try:
+            return ModelConfig.from_folder(Path(folder))
+        except (UnsupportedModel, InvalidModel) as error:
+            # The folder is ours and gone in a moment: the text speaks of the repository.
+            text = str(error).replace(str(Path(folder).resolve()), repo_id).replace(folder, repo_id)
+            text = text.replace(Path(folder).name, repo_id)
+            raise type(error)(text if repo_id in text else f"{repo_id}: {text}") from error
