@@ -2,9 +2,9 @@
 
     with History.open(folder) as history:
         chat = history.chats.create(settings={"system_prompt": "Be brief."})
-        question = history.messages.add(chat.id, Role.USER, "Why is the sky blue?")  # on disk before the
-        engine sees it reply = history.replies.begin(chat.id, question.id, model="...")
-        history.replies.checkpoint(reply.id, "Because")                             # every second
+        question = history.messages.add(chat.id, Role.USER, "Why is the sky blue?")  # then submit
+        reply = history.replies.begin(chat.id, question.id, model="...")
+        history.replies.checkpoint(reply.id, "Because")  # every second
         history.replies.finish(reply.id, Status.DONE, "Because of ...", metrics=output.metrics.as_dict())
 
 Threads: one `History` serves all threads of a process. Calls that write queue behind one lock, calls that
@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 
 from nanochat import history_search
+from nanochat.chat_bundle import ChatBundle, Imported, gather, store
 from nanochat.history_chats import Chats
 from nanochat.history_database import Database
 from nanochat.history_messages import Messages
@@ -34,6 +35,12 @@ from nanochat.history_replies import Replies
 from nanochat.history_schema import MIGRATIONS
 from nanochat.history_tabs import Tabs
 from nanochat.history_verify import verify
+from nanochat.settings import Paths
+
+
+def chats_folder() -> Path:
+    """Where this user's chats are: `chats` in the data folder (`NANOCHAT_HOME` moves it)."""
+    return Paths.find().data / "chats"
 
 
 class History:
@@ -83,6 +90,17 @@ class History:
         """Whether another process has written since the last call; never blocks. Then read again what is
         shown."""
         return self.database.changed()
+
+    def bundle(self, chat: str) -> ChatBundle:
+        """A chat with all its messages and variants, for export. Deleted and running ones are left out."""
+        return gather(self.database, chat)
+
+    def take_in(self, bundles: Sequence[ChatBundle]) -> Imported:
+        """Import chats, all or none. One that is here already is merged: what it lacks is added, nothing twice.
+
+        Raises ChatImportError for a message that does not match its id, or a tree that is not whole.
+        """
+        return store(self.database, bundles)
 
     def check(self) -> tuple[str, ...]:
         """What is wrong, a line each; empty when all is well. Reads the whole file and recomputes each id."""

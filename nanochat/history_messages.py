@@ -137,9 +137,8 @@ class Messages:
             hidden = connection.execute(
                 "SELECT hidden_at FROM members WHERE chat = ? AND message = ?", (seq, head)
             ).fetchone()[0]
-            return self._stand(
-                connection, seq, head if hidden is None else tree.last_visited(connection, seq, above)
-            )
+            stay = head if hidden is None else tree.last_visited(connection, seq, above, below=True)
+            return self._stand(connection, seq, stay)
 
     def unhide(self, chat: str, message: str) -> str:
         """Undo `hide`: all that went with `message` comes back, with what it hangs from.

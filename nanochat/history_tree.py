@@ -142,10 +142,15 @@ def parent_seq(connection: sqlite3.Connection, message: int) -> int:
 
 def move_head(connection: sqlite3.Connection, chat: int, message: int) -> None:
     """Stand at `message`, and remember that it was the latest visit."""
-    connection.execute("UPDATE chats SET head = ?, visits = visits + 1 WHERE seq = ?", (message, chat))
+    connection.execute("UPDATE chats SET head = ? WHERE seq = ?", (message, chat))
+    visit(connection, chat, message)
+
+
+def visit(connection: sqlite3.Connection, chat: int, message: int) -> None:
+    """Make `message` the one that `last_visited` finds."""
+    connection.execute("UPDATE chats SET visits = visits + 1 WHERE seq = ?", (chat,))
     connection.execute(
-        "UPDATE members SET visited = (SELECT visits FROM chats WHERE seq = ?) WHERE chat = ? AND message "
-        "= ?",
+        "UPDATE members SET visited = (SELECT visits FROM chats WHERE seq = ?) WHERE chat = ? AND message = ?",
         (chat, chat, message),
     )
 
@@ -160,12 +165,15 @@ def reveal(connection: sqlite3.Connection, chat: int, top: int, *, with_it: bool
     )
 
 
-def last_visited(connection: sqlite3.Connection, chat: int, top: int) -> int:
-    """Where the chat last stood at `top` or below it, among what it shows."""
+def last_visited(connection: sqlite3.Connection, chat: int, top: int, *, below: bool = False) -> int:
+    """Where the chat last stood at `top` or below it, among what it shows.
+
+    With `below`, at `top` itself only where nothing is below it.
+    """
     row = connection.execute(
         BELOW + "SELECT k.message FROM below JOIN members k ON k.chat = :chat AND k.message = below.seq "
-        "ORDER BY k.visited DESC, k.message DESC LIMIT 1",
-        {"chat": chat, "top": top},
+        "ORDER BY :below AND k.message = :top, k.visited DESC, k.message DESC LIMIT 1",
+        {"chat": chat, "top": top, "below": below},
     ).fetchone()
     return int(row[0])
 
@@ -214,6 +222,8 @@ def append(
     connection.execute("UPDATE chats SET updated = ? WHERE seq = ?", (new.created, chat))
     if stand:
         move_head(connection, chat, seq)
+    else:
+        visit(connection, chat, seq)
     if new.role is Role.USER:
         title = first_title(content)
         connection.execute(
