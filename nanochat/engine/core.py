@@ -6,6 +6,7 @@ import gc
 import hashlib
 import secrets
 import time
+from collections import deque
 from itertools import count
 
 import torch
@@ -55,6 +56,8 @@ class EngineCore:
         self._arrivals = count()
         self._sequences: dict[str, list[Sequence]] = {}
         self._updates: list[Update] = []
+        self._in_flight: deque[PendingStep] = deque()
+        self._ahead = 0  # steps dispatched beyond the one whose tokens are being read
 
     @property
     def has_work(self) -> bool:
@@ -139,25 +142,34 @@ class EngineCore:
 
     def step(self) -> list[Update]:
         """Run one step and return what it brought, finished and aborted replies included."""
-        chunks = self.scheduler.schedule()
-        if chunks:
-            started = time.perf_counter()
-            for chunk in chunks:
-                if not chunk.sequence.started:
-                    chunk.sequence.started = started
-                    self.statistics.cached_tokens += chunk.start
-            try:
-                step = self._runner.dispatch(chunks)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._give_way(chunks, error)
-            else:
-                self._take_in(step)
-                self.statistics.count(chunks, time.perf_counter() - started)
+        while len(self._in_flight) <= self._ahead and self._dispatch():
+            pass
+        if self._in_flight:
+            step = self._in_flight.popleft()
+            self._take_in(step)
+            self.statistics.count(step.chunks, time.perf_counter())
         self._check_idle()
         updates, self._updates = self._updates, []
         return updates
+
+    def _dispatch(self) -> bool:
+        chunks = self.scheduler.schedule()
+        if not chunks:
+            return False
+        now = time.perf_counter()
+        if not self._in_flight:
+            self.statistics.resume(now)
+        for chunk in chunks:
+            if not chunk.sequence.started:
+                chunk.sequence.started = now
+                self.statistics.cached_tokens += chunk.start
+        try:
+            self._in_flight.append(self._runner.dispatch(chunks))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._give_way(chunks, error)
+        return True
 
     def _give_way(self, chunks: list[Chunk], error: RuntimeError) -> None:
         """A step ran out of memory: end its largest request, and let the others do theirs again."""

@@ -79,15 +79,14 @@ class ModelRunner:
         self.kv_cache = kv_cache
         self.config = config
         self.device = device
+        # The token that each seat sampled last: where the next step finds it before the host has read it.
+        self._last_ids = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=device)
 
     @torch.inference_mode()
     def dispatch(self, chunks: list[Chunk]) -> PendingStep:
         """Run one step over `chunks`. Their sequences' blocks must cover every position."""
-        ids: list[int] = []
-        for chunk in chunks:
-            ids += chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
         layout, positions = lay_out(chunks, self.device)
-        hidden = self.model.forward(torch.tensor(ids, device=self.device), positions, layout, self.kv_cache)
+        hidden = self.model.forward(self._token_ids(chunks), positions, layout, self.kv_cache)
         last = hidden[(layout.query_start[1:] - 1).long()]
         healthy = torch.isfinite(last.float().sum(dim=-1))
         rows = [row for row, chunk in enumerate(chunks) if chunk.samples]
@@ -96,7 +95,25 @@ class ModelRunner:
         if len(rows) < len(chunks):
             last = last[torch.tensor(rows, device=self.device)]
         sequences = [chunk.sequence for chunk in chunks if chunk.samples]
-        return PendingStep(chunks, healthy, sample(self.model.logits(last), sequences))
+        sampled = sample(self.model.logits(last), sequences)
+        seats = torch.tensor([sequence.seat for sequence in sequences], device=self.device)
+        self._last_ids.index_copy_(0, seats, sampled.ids)
+        return PendingStep(chunks, healthy, sampled)
+
+    def _token_ids(self, chunks: list[Chunk]) -> Tensor:
+        ids: list[int] = []
+        unread: list[tuple[int, int]] = []  # (row, seat) of tokens that only the device knows yet
+        for chunk in chunks:
+            if chunk.start >= len(chunk.sequence.tokens):
+                unread.append((len(ids), chunk.sequence.seat))
+                ids.append(0)
+            else:
+                ids += chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
+        tokens = torch.tensor(ids, device=self.device)
+        if unread:
+            rows, seats = torch.tensor(unread, device=self.device).T
+            tokens.index_copy_(0, rows, self._last_ids[seats])
+        return tokens
 
     def close(self) -> None:
         """Drop the tensors."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.sequence import Sequence
 
 _MASK64 = 2**64 - 1
@@ -106,13 +105,6 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> Sampled:
     return Sampled(ids, finite, chosen[:, 0], rank, top.values, top.indices)
 
 
-def needs_history(params: SamplingParams) -> bool:
-    """Whether a row's logits depend on tokens sampled before, which the host must have read."""
-    return bool(
-        params.presence_penalty or params.frequency_penalty or params.repetition_penalty not in (None, 1.0)
-    )
-
-
 def _adjust(row: Tensor, sequence: Sequence) -> None:
     """Logit bias, penalties and the ban on early ends; `row` is changed in place."""
     params = sequence.params
@@ -120,9 +112,9 @@ def _adjust(row: Tensor, sequence: Sequence) -> None:
         known = {token: bias for token, bias in params.logit_bias.items() if token < row.shape[0]}
         at = torch.tensor(list(known), dtype=torch.int64, device=row.device)
         row[at] += torch.tensor(list(known.values()), dtype=row.dtype, device=row.device)
-    if needs_history(params):
+    if params.needs_history:
         _penalise(row, sequence)
-    if sequence.num_output < params.min_tokens:
+    if sequence.counter < params.min_tokens:
         ends = [t for t in (*sequence.eos_ids, *params.stop_token_ids) if t < row.shape[0]]
         if ends:
             row[torch.tensor(ends, dtype=torch.int64, device=row.device)] = -math.inf
@@ -160,9 +152,7 @@ def _draw_rows(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     device = logits.device
     params = [s.params for s in sequences]
     temperature = torch.tensor([[p.temperature or 1.0] for p in params], dtype=logits.dtype, device=device)
-    words = torch.tensor(
-        [_halves(noise_word(s.seed, s.num_output + s.pending - 1)) for s in sequences], device=device
-    )
+    words = torch.tensor([_halves(noise_word(s.seed, s.counter)) for s in sequences], device=device)
     scores = logits / temperature
     candidates: Tensor | None = None
     if any(p.top_k or (p.top_p or 1.0) < 1.0 or p.min_p for p in params):

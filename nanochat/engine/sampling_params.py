@@ -106,6 +106,13 @@ class SamplingParams:
         """Whether the likeliest token is always taken."""
         return self.temperature == 0
 
+    @property
+    def needs_history(self) -> bool:
+        """Whether the logits depend on the tokens sampled before, so that these must have been read."""
+        return bool(
+            self.presence_penalty or self.frequency_penalty or self.repetition_penalty not in (None, 1.0)
+        )
+
     def resolved(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """These parameters with every `None` among the tunable five replaced: by `defaults`, else neutral."""
         values = {name: getattr(self, name) for name in _TUNABLE}

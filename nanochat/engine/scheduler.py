@@ -42,6 +42,7 @@ class Scheduler:
         self.budget = budget
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self._seats = list(range(budget.sequences - 1, -1, -1))
         self.preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
@@ -51,7 +52,7 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and give its blocks back."""
         if sequence.status is Status.RUNNING:
-            self.running.remove(sequence)
+            self._leave(sequence)
         elif sequence.status is Status.WAITING and sequence in self.waiting:
             self.waiting.remove(sequence)
         self.cache.release(sequence.blocks)
@@ -88,6 +89,8 @@ class Scheduler:
                 break
             if sequence.status is not Status.RUNNING or not (sequence.decoding and sequence.wants_more):
                 continue
+            if sequence.pending and sequence.params.needs_history:
+                continue  # its penalties count tokens that were not read yet
             if self._extend(sequence):
                 chunks.append(Chunk(sequence, sequence.num_computed, 1, samples=True))
         chunks = [
@@ -113,7 +116,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the queue without blocks. They keep their names, so resuming finds those not yet evicted."""
-        self.running.remove(sequence)
+        self._leave(sequence)
         self.cache.release(sequence.blocks)
         sequence.blocks = []
         sequence.num_published = 0
@@ -122,6 +125,11 @@ class Scheduler:
         sequence.preemptions += 1
         self.preemptions += 1
         self.add(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._seats.append(sequence.seat)
+        sequence.seat = -1
 
     def _prefill(self, sequence: Sequence, left: int, chunks: list[Chunk]) -> int:
         start = sequence.num_computed
@@ -176,5 +184,6 @@ class Scheduler:
             sequence.cached_tokens = sequence.num_computed
         self.waiting.remove(sequence)
         sequence.status = Status.RUNNING
+        sequence.seat = self._seats.pop()
         insort(self.running, sequence, key=lambda s: s.order)
         return sequence

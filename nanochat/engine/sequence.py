@@ -67,6 +67,7 @@ class Sequence:
     status: Status = Status.WAITING
     num_computed: int = 0
     pending: int = 0
+    seat: int = -1  # its row in the device's per-sequence state while it runs
     prompt_ready: bool = False  # the prompt was computed once: followers may start
     cached_tokens: int | None = None  # at the first admission
     preemptions: int = 0
@@ -98,6 +99,11 @@ class Sequence:
     def length(self) -> int:
         """Tokens that exist, those sampled and not yet read included."""
         return len(self.tokens) + self.pending
+
+    @property
+    def counter(self) -> int:
+        """While a step that samples is dispatched: how many tokens of the reply come before the one it samples."""
+        return self.num_output + self.pending - 1
 
     @property
     def decoding(self) -> bool:

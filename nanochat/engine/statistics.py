@@ -18,16 +18,21 @@ class Statistics:
         self.prefill_tokens = 0
         self.cached_tokens = 0
         self.decode_tokens = 0
+        self._since = 0.0
         self._recent: deque[tuple[float, float, int, int]] = deque()  # end, seconds, prefill, decode
 
-    def count(self, chunks: list[Chunk], seconds: float) -> None:
-        """Take in one step."""
+    def resume(self, now: float) -> None:
+        """The first step after a pause is dispatched: the clock starts again."""
+        self._since = now
+
+    def count(self, chunks: list[Chunk], now: float) -> None:
+        """Take in one step; it took the time since the one before it, or since the pause's end."""
+        seconds, self._since = now - self._since, now
         decodes = sum(chunk.start >= len(chunk.sequence.prompt) and chunk.count == 1 for chunk in chunks)
         prefill = sum(chunk.count for chunk in chunks) - decodes
         self.steps += 1
         self.prefill_tokens += prefill
         self.decode_tokens += decodes
-        now = time.perf_counter()
         self._recent.append((now, seconds, prefill, decodes))
         while self._recent and self._recent[0][0] < now - _WINDOW:
             self._recent.popleft()

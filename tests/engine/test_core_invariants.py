@@ -20,12 +20,14 @@ class EngineMachine(RuleBasedStateMachine):
     """Small pools and budgets, so that preemption, chunking and eviction happen all the time."""
 
     @initialize(
-        blocks=st.integers(8, 24), seats=st.integers(1, 6), tokens=st.integers(8, 64), caching=st.booleans()
+        blocks=st.integers(8, 24), seats=st.integers(1, 6), tokens=st.integers(8, 64), caching=st.booleans(),
+        ahead=st.integers(0, 4),
     )  # fmt: skip
-    def build(self, blocks: int, seats: int, tokens: int, caching: bool) -> None:
+    def build(self, blocks: int, seats: int, tokens: int, caching: bool, ahead: int) -> None:
         self.core = hash_core(
             blocks, max_num_seqs=seats, max_num_batched_tokens=tokens, enable_prefix_caching=caching
         )
+        self.core._ahead = ahead
         self.open: dict[str, Request] = {}
         self.cancelled: set[str] = set()
         self.prompts: list[list[int]] = [[1, 2, 3]]
