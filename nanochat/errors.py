@@ -41,6 +41,14 @@ class InvalidModel(ModelError):
     """A model folder whose config, tokenizer or weights are missing, damaged or contradict each other."""
 
 
+class InvalidTemplate(ModelError):
+    """A chat template that is missing, does not compile, fails on this chat, or goes beyond its limits."""
+
+
+class ChatRejected(UsageError, ValueError):
+    """A list of messages that the model's chat template does not take; the text holds the template's reason."""
+
+
 class UnsupportedModel(ModelError):
     """A model that this engine does not run: architecture, quantization or pickle-only weights."""
 
