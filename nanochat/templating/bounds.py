@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from nanochat.template_meter import ITEM, LimitReached, Meter, size
+from nanochat.templating.meter import ITEM, LimitReached, Meter, size
 
 MAX_BITS = 4096  # of a whole number
 FREE = (

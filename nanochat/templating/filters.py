@@ -11,8 +11,8 @@ from jinja2.filters import FILTERS
 from jinja2.runtime import Context
 from jinja2.tests import TESTS
 
-from nanochat.template_bounds import FREE, ORDER, SHALLOW, SPECIAL, TEXT, filter_bound
-from nanochat.template_meter import ITEM, Meter, size
+from nanochat.templating.bounds import FREE, ORDER, SHALLOW, SPECIAL, TEXT, filter_bound
+from nanochat.templating.meter import ITEM, Meter, size
 
 _Any = Callable[..., Any]
 

@@ -1,7 +1,7 @@
 """Chat templates: Jinja from outside, rendered as Transformers does, in its sandbox, with limits.
 
 The environment is the one of Transformers' `apply_chat_template` (utils/chat_template_utils.py, 5.23), so that
-the text is equal to the byte; what a template may spend is in `template_meter.py`. Transformers itself is not
+the text is equal to the byte; what a template may spend is in `meter.py`. Transformers itself is not
 imported: that takes seconds.
 """
 
@@ -23,9 +23,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from nanochat.errors import ChatRejected, InvalidTemplate
-from nanochat.template_bounds import formatted_size, method_bound, operator_bound
-from nanochat.template_filters import charged_filters, charged_tests
-from nanochat.template_meter import ITEM, Instrument, LimitReached, Meter
+from nanochat.templating.bounds import formatted_size, method_bound, operator_bound
+from nanochat.templating.filters import charged_filters, charged_tests
+from nanochat.templating.meter import ITEM, Instrument, LimitReached, Meter
 
 MAX_SOURCE = 256 * 1024  # characters; the longest template in use has about 30,000
 MAX_OUTPUT = 4 * 2**20  # characters
