@@ -1,1 +1,66 @@
 """The model families, and the fallback through Transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nanochat.engine.models.config import ModelConfig
+from nanochat.kernels.bundle import Reduce
+from nanochat.kernels.layout import AttentionLayout
+
+__all__ = ["Model", "ModelConfig", "load_model"]
+
+
+class Model(Protocol):
+    """A model that reads and writes the paged KV cache."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """What the model is."""
+        ...
+
+    def forward(
+        self, ids: Tensor, positions: Tensor, layout: AttentionLayout, kv_cache: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """ids, positions int64 [T] -> hidden states after the final norm [T, hidden_size]."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, hidden_size] -> float32 [R, vocab_size]."""
+        ...
+
+
+def load_model(
+    folder: Path,
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+    reduce: Reduce | None = None,
+) -> Model:
+    """Read a model's weights onto a device.
+
+    Args:
+        rank, world_size: which share of a tensor-parallel model this is, and of how many.
+        progress: called with (bytes read, bytes in all).
+        reduce: sums a tensor over all ranks; needed when there is more than one.
+
+    Raises:
+        InvalidModel: weights are missing, damaged, or do not match the config.
+        UnsupportedModel: Transformers cannot run it in the paged cache either.
+    """
+    if config.native:
+        from nanochat.engine.models.loading import load_decoder
+
+        return load_decoder(folder, config, dtype, device, rank, world_size, progress, reduce)
+    from nanochat.engine.models.fallback import load_fallback
+
+    return load_fallback(folder, config, dtype, device, world_size, progress)

@@ -1,0 +1,143 @@
+"""The native decoder: Llama and its kin, written in the operations of a kernel bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanochat.engine.models.config import ModelConfig
+from nanochat.engine.models.layers import Layer, SparseMlp
+from nanochat.engine.models.rope import Rope
+from nanochat.kernels.bundle import Kernels, Reduce
+from nanochat.kernels.layout import AttentionLayout
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    """All that a decoder computes with. `embed` maps ids [T] to rows [T, hidden_size]; `head` is packed."""
+
+    embed: Callable[[Tensor], Tensor]
+    layers: list[Layer]
+    final_norm: Tensor
+    head: Any
+    ropes: list[Rope]
+
+
+class Decoder:
+    """One rank of a decoder. `reduce` sums over the ranks; None where there is one."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: DecoderWeights,
+        kernels: Kernels,
+        dtype: torch.dtype,
+        device: torch.device,
+        reduce: Reduce | None,
+    ) -> None:
+        self.config = config
+        self._kernels = kernels
+        self._reduce = reduce
+        self._weights = weights
+        self._like = torch.empty(0, dtype=dtype, device=device)
+        self._ropes = [RopeFrequencies(rope, device) for rope in weights.ropes]
+        self._scale = (
+            torch.tensor(config.embedding_scale).to(dtype).to(device)
+            if config.embedding_scale != 1.0
+            else None
+        )
+        norms = [layer.input_norm for layer in weights.layers[1:]]
+        self._layers = list(zip(weights.layers, [*norms, weights.final_norm], strict=True))
+
+    @torch.inference_mode()
+    def forward(
+        self, ids: Tensor, positions: Tensor, layout: AttentionLayout, kv_cache: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """Hidden states after the final norm, [T, hidden_size].
+
+        Args:
+            ids, positions: int64 [T].
+            layout: whose tokens these are and where their keys and values go.
+            kv_cache: for each layer (keys, values), each [num_blocks, BLOCK_SIZE, num_kv_heads, head_dim].
+        """
+        kernels, eps = self._kernels, self.config.norm_eps
+        plan = kernels.plan(layout)
+        rotations = [kernels.rotation(*rope.angles(positions, layout), self._like) for rope in self._ropes]
+        x = self._weights.embed(ids)
+        if self._scale is not None:
+            x = x * self._scale
+        h = kernels.rms_norm(x, self._weights.layers[0].input_norm, eps)
+        for (layer, next_norm), cache in zip(self._layers, kv_cache, strict=True):
+            qkv = kernels.linear(h, layer.qkv)
+            rotation = None if layer.rope is None else rotations[layer.rope]
+            attended = kernels.attention(qkv, layer.spec, rotation, cache, plan)
+            h, x = self._add(attended, layer.output, x, layer.post_attention_norm, layer.mlp_norm)
+            if isinstance(layer.mlp, SparseMlp):
+                h, x = kernels.add_rms_norm(self._choose(h, layer.mlp), x, next_norm, eps)
+            else:
+                inner = kernels.gated(h, layer.mlp.gate_up, self.config.activation)
+                h, x = self._add(inner, layer.mlp.down, x, layer.post_mlp_norm, next_norm)
+        return h
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [R, hidden_size] -> float32 [R, vocab_size]."""
+        logits = self._kernels.linear(hidden, self._weights.head).float()
+        cap = self.config.logits_soft_cap
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    def _add(
+        self, y: Tensor, weight: Any, x: Tensor, post_norm: Tensor | None, norm: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The end of half a layer: (the next half's input, the residual stream)."""
+        eps = self.config.norm_eps
+        if post_norm is None:
+            return self._kernels.project_add_norm(y, weight, x, norm, eps, self._reduce)
+        delta = self._kernels.linear(y, weight)
+        if self._reduce is not None:
+            delta = self._reduce(delta)
+        return self._kernels.add_rms_norm(self._kernels.rms_norm(delta, post_norm, eps), x, norm, eps)
+
+    def _choose(self, h: Tensor, mlp: SparseMlp) -> Tensor:
+        experts = self.config.experts
+        assert experts is not None
+        delta = self._kernels.experts(
+            h,
+            mlp.router,
+            mlp.gate_up,
+            mlp.down,
+            experts.per_token,
+            experts.normalized,
+            self.config.activation,
+        )
+        return delta if self._reduce is None else self._reduce(delta)
+
+
+class RopeFrequencies:
+    """A rope's frequencies on a device, and the angles of a step's tokens."""
+
+    def __init__(self, rope: Rope, device: torch.device) -> None:
+        self._short = rope.frequencies().to(device)
+        long = rope.long_frequencies()
+        self._long = None if long is None else long.to(device)
+        self._switch = rope.original_context
+        self._factor = rope.attention_factor
+
+    def angles(self, positions: Tensor, layout: AttentionLayout) -> tuple[Tensor, Tensor]:
+        """(cosines, sines) of each token, float32 [T, rotated / 2]. Asks nothing of the host."""
+        frequencies = self._short
+        if self._long is not None:
+            rows = torch.arange(positions.shape[0], device=positions.device, dtype=torch.int32)
+            owner = torch.searchsorted(layout.query_start[1:], rows, right=True).clamp_(
+                max=layout.context_lens.shape[0] - 1
+            )
+            frequencies = torch.where(
+                layout.context_lens[owner][:, None] > self._switch, self._long, self._short
+            )
+        angles = positions.float()[:, None] * frequencies
+        cos, sin = angles.cos(), angles.sin()
+        return (cos, sin) if self._factor == 1.0 else (cos * self._factor, sin * self._factor)

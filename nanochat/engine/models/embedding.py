@@ -1,0 +1,55 @@
+"""Token ids to rows of the embedding."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat.errors import InvalidModel
+
+
+class Embedding:
+    """A table in memory, [vocab_size, hidden_size]."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """ids [T] -> [T, hidden_size]."""
+        return F.embedding(ids, self.table)
+
+
+class RowsOnDisk:
+    """A table that stays in its file, of which a step reads the few rows that it needs.
+
+    For a tied embedding on the CPU: the head holds the same numbers, packed for multiplying, and rows cannot be taken out of
+    that. A second copy would be a fifth of a small model's memory; a row costs about 2 us from the page cache.
+    """
+
+    def __init__(self, path: Path, offset: int, width: int, saved: torch.dtype, dtype: torch.dtype) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._offset, self._width = offset, width
+        self._saved, self._dtype = saved, dtype
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """ids [T] -> [T, hidden_size]."""
+        tokens: list[int] = ids.tolist()
+        size = self._width * self._saved.itemsize
+        data = bytearray(size * len(tokens))
+        for place, token in enumerate(tokens):
+            row = os.pread(self._file, size, self._offset + token * size)
+            if len(row) != size:
+                raise InvalidModel(
+                    f"{self._path.name} was cut short while the model was in use: load the model again"
+                )
+            data[place * size : (place + 1) * size] = row
+        return torch.frombuffer(data, dtype=self._saved).view(-1, self._width).to(self._dtype)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)

@@ -1,0 +1,87 @@
+"""From a folder of safetensors to a native decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanochat.engine.models.config import ModelConfig
+from nanochat.engine.models.decoder import Decoder, DecoderWeights
+from nanochat.engine.models.embedding import Embedding, RowsOnDisk
+from nanochat.engine.models.layers import LayerReader, Piece
+from nanochat.engine.weights import TORCH_DTYPES, Checkpoint
+from nanochat.errors import InvalidModel
+from nanochat.kernels import pick
+from nanochat.kernels.bundle import Kernels, Reduce
+
+_HEADS = ("lm_head.weight", "language_model.lm_head.weight")
+_HARMLESS = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")  # buffers that old checkpoints carry
+_OTHER_PARTS = (
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+)
+
+
+def load_decoder(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    rank: int,
+    ranks: int,
+    progress: Callable[[int, int], None] | None,
+    reduce: Reduce | None,
+) -> Decoder:
+    """See `load_model`."""
+    assert ranks == 1 or reduce is not None
+    kernels = pick(device)
+    with Checkpoint(folder) as checkpoint:
+        checkpoint.progress = progress
+        reader = LayerReader(checkpoint, config, kernels, dtype, device, rank, ranks)
+        embed, head = _embedding_and_head(checkpoint, config, reader, kernels)
+        layers = [reader.layer(index) for index in range(config.num_layers)]
+        final_norm = reader.norm(f"{reader.prefix}norm.weight")
+        _account_for_all(checkpoint, reader)
+    weights = DecoderWeights(embed, layers, final_norm, head, reader.ropes)
+    return Decoder(config, weights, kernels, dtype, device, reduce)
+
+
+def _embedding_and_head(
+    checkpoint: Checkpoint, config: ModelConfig, reader: LayerReader, kernels: Kernels
+) -> tuple[Callable[[Tensor], Tensor], Any]:
+    """They come first: while the largest matrix is packed it is in memory twice, and then little else is."""
+    name, shape = f"{reader.prefix}embed_tokens.weight", (config.vocab_size, config.hidden_size)
+    table = reader.stacked([Piece(name, shape)])
+    if not config.tied_embeddings:
+        stored = next((head for head in _HEADS if head in checkpoint), _HEADS[0])
+        return Embedding(table), kernels.pack(reader.stacked([Piece(stored, shape)]))
+    head = kernels.pack(table)
+    if isinstance(head, tuple):
+        return Embedding(table), head
+    entry = checkpoint.entry(name, shape)
+    return RowsOnDisk(
+        entry.path, entry.offset, config.hidden_size, TORCH_DTYPES[entry.dtype], table.dtype
+    ), head
+
+
+def _account_for_all(checkpoint: Checkpoint, reader: LayerReader) -> None:
+    """Every tensor was read, or is known not to matter."""
+    unknown: list[str] = []
+    for name in checkpoint.entries:
+        if name in reader.used:
+            continue
+        if name in _HEADS or name.endswith(_HARMLESS) or name.startswith(_OTHER_PARTS):
+            checkpoint.skip(name)
+        else:
+            unknown.append(name)
+    if unknown:
+        raise InvalidModel(
+            f"{checkpoint.folder.name} has {len(unknown)} tensors that a {reader.config.architecture} of this config does not have, the "
+            f"first is {sorted(unknown)[0][:100]}: config and weights disagree; fetch the model again"
+        )

@@ -1,0 +1,65 @@
+"""A mixture of experts in plain torch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def run_experts(
+    x: Tensor,
+    router: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    per_token: int,
+    normalized: bool,
+    activation: str,
+) -> Tensor:
+    """See `Kernels.experts`. On the CPU only the chosen experts' weights are read."""
+    probabilities = torch.softmax(F.linear(x, router), dim=-1, dtype=torch.float32)
+    weights, chosen = torch.topk(probabilities, per_token, dim=-1)  # [T, per_token] each
+    if normalized:
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    weights = weights.to(x.dtype)
+    if x.device.type == "cpu":
+        return _one_by_one(x, weights, chosen, gate_up, down, activation)
+    return _all_at_once(x, weights, chosen, gate_up, down, activation)
+
+
+def _one_by_one(
+    x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor, activation: str
+) -> Tensor:
+    out = torch.zeros_like(x)
+    owners: dict[int, list[tuple[int, int]]] = {}
+    for token, row in enumerate(chosen.tolist()):
+        for place, expert in enumerate(row):
+            owners.setdefault(expert, []).append((token, place))
+    for expert, pairs in sorted(owners.items()):
+        tokens = torch.tensor([token for token, _ in pairs])
+        places = torch.tensor([place for _, place in pairs])
+        hidden = _activated(F.linear(x[tokens], gate_up[expert]), activation)
+        out.index_add_(0, tokens, F.linear(hidden, down[expert]) * weights[tokens, places, None])
+    return out
+
+
+def _all_at_once(
+    x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor, activation: str
+) -> Tensor:
+    """Without asking the device which experts were chosen: tokens sorted by expert, one grouped product each way."""
+    per_token = chosen.shape[1]
+    order = torch.argsort(chosen.view(-1), stable=True)
+    tokens = order // per_token
+    counts = torch.zeros(
+        gate_up.shape[0], dtype=torch.int32, device=x.device
+    )  # bincount would wait for the device
+    counts.index_add_(0, chosen.view(-1), torch.ones_like(tokens, dtype=torch.int32))
+    ends = counts.cumsum(0, dtype=torch.int32)
+    hidden = _activated(F.grouped_mm(x[tokens], gate_up.transpose(1, 2), offs=ends), activation)
+    products = F.grouped_mm(hidden, down.transpose(1, 2), offs=ends) * weights.view(-1)[order, None]
+    return torch.zeros_like(x).index_add_(0, tokens, products)
+
+
+def _activated(gate_up: Tensor, activation: str) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
