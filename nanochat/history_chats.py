@@ -144,6 +144,14 @@ class Chats:
         Messages that another chat shares stay. A chat with a running reply waits.
         """
         before = self._database.clock() - days * _DAY
+        with self._database.read() as connection:  # an open need not wait for a writer when nothing is due
+            due = connection.execute(
+                "SELECT EXISTS (SELECT 1 FROM chats WHERE deleted <= ?1) "
+                "OR EXISTS (SELECT 1 FROM members WHERE hidden_at <= ?1)",
+                (before,),
+            ).fetchone()[0]
+        if not due:
+            return 0
         with self._database.write() as connection:
             old = "SELECT seq FROM chats WHERE deleted <= ? AND seq NOT IN (SELECT chat FROM running)"
             connection.execute(f"DELETE FROM members WHERE chat IN ({old})", (before,))

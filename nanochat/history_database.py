@@ -17,8 +17,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from nanochat import history_faults as faults
 from nanochat.errors import HistoryError, HistoryLocked
@@ -129,15 +130,14 @@ class Database:
             self.owner.release()
 
     def _open(self, owner: Owner) -> None:
+        if not owner.others():
+            _sweep(self.folder)
         if not self.path.exists():
             _create_private(self.path)
-        if self.path.stat().st_size == 0:
-            raise faults.damaged(self.path, "the file is empty")
         os.chmod(self.path, 0o600)  # -wal and -shm take the mode of the file
+        dead = owner.dead()
+        version = self._examine(dead)
         self._writer = writer = self._connect()
-        version = self._version(writer)
-        if owner.dead() or self.path.stat().st_size <= _CHECK_ALWAYS:
-            self._quick_check(writer)
         if (mode := writer.execute("PRAGMA journal_mode = WAL").fetchone()[0]) != "wal":
             raise faults.read_only(
                 self.path, f"its file system does not allow a write-ahead log, only {mode}"
@@ -147,6 +147,7 @@ class Database:
         self._reader = self._connect()
         self._reader.execute("PRAGMA query_only = ON")
         self._seen_version = self._data_version()
+        owner.bury(dead)  # the file is whole, and recovery goes by who is alive
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -161,23 +162,28 @@ class Database:
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
-    def _version(self, connection: sqlite3.Connection) -> int:
-        """The file's format; refuses a newer one and a file of another program, before any write."""
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        program = int(connection.execute("PRAGMA application_id").fetchone()[0])
-        tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-        if program != APPLICATION_ID and (program or version or tables):
-            raise faults.damaged(self.path, "it is the database of another program")
-        if version > len(self._migrations):
-            raise faults.too_new(self.path, version, len(self._migrations))
-        return version
+    def _examine(self, dead: Sequence[str]) -> int:
+        """The file's format, once it is known to be ours, not newer, and whole.
 
-    def _quick_check(self, connection: sqlite3.Connection) -> None:
-        if self.path.stat().st_size > _CHECK_AFTER_CRASH:
-            return
-        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if found != "ok":
-            raise faults.damaged(self.path, str(found))
+        Through a connection that only reads: closing one that writes would fold the log into a damaged file.
+        """
+        size = self.path.stat().st_size
+        if size == 0:
+            raise faults.damaged(self.path, "the file is empty")
+        location = f"file:{quote(str(self.path.absolute()))}?mode=ro"
+        with closing(
+            sqlite3.connect(location, uri=True, timeout=self._busy, isolation_level=None)
+        ) as connection:
+            version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+            if int(connection.execute("PRAGMA application_id").fetchone()[0]) != APPLICATION_ID:
+                raise faults.damaged(self.path, "it is not nanochat's, or its start is lost")
+            if version > len(self._migrations):
+                raise faults.too_new(self.path, version, len(self._migrations))
+            if size <= (_CHECK_AFTER_CRASH if dead else _CHECK_ALWAYS):
+                found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+                if found != "ok":
+                    raise faults.damaged(self.path, str(found))
+        return version
 
     def _migrate(self, connection: sqlite3.Connection, version: int, owner: Owner) -> None:
         if version and (others := owner.others()):
@@ -273,6 +279,16 @@ def _names(folder: Path, stem: str) -> Iterator[Path]:
     yield folder / f"{stem}.db"
     for number in range(2, 10_000):
         yield folder / f"{stem}-{number}.db"
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a process that was killed left half made; only while no other one is there to need it."""
+    for left in (
+        *folder.glob(".new-chats-*"),
+        *folder.glob("backups/.copying-*"),
+        *folder.glob("owners/.new-*"),
+    ):
+        left.unlink(missing_ok=True)
 
 
 def _private_folder(folder: Path) -> None:

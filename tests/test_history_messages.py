@@ -50,7 +50,9 @@ def test_an_id_is_the_sha256_of_its_fields_each_led_by_its_length() -> None:
     parent, nonce = "ab" * 32, "01" * 8
     fields = (bytes.fromhex(parent), b"user", "é".encode(), b"why", b"\x07\0\0\0", bytes.fromhex(nonce))
     written = b"nanochat message 1" + b"".join(len(part).to_bytes(8, "little") + part for part in fields)
-    name = message_id(parent=parent, role="user", content="é", reasoning="why", packed_ids=pack_ids([7]), nonce=nonce)
+    name = message_id(
+        parent=parent, role="user", content="é", reasoning="why", packed_ids=pack_ids([7]), nonce=nonce
+    )
     assert name == hashlib.sha256(written).hexdigest()
 
 
@@ -58,7 +60,12 @@ def test_an_id_is_the_sha256_of_its_fields_each_led_by_its_length() -> None:
 def test_text_cannot_move_between_fields_without_changing_the_id(a: str, b: str, c: str, d: str) -> None:
     def name(content: str, reasoning: str) -> str:
         return message_id(
-            parent="", role="user", content=storable(content), reasoning=storable(reasoning), packed_ids=b"", nonce=""
+            parent="",
+            role="user",
+            content=storable(content),
+            reasoning=storable(reasoning),
+            packed_ids=b"",
+            nonce="",
         )
 
     assert (name(a, b) == name(c, d)) == ((storable(a), storable(b)) == (storable(c), storable(d)))
@@ -190,14 +197,26 @@ def test_the_first_line_that_says_something_names_the_chat(history: History) -> 
 def test_figures_status_and_tokens_come_back_as_they_were(history: History) -> None:
     chat = history.chats.create().id
     question = history.messages.add(chat, Role.USER, "go")
-    running = history.replies.begin(chat, question.id, model="org/tiny", params={"temperature": 0.7, "seed": 5})
+    running = history.replies.begin(
+        chat, question.id, model="org/tiny", params={"temperature": 0.7, "seed": 5}
+    )
     metrics = {"cached_tokens": 16, "prefill_tokens": 3, "ttft": 0.1234567890123, "decode_rate": 143.0}
     history.replies.finish(
-        running.id, Status.STOPPED, "half", reasoning="hm", token_ids=(0, 5, 151643), metrics=metrics, finish_reason="abort"
+        running.id,
+        Status.STOPPED,
+        "half",
+        reasoning="hm",
+        token_ids=(0, 5, 151643),
+        metrics=metrics,
+        finish_reason="abort",
     )
     reply = history.messages.open(chat).messages[1]
     assert (reply.status, reply.reasoning, reply.token_ids) == (Status.STOPPED, "hm", (0, 5, 151643))
-    assert (reply.model, reply.params, reply.metrics) == ("org/tiny", {"temperature": 0.7, "seed": 5}, metrics)
+    assert (reply.model, reply.params, reply.metrics) == (
+        "org/tiny",
+        {"temperature": 0.7, "seed": 5},
+        metrics,
+    )
     assert (reply.cached_tokens, reply.prefill_tokens, reply.finish_reason) == (16, 3, "abort")
 
 

@@ -69,7 +69,9 @@ def test_regenerating_stands_at_the_question_until_the_new_reply_is_there(histor
 def test_continuing_keeps_the_interrupted_reply_as_a_variant(history: History) -> None:
     chat, running = begin(history)
     half = history.replies.finish(running.id, Status.STOPPED, "one two", token_ids=(1, 2))
-    more = history.replies.begin(chat, half.parent, model="tiny", content=half.content, token_ids=half.token_ids)
+    more = history.replies.begin(
+        chat, half.parent, model="tiny", content=half.content, token_ids=half.token_ids
+    )
     assert (more.content, more.token_ids) == ("one two", (1, 2))
     whole = history.replies.finish(more.id, Status.DONE, "one two three", token_ids=(1, 2, 3))
     assert [m.content for m in history.messages.variants(chat, whole.id)] == ["one two", "one two three"]
@@ -90,7 +92,11 @@ def test_what_a_closed_process_left_running_is_interrupted_with_its_text(tmp_pat
         first.replies.checkpoint(running.id, "half a sent", reasoning="hm", token_ids=(7,))
     with History.open(tmp_path) as second:
         (recovered,) = second.recovered
-        assert (recovered.status, recovered.content, recovered.reasoning) == (Status.INTERRUPTED, "half a sent", "hm")
+        assert (recovered.status, recovered.content, recovered.reasoning) == (
+            Status.INTERRUPTED,
+            "half a sent",
+            "hm",
+        )
         assert (recovered.token_ids, recovered.model) == ((7,), "tiny")
         assert second.messages.open(chat).messages[-1] == recovered
         assert second.check() == ()
