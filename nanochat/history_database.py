@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 from nanochat import history_faults as faults
+from nanochat import history_files as files
 from nanochat.errors import HistoryError, HistoryLocked
 from nanochat.history_owner import Owner, opening
 from nanochat.history_schema import APPLICATION_ID, MIGRATIONS
 
-NAME = "chats.db"
-BACKUPS_KEPT = 5
 _OLDEST_SQLITE = (3, 34, 0)  # the trigram tokenizer
 _CHECK_ALWAYS = 32 << 20  # bytes; below this a check at open takes some tens of milliseconds
 _CHECK_AFTER_CRASH = 1 << 30
@@ -41,7 +39,7 @@ class Database:
         migrations: Sequence[Sequence[str]] = MIGRATIONS,
     ) -> None:  # fmt: skip
         """Open, and create or migrate where needed. Raises HistoryError and its kin; see `history_faults`."""
-        self.folder, self.path, self.clock = folder, folder / NAME, clock
+        self.folder, self.path, self.clock = folder, folder / files.NAME, clock
         self._busy, self._migrations = busy_seconds, migrations
         self._write_lock, self._read_lock = threading.Lock(), threading.Lock()
         self._connections: list[sqlite3.Connection] = []
@@ -51,7 +49,7 @@ class Database:
             )
         owner: Owner | None = None
         try:
-            _private_folder(folder)
+            files.private_folder(folder)
             with opening(folder, busy_seconds):
                 owner = Owner(folder / "owners")
                 self._open(owner)
@@ -117,7 +115,7 @@ class Database:
         """Copy the whole history with SQLite's backup API; returns the copy. The newest five are kept."""
         with self._read_lock:
             try:
-                return self._backup(self._reader)
+                return files.back_up(self._reader, self.folder, self.clock())
             except (sqlite3.Error, OSError) as error:
                 raise faults.explain(error, self.path) from error
 
@@ -131,9 +129,9 @@ class Database:
 
     def _open(self, owner: Owner) -> None:
         if not owner.others():
-            _sweep(self.folder)
+            files.sweep(self.folder)
         if not self.path.exists():
-            _create_private(self.path)
+            files.create(self.path)
         os.chmod(self.path, 0o600)  # -wal and -shm take the mode of the file
         dead = owner.dead()
         version = self._examine(dead)
@@ -193,7 +191,7 @@ class Database:
                 f"(process {', '.join(each.split('-')[0] for each in others)}) uses them. Close it, then "
                 "start again."
             )
-        saved = self._backup(connection) if version else None
+        saved = files.back_up(connection, self.folder, self.clock()) if version else None
         connection.execute("BEGIN EXCLUSIVE")
         try:
             for statements in self._migrations[version:]:
@@ -210,104 +208,9 @@ class Database:
                 f"{told} The chats are as they were before the migration; a backup is at {saved}."
             ) from error
 
-    def _backup(self, connection: sqlite3.Connection) -> Path:
-        folder = self.folder / "backups"
-        _private_folder(folder)
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.clock()))
-        descriptor, name = tempfile.mkstemp(prefix=".copying-", dir=folder)  # mode 0600
-        os.close(descriptor)
-        temporary = Path(name)
-        try:
-            copy = sqlite3.connect(temporary, isolation_level=None)
-            try:
-                connection.backup(copy)
-                copy.execute("PRAGMA journal_mode = DELETE")  # one file, no log beside it
-            finally:
-                copy.close()
-            target = next(path for path in _names(folder, f"chats-v{version}-{stamp}") if not path.exists())
-            temporary.rename(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        old = sorted(folder.glob("chats-*.db"), key=lambda path: (path.stat().st_mtime, path.name))[
-            :-BACKUPS_KEPT
-        ]
-        for path in old:
-            path.unlink()
-        return target
-
     def _data_version(self) -> int:
         return int(self._writer.execute("PRAGMA data_version").fetchone()[0])
 
     def _close_connections(self) -> None:
         while self._connections:
             self._connections.pop().close()
-
-
-def set_aside(folder: Path, *, busy_seconds: float = 5.0) -> Path:
-    """Move a damaged history out of the way, on the user's word; returns where it is now. Nothing is deleted.
-
-    Raises HistoryLocked while another nanochat uses it.
-    """
-    path = folder / NAME
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    try:
-        with opening(folder, busy_seconds):
-            owner = Owner(folder / "owners")
-            try:
-                if owner.others():
-                    raise HistoryLocked(
-                        "Another nanochat uses these chats. Close it, then move the file aside."
-                    )
-                target = next(each for each in _names(folder, f"chats-damaged-{stamp}") if not each.exists())
-                for suffix in (
-                    "-wal",
-                    "-shm",
-                    "",
-                ):  # the file itself last: until then it is still the history
-                    source = path.with_name(path.name + suffix)
-                    if source.exists():
-                        source.rename(target.with_name(target.name + suffix))
-            finally:
-                owner.release()
-    except OSError as error:
-        raise faults.explain(error, path) from error
-    return target
-
-
-def _names(folder: Path, stem: str) -> Iterator[Path]:
-    yield folder / f"{stem}.db"
-    for number in range(2, 10_000):
-        yield folder / f"{stem}-{number}.db"
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a process that was killed left half made; only while no other one is there to need it."""
-    for left in (
-        *folder.glob(".new-chats-*"),
-        *folder.glob("backups/.copying-*"),
-        *folder.glob("owners/.new-*"),
-    ):
-        left.unlink(missing_ok=True)
-
-
-def _private_folder(folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_mode & 0o077:
-        os.chmod(folder, 0o700)
-
-
-def _create_private(path: Path) -> None:
-    """A database without tables, for the user only, there in one step: so an empty file is always damage.
-
-    It is never opened but through SQLite once it has its name: closing a descriptor of it would drop SQLite's
-    locks.
-    """
-    descriptor, temporary = tempfile.mkstemp(prefix=".new-chats-", dir=path.parent)
-    os.close(descriptor)
-    fresh = sqlite3.connect(temporary, isolation_level=None)
-    try:
-        fresh.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    finally:
-        fresh.close()
-    os.rename(temporary, path)

@@ -96,7 +96,7 @@ def too_new(path: Path, found: int, known: int) -> HistoryTooNew:
 def newest_backup(path: Path) -> Path | None:
     """The newest backup of the history at `path`."""
     found = sorted(
-        (path.parent / "backups").glob("chats-*.db"), key=lambda each: (each.stat().st_mtime, each.name)
+        (path.parent / "backups").glob("chats-*.db"), key=lambda each: (each.stat().st_mtime_ns, each.name)
     )
     return found[-1] if found else None
 

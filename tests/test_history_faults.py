@@ -24,7 +24,7 @@ from nanochat.errors import (
     HistoryTooNew,
 )
 from nanochat.history import History
-from nanochat.history_database import set_aside
+from nanochat.history_files import set_aside
 from nanochat.history_records import Role
 from nanochat.history_schema import MIGRATIONS
 
@@ -170,7 +170,9 @@ def test_the_log_of_a_damaged_file_is_kept_too(tmp_path: Path) -> None:
         history.messages.add(history.chats.create().id, Role.USER, "more")
         log, content = ((tmp_path / "source" / name).read_bytes() for name in ("chats.db-wal", "chats.db"))
     refused = 0
-    for number, damaged in enumerate((b"x" * 8192, b"x" * 100, content[:5000], content[:100] + b"\xff" * len(content))):
+    for number, damaged in enumerate(
+        (b"x" * 8192, b"x" * 100, content[:5000], content[:100] + b"\xff" * len(content))
+    ):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "chats.db").write_bytes(damaged)
