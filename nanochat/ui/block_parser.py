@@ -13,7 +13,7 @@ BlockKind = Literal["paragraph", "heading", "fence", "code", "math", "table", "r
 #: Kinds whose lines stand as they came; the others are drawn anew when a line is added.
 GROWING: frozenset[BlockKind] = frozenset(("fence", "code", "math", "table"))
 #: Characters of a line, or of a paragraph, after which it is cut.
-LONGEST = 4000
+LONGEST = 2000
 #: The indent of a list item that takes no more lines.
 ENDED = 1_000_000
 

@@ -1,29 +1,45 @@
-"""The transcript: a view onto one `Conversation` at a time, drawn line by line, following the end."""
+"""The transcript: a conversation on screen, with a block cursor whose keys are posted as requests."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
+from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
-from textual.scroll_view import ScrollView
 
 from nanochat.ui.conversation import Conversation, TranscriptMessage
+from nanochat.ui.conversation_view import Cursor
+from nanochat.ui.inline import is_web_address
+from nanochat.ui.rows import Row
+from nanochat.ui.widgets.row_painter import ACTION
+from nanochat.ui.widgets.transcript_view import TranscriptView
 
-__all__ = ["Conversation", "Transcript", "TranscriptMessage"]
+__all__ = ["Conversation", "Transcript", "TranscriptMessage", "Verb"]
 
 Verb = Literal["edit", "fork", "regenerate", "delete"]
 
+STYLES = (
+    "user user_bar fold notice error footer step button dropped cursor badge "
+    "reasoning reasoning_head reasoning_bar "
+    "h1 h2 h3 h4 h5 h6 em strong strike code math link target marker rule quote_bar table_head table_frame raw "
+    "panel panel_head panel_mark comment preprocessor keyword constant type number string escape attribute builtin "
+    "decorator function variable operator deleted inserted"
+)
 
-class Transcript(ScrollView, can_focus=True):
+
+class Transcript(TranscriptView, can_focus=True):
     """Shows one conversation; `swap` shows another one.
 
     Follows the end until the reader scrolls away; then a badge counts new lines and End returns. A block cursor
-    (alt+up, alt+down) selects a message, or a code block in it; letters act on what is selected and are posted
-    as messages for the screen to carry out.
+    (alt+up, alt+down) selects a message, its reasoning or a code block in it; letters act on what is selected and
+    are posted as messages for the screen to carry out.
     """
 
+    DEFAULT_CSS = Path(__file__).with_suffix(".tcss").read_text(encoding="utf-8")
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"transcript--{name}" for name in STYLES.split()}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("alt+up", "move_cursor(-1)", "Block above", id="transcript.cursor_up", show=False),
         Binding("alt+down", "move_cursor(1)", "Block below", id="transcript.cursor_down", show=False),
@@ -34,8 +50,10 @@ class Transcript(ScrollView, can_focus=True):
         Binding("space,enter", "fold", "Fold", id="transcript.fold", tooltip="Fold or unfold."),
         Binding("e", "act('edit')", "Edit", id="transcript.edit", tooltip="Edit and send as a new version."),
         Binding("f", "act('fork')", "Fork", id="transcript.fork", tooltip="A new chat from here."),
-        Binding("r", "act('regenerate')", "Regenerate", id="transcript.regenerate"),
-        Binding("d,delete", "act('delete')", "Delete", id="transcript.delete"),
+        Binding("r", "act('regenerate')", "Regenerate", id="transcript.regenerate", tooltip="Answer again."),
+        Binding(
+            "d,delete", "act('delete')", "Delete", id="transcript.delete", tooltip="Delete this message."
+        ),
         Binding(
             "left_square_bracket,left", "variant(-1)", "Version before", id="transcript.variant_previous"
         ),
@@ -76,41 +94,149 @@ class Transcript(ScrollView, can_focus=True):
         url: str
 
     @dataclass
-    class FollowChanged(Message):
-        """The view follows the end from now on, or no longer does."""
-
-        following: bool
-
-    @dataclass
     class Left(Message):
         """The reader left the block cursor: the prompt should take the focus."""
 
-    @property
-    def conversation(self) -> Conversation | None:
-        """What is shown."""
-        raise NotImplementedError
-
-    def swap(self, conversation: Conversation | None) -> None:
-        """Show this conversation, where and how it was last seen; a new one from its end."""
-        raise NotImplementedError
-
-    def follow(self) -> None:
-        """Go to the end and stay there."""
-        raise NotImplementedError
+    # The block cursor
 
     @property
-    def following(self) -> bool:
-        """Whether the view stays at the end as text comes."""
-        raise NotImplementedError
+    def cursor(self) -> Cursor | None:
+        """What is selected."""
+        return None if self._view is None else self._view.cursor
 
     def move_cursor(self, step: int) -> None:
-        """Move the block cursor; the first step selects the last block and takes the focus."""
-        raise NotImplementedError
+        """Move the block cursor; the first step selects the last message and takes the focus."""
+        view = self._view
+        if view is None:
+            return
+        cursor = view.move_cursor(step)
+        if cursor is None:
+            return
+        self.focus(scroll_visible=False)
+        self._dirty.add(None)  # messages above may have been drawn for the first time
+        self._flush()
+        self._show(*view.span(cursor))
+        self.refresh()
 
     def clear_cursor(self) -> None:
         """Take the block cursor away."""
-        raise NotImplementedError
+        if self._view is not None and self._view.cursor is not None:
+            self._view.cursor = None
+            self.refresh()
+
+    def copyable(self) -> tuple[str, str] | None:
+        """What the cursor selects, as text, and what to call it; None without a cursor."""
+        view, cursor = self._view, self.cursor
+        if view is None or cursor is None or cursor.message_id not in view.conversation:
+            return None
+        message = view.conversation.get(cursor.message_id)
+        if cursor.what == "code":
+            text, language = view.view(cursor.message_id).code(cursor.key)
+            return text, f"{language} code"
+        if cursor.what == "reasoning":
+            return message.reasoning, "reasoning"
+        return message.text, "reply" if message.role == "assistant" else "message"
 
     def toggle_reasoning(self) -> None:
-        """Unfold every reasoning block of this conversation, or fold them all."""
-        raise NotImplementedError
+        """Unfold every reasoning block of this conversation, or fold them all when one is unfolded."""
+        view = self._view
+        if view is None:
+            return
+        drawn = [view.view(name) for name in view.conversation.ids if view.view(name).has_reasoning]
+        fold = any(not message.is_folded for message in drawn)
+        for message in drawn:
+            message.folded = not fold
+            message.toggle()
+        self._dirty.add(None)
+        self._flush()
+
+    def fold(self, message_id: str) -> None:
+        """Fold or unfold a message's reasoning, or a long question."""
+        view = self._view
+        if view is None or message_id not in view.conversation:
+            return
+        view.view(message_id).toggle()
+        view.remeasure(message_id)
+        self._place()
+        self.refresh()
+
+    def gutter_style(self, row: Row, index: int) -> str:
+        """The bar left of a row: the block cursor's, or a question's."""
+        view, cursor = self._view, self.cursor
+        if view is not None and cursor is not None:
+            first, end = view.span(cursor)
+            if first <= index < end:
+                return "cursor"
+        return super().gutter_style(row, index)
+
+    def _show(self, first: int, end: int) -> None:
+        """Scroll as little as brings these rows on screen; their start when they are too many."""
+        top, rows = round(self.scroll_y), self.scrollable_content_region.height
+        if first >= top and end <= top + rows:
+            return
+        self.scroll_to(y=first if first < top or end - first > rows else end - rows)
+
+    # Keys
+
+    def action_move_cursor(self, step: int) -> None:
+        """Move the block cursor."""
+        self.move_cursor(step)
+
+    def action_leave(self) -> None:
+        """Back to the prompt."""
+        self.clear_cursor()
+        self.post_message(self.Left())
+
+    def action_copy(self) -> None:
+        """Copy what is selected."""
+        found = self.copyable()
+        if found is not None:
+            self.post_message(self.CopyRequested(*found))
+
+    def action_fold(self) -> None:
+        """Fold or unfold what is selected."""
+        if self.cursor is not None:
+            self.fold(self.cursor.message_id)
+
+    def action_act(self, verb: Verb) -> None:
+        """Ask for something to be done with the selected message."""
+        if self.cursor is not None:
+            self.post_message(self.ActionRequested(verb, self.cursor.message_id))
+
+    def action_variant(self, step: int) -> None:
+        """Ask for another version of the selected message."""
+        if self.cursor is not None:
+            self.post_message(self.VariantRequested(self.cursor.message_id, step))
+
+    def action_scroll_half(self, pages: int) -> None:
+        """Scroll by half a page."""
+        self.scroll_to(y=self.scroll_y + pages * (self.scrollable_content_region.height // 2))
+
+    def action_follow(self) -> None:
+        """Go to the end and stay there."""
+        self.follow()
+
+    # The mouse
+
+    async def on_click(self, event: events.Click) -> None:
+        """Do what the run under the mouse asks for."""
+        action = event.style.meta.get(ACTION)
+        view = self._view
+        if action is None or view is None:
+            return
+        event.stop()
+        kind, argument = action
+        place = view.locate(round(self.scroll_y) + event.y)
+        if kind == "follow":
+            self.follow()
+        elif kind == "link" and is_web_address(argument):
+            self.post_message(self.LinkRequested(argument))
+        elif place is None:
+            return
+        elif kind == "fold":
+            self.fold(place.message_id)
+        elif kind == "variant":
+            self.post_message(self.VariantRequested(place.message_id, int(argument)))
+        elif kind == "copy":
+            text, language = view.view(place.message_id).code(argument)
+            self.post_message(self.CopyRequested(text, f"{language} code"))

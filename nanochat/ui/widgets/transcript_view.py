@@ -1,0 +1,329 @@
+"""The scrolling and painting half of the transcript: rows of one conversation, and when they follow the end.
+
+One widget, whatever its length: a flush costs the rows that changed, switching to another conversation costs
+one repaint, and focus, timers and resizing never restyle a tree of widgets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+from weakref import WeakKeyDictionary
+
+from textual import events
+from textual._animator import EasingFunction
+from textual._types import AnimationLevel, CallbackType
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.reactive import Reactive
+from textual.scroll_view import ScrollView
+from textual.selection import Selection
+from textual.strip import Strip
+from textual.widget import Widget
+
+from nanochat.ui.conversation import Conversation
+from nanochat.ui.conversation_view import ConversationView
+from nanochat.ui.markdown import MarkdownRenderer
+from nanochat.ui.rows import Row, Run
+from nanochat.ui.widgets.row_painter import RowPainter, selected
+
+#: Rows from the end within which the view counts as being there.
+NEAR_END = 2
+#: Cells left of the text (bar and blank) and right of it.
+GUTTER, MARGIN = 2, 1
+#: Added to row numbers in text selections, which must not change when heights above are corrected.
+ORIGIN = 1_000_000
+
+
+class TranscriptView(ScrollView):
+    """Shows one conversation; `swap` shows another one."""
+
+    @dataclass
+    class FollowChanged(Message, namespace="transcript"):
+        """The view follows the end from now on, or no longer does."""
+
+        following: bool
+
+    def __init__(self, *, name: str | None = None, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(name=name, id=id, classes=classes)
+        self.painter = RowPainter(self, "transcript")
+        self._renderer = MarkdownRenderer()
+        self._views: WeakKeyDictionary[Conversation, ConversationView] = WeakKeyDictionary()
+        self._view: ConversationView | None = None
+        self._dirty: set[str | None] = set()
+        self._moving = False  # the scroll position is being set by us, not by the reader
+        self._busy = False  # idle work is under way
+        self._origin = ORIGIN
+
+    # What is shown
+
+    @property
+    def conversation(self) -> Conversation | None:
+        """What is shown."""
+        return None if self._view is None else self._view.conversation
+
+    def swap(self, conversation: Conversation | None) -> None:
+        """Show this conversation, where and how it was last seen; a new one from its end."""
+        if self._view is not None:
+            self._view.conversation.on_change = None
+        self._view = None
+        if conversation is not None:
+            self._view = self._views.setdefault(conversation, ConversationView(conversation, self._renderer))
+            conversation.on_change = self._on_change
+        self._dirty = {None}
+        self.screen.clear_selection()
+        self._flush()
+        self.post_message(self.FollowChanged(self.following))
+
+    @property
+    def following(self) -> bool:
+        """Whether the view stays at the end as text comes."""
+        return self._view is None or self._view.following
+
+    @property
+    def new_lines(self) -> int:
+        """Rows that have come since the reader left the end, and were not on screen yet."""
+        return 0 if self._view is None or self.following else max(0, self._view.height - self._view.seen)
+
+    def follow(self) -> None:
+        """Go to the end and stay there."""
+        self._set_following(True)
+        self._place()
+
+    def _on_change(self, message_id: str | None) -> None:
+        if not self._dirty:
+            self.call_later(self._flush)
+        self._dirty.add(message_id)
+
+    def _flush(self) -> None:
+        """Take in what has changed in the conversation, and show it."""
+        dirty, self._dirty = self._dirty, set()
+        view, (width, rows) = self._view, self._room
+        if view is None or not width or not rows or not dirty:
+            self._set_height(0 if view is None else view.height)
+            self.refresh()
+            return
+        if None in dirty:
+            view.reconcile(width)
+            self._place()
+            return
+        changed = min(view.refresh(message_id) for message_id in dirty if message_id is not None)
+        self._place(changed)
+
+    def _place(self, changed: int = 0) -> None:
+        """Put the view where it belongs after heights have changed, and repaint from row `changed` on."""
+        view, (_, rows) = self._view, self._room
+        if view is None or not rows:
+            return
+        if view.following:
+            view.settle_end(rows)
+            top = max(0, view.height - rows)
+        else:
+            top = view.find(view.place) if view.place else 0
+            top = view.settle(min(top, max(0, view.height - rows)), rows)
+        self._set_height(view.height)
+        moved = self._move_to(top)
+        if not moved:
+            first = max(0, changed - top)
+            if first < rows:
+                self.refresh(Region(0, first, self.size.width, rows - first))
+            elif not view.following:
+                self.refresh(Region(0, rows - 1, self.size.width, 1))  # the badge
+        self._start_idle_work()
+
+    @property
+    def _room(self) -> tuple[int, int]:
+        """Columns for text, and rows on screen."""
+        width, height = self.scrollable_content_region.size
+        return max(0, width - GUTTER - MARGIN), height
+
+    # Scrolling
+
+    def _set_height(self, height: int) -> None:
+        # Not by assignment: that would lay out the whole screen, and only the scrollbar has to change.
+        virtual_size = cast("Reactive[Size]", Widget.virtual_size)
+        self.set_reactive(virtual_size, Size(self.scrollable_content_region.width, height))
+        if self.show_vertical_scrollbar:
+            self.vertical_scrollbar.window_virtual_size = height
+            self.vertical_scrollbar.window_size = self.scrollable_content_region.height
+
+    def _move_to(self, top: int) -> bool:
+        """Scroll so that `top` is the first row; whether that was a change."""
+        self._moving = True
+        before = round(self.scroll_y)
+        self.scroll_target_y = self.scroll_y = top
+        self._moving = False
+        self._remember(top)
+        return before != round(self.scroll_y)
+
+    def _remember(self, top: int) -> None:
+        view = self._view
+        if view is not None:
+            view.place = view.locate(top)
+            view.seen = max(view.seen, min(view.height, top + self._room[1]))
+            if view.following:
+                view.seen = view.height
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """The view has moved; by the reader, unless we are moving it."""
+        super().watch_scroll_y(old_value, new_value)
+        view = self._view
+        if self._moving or view is None or round(old_value) == round(new_value):
+            return
+        if new_value < old_value:
+            self._set_following(False)
+        elif self.max_scroll_y - new_value <= NEAR_END:
+            self._set_following(True)
+            self._place()
+            return
+        height = view.height
+        top = view.settle(round(new_value), self._room[1])
+        self._shift_selection(view.height - height, top)
+        self._set_height(view.height)
+        self._move_to(top)
+        self._start_idle_work()
+
+    def scroll_to(
+        self,
+        x: float | None = None,
+        y: float | None = None,
+        *,
+        animate: bool = True,
+        speed: float | None = None,
+        duration: float | None = None,
+        easing: EasingFunction | str | None = None,
+        force: bool = False,
+        on_complete: CallbackType | None = None,
+        level: AnimationLevel = "basic",
+        immediate: bool = False,
+    ) -> None:
+        """Scroll at once: an animation would go on to a place that is no longer there."""
+        del animate, speed, duration, easing, level
+        super().scroll_to(x, y, animate=False, force=force, on_complete=on_complete, immediate=immediate)
+
+    def _set_following(self, following: bool) -> None:
+        view = self._view
+        if view is None or view.following == following:
+            return
+        view.following = following
+        view.seen = view.height
+        self.post_message(self.FollowChanged(following))
+        self.refresh()
+
+    def _shift_selection(self, grown: int, top: int) -> None:
+        """Heights above the screen were corrected: selected rows keep their numbers."""
+        del top
+        self._origin -= grown
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Wrap everything anew, and stay at the same place."""
+        self._dirty.add(None)
+        self._flush()
+
+    def notify_style_update(self) -> None:
+        """The theme has changed."""
+        super().notify_style_update()
+        self.painter.clear()
+
+    # Idle work: colours of code, messages just out of sight
+
+    def _start_idle_work(self) -> None:
+        if not self._busy:
+            self._busy = True
+            self.call_after_refresh(self._work)
+
+    def _work(self) -> None:
+        """Do a few milliseconds of it, and come back while there is more."""
+        self._busy = False
+        view, rows = self._view, self._room[1]
+        if view is None or not rows:
+            return
+        top = round(self.scroll_y)
+        changed = view.highlight(top, rows)
+        if changed is not None:
+            self.refresh(
+                Region(0, max(0, changed[0] - top), self.size.width, max(0, changed[1] - changed[0]))
+            )
+            self._start_idle_work()
+            return
+        height = view.height
+        corrected = view.hydrate(top, rows)
+        if corrected is None:
+            view.release(top, rows)
+            return
+        self._shift_selection(corrected - top, top)
+        if view.height != height:
+            self._set_height(view.height)
+        self._move_to(corrected)
+        self._start_idle_work()
+
+    # Painting
+
+    def render_line(self, y: int) -> Strip:
+        """Row `y` of the screen."""
+        width = self.scrollable_content_region.width
+        view = self._view
+        index = round(self.scroll_y) + y
+        if view is None or index >= view.height:
+            return Strip.blank(width, self.painter.style(""))
+        row, _ = view.row(index)
+        strip = self.painter.strip(row, self.gutter_style(row, index), width)
+        selection = self.text_selection
+        if selection is not None and (span := selection.get_span(index + self._origin)) is not None:
+            begin = max(span[0], GUTTER + row.prefix)
+            end = span[1] if span[1] >= 0 else GUTTER + len(row.text)
+            strip = selected(
+                strip, begin, end, self.screen.get_component_rich_style("screen--selection", partial=True)
+            )
+        strip = strip.apply_offsets(0, index + self._origin)
+        if y == self._room[1] - 1 and self.new_lines:
+            strip = self._with_badge(strip, width)
+        return strip
+
+    def gutter_style(self, row: Row, index: int) -> str:
+        """The style of the bar left of a row; "" for none."""
+        del index
+        return "user_bar" if row.full else ""
+
+    def _with_badge(self, strip: Strip, width: int) -> Strip:
+        lines = self.new_lines
+        text = f" ↓ {lines:,} new line{'s' if lines != 1 else ''} · End "
+        badge = self.painter.strip(Row((Run(text, "badge", ("follow", "")),)), "", len(text) + GUTTER).crop(
+            GUTTER
+        )
+        start = max(0, width - len(text) - MARGIN)
+        return Strip.join([strip.crop(0, start), badge, strip.crop(start + len(text), width)])
+
+    # Selecting text
+
+    @property
+    def allow_select(self) -> bool:
+        """Text can be selected with the mouse."""
+        return True
+
+    def text_select_all(self) -> None:
+        """A double click selects nothing: all of a chat is not what it means."""
+
+    def selection_updated(self, selection: Selection | None) -> None:
+        """Show what is selected."""
+        self.refresh()
+
+    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
+        """The selected text as it was written: wrapped lines are whole, tabs of code are kept."""
+        view = self._view
+        if view is None:
+            return None
+        first = 0 if selection.start is None else max(0, selection.start.y - self._origin)
+        last = (
+            view.height - 1 if selection.end is None else min(view.height - 1, selection.end.y - self._origin)
+        )
+        parts: list[str] = []
+        for index in range(first, last + 1):
+            span = selection.get_span(index + self._origin)
+            if span is None:
+                continue
+            row, _ = view.row(index)
+            offset = GUTTER + row.prefix
+            end = len(row.text) if span[1] < 0 else max(0, span[1] - offset)
+            parts += [row.joint if parts else "", view.source(index, max(0, span[0] - offset), end)]
+        return "".join(parts), "\n"
