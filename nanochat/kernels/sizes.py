@@ -1,0 +1,8 @@
+"""Sizes that kernels are cut to."""
+
+from __future__ import annotations
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least `n`, and at least 1."""
+    return 1 << max(n - 1, 0).bit_length()

@@ -1,0 +1,304 @@
+"""Decode attention over paged keys: few queries a sequence, the context split over programs.
+
+One kernel serves three uses. Plain: queries were rotated and their keys written before. Fused (`rope`): it takes
+the projection's rows as they are, normalises and rotates queries and keys, and writes the new keys and values
+itself. Tiled: any query length, `BLOCK_Q` queries a program, found by `owner_of_tile`; with a fixed split size
+a row's bits then depend on nothing but its own sequence (the deterministic mode).
+
+Launched with programmatic dependent launch, a fused program loads its first keys before it waits. That is safe
+after a kernel that lets its dependents start only once its own wait is over (`early=True` asserts that).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nanochat.kernels.sizes import next_power_of_2
+from nanochat.kernels.triton_attention import (
+    attend_span,
+    attend_tile,
+    cached_rows,
+    combine_splits,
+    last_to_finish,
+    owner_of_tile,
+    split_bounds,
+    store_split,
+)
+from nanochat.kernels.triton_rope import rotated_heads
+
+
+@triton.jit
+def _new_tokens(
+    qkv_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, k_weight_ptr, cos_ptr, sin_ptr, eps,
+    token, count, first_position, kv_head, qkv_stride, block_stride, slot_stride, head_stride,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """The new keys and values [16, BLOCK_D] of one KV head, as the cache holds them; they are written there too."""
+    offs_n = tl.arange(0, 16)
+    offs_d = tl.arange(0, BLOCK_D)
+    valid = offs_n < count
+    rows = (token + offs_n) * qkv_stride + (HEADS + kv_head) * HEAD_DIM
+    position = (first_position + offs_n).to(tl.int64)
+    k = rotated_heads(
+        qkv_ptr, rows, valid, k_weight_ptr, cos_ptr, sin_ptr, position, eps,
+        HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
+    ).to(k_cache_ptr.dtype.element_ty)  # fmt: skip
+    mask = valid[:, None] & (offs_d < HEAD_DIM)[None, :]
+    v = tl.load(qkv_ptr + rows[:, None] + KV_HEADS * HEAD_DIM + offs_d[None, :], mask=mask, other=0.0)
+    v = v.to(v_cache_ptr.dtype.element_ty)
+    slot = tl.load(slots_ptr + token + offs_n, mask=valid, other=-1)
+    to = (slot // 16) * block_stride + (slot % 16) * slot_stride + kv_head * head_stride
+    written = mask & (slot >= 0)[:, None]
+    tl.store(k_cache_ptr + to[:, None] + offs_d[None, :], k, mask=written)
+    tl.store(v_cache_ptr + to[:, None] + offs_d[None, :], v, mask=written)
+    return k, v
+
+
+@triton.jit(do_not_specialize=["num_seqs", "table_stride", "window"])
+def _decode(
+    q_ptr, k_cache_ptr, v_cache_ptr, out_ptr, table_ptr, query_start_ptr, context_ptr,
+    part_ptr, stat_ptr, counter_ptr, slots_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, eps,
+    scale, soft_cap, window, num_seqs, table_stride, q_stride, block_stride, slot_stride, head_stride,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr, TILE_HEADS: tl.constexpr, BLOCK_Q: tl.constexpr, M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SPLITS: tl.constexpr, SPLIT_SIZE: tl.constexpr, MIN_SPLIT: tl.constexpr, SEQS: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,
+    FUSED: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
+    STAGES: tl.constexpr, PDL: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    if PDL and not EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    head_tiles: tl.constexpr = (GROUP + TILE_HEADS - 1) // TILE_HEADS
+    ROWS: tl.constexpr = TILE_HEADS * BLOCK_Q  # of M, a power of two; the rest is padding
+    kv_head = tl.program_id(0) // head_tiles
+    first_head = kv_head * GROUP + tl.program_id(0) % head_tiles * TILE_HEADS
+    share = tl.program_id(1)
+    tile = tl.program_id(2)
+    if SEQS > 0:
+        seq, seq_tile = owner_of_tile(query_start_ptr, tile, num_seqs, BLOCK_Q, SEQS)
+    else:
+        seq = tile
+        seq_tile = 0
+    token = tl.load(query_start_ptr + seq).to(tl.int64)
+    num_queries = (tl.load(query_start_ptr + seq + 1) - token).to(tl.int32)
+    context = tl.load(context_ptr + seq)
+    first_query = seq_tile * BLOCK_Q
+    count = tl.minimum(num_queries - first_query, BLOCK_Q)  # queries of this tile; may be zero or less
+    token += first_query
+    first_position = context - num_queries + first_query
+
+    rows = tl.arange(0, M)
+    query = rows // TILE_HEADS
+    head = first_head + rows % TILE_HEADS
+    row_valid = (query < count) & (rows < ROWS) & (head < (kv_head + 1) * GROUP)
+    row_position = first_position + query
+    offs_d = tl.arange(0, BLOCK_D)
+    out_mask = row_valid[:, None] & (offs_d < HEAD_DIM)[None, :]
+    out = out_ptr + (token + query[:, None]) * (HEADS * HEAD_DIM) + head[:, None] * HEAD_DIM + offs_d[None, :]
+
+    # Positions to walk: all up to the tile's last query, or, fused, those cached before this step.
+    end = first_position if FUSED else first_position + count
+    alive = (context > 0) & (count > 0)
+    end = tl.where(alive, end, 0)
+    start = tl.maximum(first_position - window + 1, 0) if WINDOW else 0
+    begin, stop, used = split_bounds(tl.minimum(start, end), end, share, SPLITS, SPLIT_SIZE, MIN_SPLIT, BLOCK_N)
+    if FUSED:
+        used = tl.maximum(used, 1)
+    table = table_ptr + seq.to(tl.int64) * table_stride
+    k_base = k_cache_ptr + kv_head * head_stride
+    v_base = v_cache_ptr + kv_head * head_stride
+
+    working = alive & (share < used)
+    early_k = tl.zeros([BLOCK_D, BLOCK_N], k_cache_ptr.dtype.element_ty)
+    early_v = tl.zeros([BLOCK_N, BLOCK_D], v_cache_ptr.dtype.element_ty)
+    if EARLY:
+        position = begin + tl.arange(0, BLOCK_N)
+        inside = (position < stop) & working
+        cached = cached_rows(table, position, inside, block_stride, slot_stride)
+        in_head = offs_d < HEAD_DIM
+        early_k = tl.load(k_base + cached[None, :] + offs_d[:, None], mask=in_head[:, None] & inside[None, :], other=0.0)
+        early_v = tl.load(v_base + cached[:, None] + offs_d[None, :], mask=inside[:, None] & in_head[None, :], other=0.0)
+        if PDL:
+            tl.extra.cuda.gdc_wait()
+            tl.extra.cuda.gdc_launch_dependents()
+
+    if working:
+        total = tl.zeros([M, BLOCK_D], tl.float32)
+        top = tl.full([M], float("-inf"), tl.float32)
+        mass = tl.zeros([M], tl.float32)
+        q_rows = (token + query) * q_stride + head * HEAD_DIM
+        if FUSED:
+            q = rotated_heads(
+                q_ptr, q_rows, row_valid, q_weight_ptr, cos_ptr, sin_ptr, row_position.to(tl.int64), eps,
+                HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
+            ).to(k_cache_ptr.dtype.element_ty)  # fmt: skip
+        else:
+            q = tl.load(q_ptr + q_rows[:, None] + offs_d[None, :], mask=out_mask, other=0.0)
+        if EARLY:
+            position = begin + tl.arange(0, BLOCK_N)
+            visible = (position < stop)[None, :] & row_valid[:, None]
+            if WINDOW:
+                visible = visible & (position[None, :] > row_position[:, None] - window)
+            total, top, mass = attend_tile(
+                q, early_k, early_v, total, top, mass, visible, scale, soft_cap, SOFT_CAP=SOFT_CAP, MASKED=True
+            )
+            begin += BLOCK_N
+        total, top, mass = attend_span(
+            q, total, top, mass, begin, stop, stop, row_position, row_valid,
+            k_base, v_base, table, block_stride, slot_stride, scale, soft_cap, window,
+            HEAD_DIM, BLOCK_D, BLOCK_N, WINDOW, SOFT_CAP, True, STAGES,
+        )  # fmt: skip
+        if FUSED and share == used - 1:
+            new_k, new_v = _new_tokens(
+                q_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, k_weight_ptr, cos_ptr, sin_ptr, eps,
+                token, count, first_position, kv_head, q_stride, block_stride, slot_stride, head_stride,
+                HEADS, KV_HEADS, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
+            )  # fmt: skip
+            new_position = first_position + tl.arange(0, 16)
+            seen = (new_position[None, :] <= row_position[:, None]) & row_valid[:, None]
+            seen = seen & (tl.arange(0, 16) < count)[None, :]
+            if WINDOW:
+                seen = seen & (new_position[None, :] > row_position[:, None] - window)
+            total, top, mass = attend_tile(
+                q, tl.trans(new_k), new_v, total, top, mass, seen, scale, soft_cap, SOFT_CAP=SOFT_CAP, MASKED=True
+            )
+        if SPLITS == 1:
+            result = total / tl.where(mass == 0.0, 1.0, mass)[:, None]
+            tl.store(out, result.to(out_ptr.dtype.element_ty), mask=out_mask)
+        elif used == 1:
+            result = total / tl.where(mass == 0.0, 1.0, mass)[:, None]
+            tl.store(out, result.to(out_ptr.dtype.element_ty), mask=out_mask)
+        else:
+            owner = tile.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+            part = part_ptr + owner * (SPLITS * ROWS * HEAD_DIM)
+            stat = stat_ptr + owner * (SPLITS * 2 * ROWS)
+            store_split(part, stat, share, total, top, mass, row_valid, M, ROWS, HEAD_DIM, BLOCK_D)
+            if last_to_finish(counter_ptr + owner, used):
+                result = combine_splits(part, stat, used, row_valid, M, ROWS, HEAD_DIM, BLOCK_D)
+                tl.store(out, result.to(out_ptr.dtype.element_ty), mask=out_mask)
+    elif share == 0:
+        # A padded sequence: zeros, so that its rows stay finite through the layers.
+        tl.store(out, tl.zeros([M, BLOCK_D], out_ptr.dtype.element_ty), mask=out_mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """How queries and keys are normalised and turned before attention.
+
+    Attributes:
+        cos, sin: float32 [positions, rotary / 2].
+        rotary: how many of a head's first elements turn.
+        interleaved: pairs are (2i, 2i + 1), not (i, i + rotary / 2).
+        q_weight, k_weight: [head_dim], the per-head RMS norms' weights; `None` without them.
+        eps: of those norms.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    rotary: int
+    interleaved: bool = False
+    q_weight: Tensor | None = None
+    k_weight: Tensor | None = None
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """The constants of a decode launch: they follow from shapes and the chip, never from a context length."""
+
+    block_q: int
+    tile_heads: int
+    block_n: int
+    splits: int
+    min_split: int
+    split_size: int = 0
+    warps: int = 4
+    stages: int = 3
+
+
+
+
+def decode_plan(
+    *, tiles: int, queries: int, heads: int, kv_heads: int, head_dim: int, element: int,
+    max_context: int, multiprocessors: int,
+) -> DecodePlan:  # fmt: skip
+    """Constants for `tiles` sequences of up to `queries` queries; `element` is the cache's bytes an element."""
+    group = heads // kv_heads
+    tile_heads = min(group, max(1, 64 // queries))
+    width = next_power_of_2(head_dim) * element
+    block_n = 64 if width <= 256 else 32
+    programs = tiles * kv_heads * -(-group // tile_heads)
+    wanted = max(1, 4 * multiprocessors // programs)
+    few = programs <= multiprocessors
+    splits = min(next_power_of_2(wanted), 32 if few else 4, max(1, -(-max_context // block_n)))
+    min_split = block_n if few else 256
+    return DecodePlan(
+        block_q=queries, tile_heads=tile_heads, block_n=block_n, splits=splits, min_split=min_split,
+        stages=3 if width <= 256 else 2,
+    )  # fmt: skip
+
+
+def invariant_plan(*, heads: int, kv_heads: int, head_dim: int, element: int, max_context: int) -> DecodePlan:
+    """Constants that no batch changes: 16 rows a program, splits of 512 positions."""
+    group = heads // kv_heads
+    tile_heads = min(group, 16)
+    return DecodePlan(
+        block_q=16 // tile_heads, tile_heads=tile_heads, block_n=64 if next_power_of_2(head_dim) * element <= 256 else 32,
+        splits=-(-max_context // 512), min_split=512, split_size=512, stages=2,
+    )  # fmt: skip
+
+
+def decode_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, *,
+    block_tables: Tensor, query_start: Tensor, context_lens: Tensor, counters: Tensor, plan: DecodePlan,
+    num_heads: int, scale: float, window: int | None = None, soft_cap: float | None = None,
+    tiled: bool = False, rope: Rope | None = None, slots: Tensor | None = None, pdl: bool = False, early: bool = False,
+) -> None:  # fmt: skip
+    """Attention of up to `plan.block_q` queries a sequence (any number if `tiled`) over their cached context.
+
+    Args:
+        q: [num_tokens, num_heads * head_dim] rows, or with `rope` the projection's rows
+            [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]; the row stride is free.
+        k_cache, v_cache: [num_blocks, 16, num_kv_heads, head_dim].
+        out: [num_tokens, num_heads * head_dim], contiguous. Rows of a sequence with context 0 become zero.
+        block_tables, query_start, context_lens, slots: as in `AttentionLayout`.
+        counters: int32 zeros, at least one per tile and KV head (and head tile); zeros again afterwards.
+        window: a key is seen by queries less than this many positions after it.
+        rope: rotate here, and write keys and values to `slots`.
+        early: read cached keys before the wait of a dependent launch (see the file's head).
+    """
+    head_dim, kv_heads = k_cache.shape[3], k_cache.shape[2]
+    group = num_heads // kv_heads
+    num_seqs = context_lens.shape[0]
+    tiles = q.shape[0] // plan.block_q + num_seqs if tiled else num_seqs
+    rows = plan.tile_heads * plan.block_q
+    grid = (kv_heads * -(-group // plan.tile_heads), plan.splits, tiles)
+    owners = grid[0] * tiles
+    if plan.splits > 1:
+        part = torch.empty(owners * plan.splits * rows * (head_dim + 2), dtype=torch.float32, device=q.device)
+    else:
+        part = counters
+    fused = rope is not None
+    norm = rope is not None and rope.q_weight is not None
+    _decode[grid](
+        q, k_cache, v_cache, out, block_tables, query_start, context_lens,
+        part, part[owners * plan.splits * rows * head_dim :] if plan.splits > 1 else part, counters,
+        slots if slots is not None else query_start,
+        rope.q_weight if rope is not None and norm else q, rope.k_weight if rope is not None and norm else q,
+        rope.cos if rope is not None else q, rope.sin if rope is not None else q, rope.eps if rope is not None else 0.0,
+        scale, soft_cap or 0.0, window or 0, num_seqs, block_tables.stride(0), q.stride(0),
+        k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
+        HEADS=num_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_D=next_power_of_2(head_dim),
+        GROUP=group, TILE_HEADS=plan.tile_heads, BLOCK_Q=plan.block_q, M=max(16, next_power_of_2(rows)),
+        BLOCK_N=plan.block_n, SPLITS=plan.splits, SPLIT_SIZE=plan.split_size, MIN_SPLIT=plan.min_split,
+        SEQS=next_power_of_2(num_seqs) if tiled else 0, WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
+        FUSED=fused, ROTARY=rope.rotary if rope is not None else 0,
+        INTERLEAVED=rope is not None and rope.interleaved, NORM=norm,
+        STAGES=plan.stages, PDL=pdl, EARLY=early, num_warps=plan.warps, **({"launch_pdl": True} if pdl else {}),
+    )  # fmt: skip

@@ -1,0 +1,348 @@
+"""Matrix-vector products for one to eight rows: bound by reading the weights once.
+
+One kernel does a projection with what surrounds it: RMSNorm before (the weights are applied to `norm * x`, and the
+inverse rms, summed on the side, scales the result), bias, gate activation or residual after. Weights do not depend
+on the kernel before, so under programmatic dependent launch the first `prefetch` chunks are requested before the
+wait: into registers, or, in the matrix-unit form, into L2.
+
+Accumulation is float32 throughout, in an order that only the configuration decides: equal inputs, equal bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nanochat.kernels.triton_activation import activated
+
+MAX_ROWS = 8
+
+
+@triton.jit
+def _load_weights(w_ptr, rows, k, EVEN: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    """A tile of a matrix [N, K]; rows and k are index tiles that broadcast to its shape."""
+    if EVEN:
+        return tl.load(w_ptr + rows * K + k, eviction_policy="evict_first")
+    else:
+        return tl.load(w_ptr + rows * K + k, mask=(rows < N) & (k < K), other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _part_weights(
+    w_ptr, n, k, part: tl.constexpr,
+    EVEN: tl.constexpr, GATED: tl.constexpr, PARTS: tl.constexpr, WARPS: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """Tile `part` of a program's weights [WARPS, BLOCK_K]; of a gated matrix, the second half are rows from N on."""
+    own: tl.constexpr = PARTS // 2 if GATED else PARTS
+    rows = (n + (part % own) * WARPS)[:, None].to(tl.int64)
+    return _load_weights(w_ptr + (N * K if part >= own else 0), rows, k, EVEN, N, K)
+
+
+@triton.jit
+def _multiply(
+    sums, squares, weights, scale, x_ptr, k, x_stride, num_rows,
+    ROWS: tl.constexpr, K: tl.constexpr, PARTS: tl.constexpr, NORM: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """One chunk's products added to `sums` (part by part, row by row), and x's squares to `squares`."""
+    xs = ()
+    new_squares = ()
+    for row in tl.static_range(ROWS):
+        if WHOLE:
+            x = tl.load(x_ptr + k).to(tl.float32)
+        else:
+            x = tl.load(x_ptr + row * x_stride + k, mask=(k < K) & (row < num_rows), other=0.0).to(tl.float32)
+        if NORM:
+            new_squares = new_squares + (squares[row] + x * x,)
+            x = x * scale.to(tl.float32)
+        else:
+            new_squares = new_squares + (squares[row],)
+        xs = xs + (x,)
+    new_sums = ()
+    for part in tl.static_range(PARTS):
+        w = weights[part].to(tl.float32)
+        for row in tl.static_range(ROWS):
+            new_sums = new_sums + (sums[part * ROWS + row] + w * xs[row],)
+    return new_sums, new_squares
+
+
+@triton.jit
+def _finish(y, gate, bias, gate_bias, residual, BIAS: tl.constexpr, GATE: tl.constexpr, RESIDUAL: tl.constexpr):
+    """Bias, gate and residual of results y (and gate), all float32."""
+    if BIAS:
+        y += bias
+        if GATE != "":
+            gate += gate_bias
+    if GATE != "":
+        y = activated(gate, GATE) * y
+    if RESIDUAL:
+        y += residual
+    return y
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _gemv(
+    x_ptr, w_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, eps, num_rows, x_stride, residual_stride,
+    ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    WARPS: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, GATE: tl.constexpr, RESIDUAL: tl.constexpr,
+    PREFETCH: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr,
+):  # fmt: skip
+    """Rows on the arithmetic units: each thread multiplies its weights with every row of x.
+
+    Tiles are [WARPS, BLOCK_K], BLOCK_N / WARPS of them: a warp owns whole outputs, so that adding up needs no
+    barrier, and each thread loads just the part of x that its weights meet.
+    """
+    if PDL and not LATE:
+        tl.extra.cuda.gdc_launch_dependents()
+    chunks: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    EVEN: tl.constexpr = N % BLOCK_N == 0 and K % BLOCK_K == 0
+    GATED: tl.constexpr = GATE != ""
+    early: tl.constexpr = PREFETCH if PREFETCH < chunks else chunks
+    PARTS: tl.constexpr = BLOCK_N // WARPS * (2 if GATED else 1)  # gated: the gate's tiles first, then up's
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, WARPS)
+    offs_k = tl.arange(0, BLOCK_K)[None, :] + tl.arange(0, WARPS)[:, None] * 0
+    ahead = ()
+    scales = ()
+    for chunk in tl.static_range(early):
+        k = chunk * BLOCK_K + offs_k
+        for part in tl.static_range(PARTS):
+            ahead = ahead + (_part_weights(w_ptr, n, k, part, EVEN, GATED, PARTS, WARPS, N, K),)
+        if NORM:
+            scales = scales + (tl.load(norm_ptr + k, mask=k < K, other=0.0),)
+    biases = ()
+    gate_biases = ()
+    for part in tl.static_range(BLOCK_N // WARPS):
+        at = n + part * WARPS
+        if BIAS:
+            biases = biases + (tl.load(bias_ptr + at + (N if GATED else 0), mask=at < N, other=0.0).to(tl.float32),)
+        if BIAS and GATED:
+            gate_biases = gate_biases + (tl.load(bias_ptr + at, mask=at < N, other=0.0).to(tl.float32),)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        if LATE:
+            tl.extra.cuda.gdc_launch_dependents()
+    residuals = ()
+    for part in tl.static_range(BLOCK_N // WARPS):
+        for row in tl.static_range(ROWS):
+            if RESIDUAL:
+                at = n + part * WARPS
+                residual = tl.load(
+                    residual_ptr + row * residual_stride + at, mask=(at < N) & (row < num_rows), other=0.0
+                )
+                residuals = residuals + (residual.to(tl.float32),)
+    sums = ()
+    squares = ()
+    for _ in tl.static_range(PARTS * ROWS):
+        sums = sums + (tl.zeros([WARPS, BLOCK_K], tl.float32),)
+    for _ in tl.static_range(ROWS):
+        squares = squares + (tl.zeros([WARPS, BLOCK_K], tl.float32),)
+    for chunk in tl.static_range(early):
+        scale = scales[chunk] if NORM else 1.0
+        weights = ahead[chunk * PARTS : (chunk + 1) * PARTS]
+        sums, squares = _multiply(
+            sums, squares, weights, scale, x_ptr, chunk * BLOCK_K + offs_k, x_stride, num_rows,
+            ROWS, K, PARTS, NORM, ROWS == 1 and EVEN,
+        )  # fmt: skip
+    for chunk in tl.range(early, chunks, loop_unroll_factor=4):
+        k = chunk * BLOCK_K + offs_k
+        scale = tl.load(norm_ptr + k, mask=k < K, other=0.0) if NORM else 1.0
+        weights = ()
+        for part in tl.static_range(PARTS):
+            weights = weights + (_part_weights(w_ptr, n, k, part, EVEN, GATED, PARTS, WARPS, N, K),)
+        sums, squares = _multiply(
+            sums, squares, weights, scale, x_ptr, k, x_stride, num_rows, ROWS, K, PARTS, NORM, ROWS == 1 and EVEN
+        )
+    for part in tl.static_range(BLOCK_N // WARPS):
+        for row in tl.static_range(ROWS):
+            gate = tl.sum(sums[part * ROWS + row], 1)
+            y = tl.sum(sums[(part + BLOCK_N // WARPS) * ROWS + row], 1) if GATED else gate
+            if NORM:
+                inverse = tl.rsqrt(tl.sum(squares[row], 1) / K + eps)
+                y *= inverse
+                gate *= inverse
+            y = _finish(
+                y, gate, biases[part] if BIAS else y, gate_biases[part] if BIAS and GATED else y,
+                residuals[part * ROWS + row] if RESIDUAL else y, BIAS, GATE, RESIDUAL,
+            )  # fmt: skip
+            at = n + part * WARPS
+            tl.store(out_ptr + row * N + at, y.to(out_ptr.dtype.element_ty), mask=(at < N) & (row < num_rows))
+
+
+@triton.jit
+def _request_to_l2(w_ptr, first_row, num_rows, K: tl.constexpr, BYTES: tl.constexpr, PIECES: tl.constexpr):
+    """Ask for `num_rows` whole rows of [N, K] to be brought into L2, a piece a thread (sm_90 and later)."""
+    piece: tl.constexpr = 512
+    at = w_ptr.to(tl.int64) + first_row * (K * BYTES) + tl.arange(0, PIECES).to(tl.int64) * piece
+    left = num_rows * (K * BYTES) - tl.arange(0, PIECES) * piece
+    size = tl.minimum(tl.maximum(left, 0), piece)
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.gt.s32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, $2; }",
+        "=r,l,r", [at, size.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _gemv_dot(
+    x_ptr, w_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, eps, num_rows, x_stride, residual_stride,
+    ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    NORM: tl.constexpr, BIAS: tl.constexpr, GATE: tl.constexpr, RESIDUAL: tl.constexpr,
+    STAGES: tl.constexpr, PREFETCH: tl.constexpr, PIECES: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr,
+):  # fmt: skip
+    """Rows on the matrix units: a tile of weights times x transposed, ROWS (a power of two, 8 or more) columns."""
+    if PDL and not LATE:
+        tl.extra.cuda.gdc_launch_dependents()
+    EVEN: tl.constexpr = N % BLOCK_N == 0 and K % BLOCK_K == 0
+    first = tl.program_id(0) * BLOCK_N
+    n = first + tl.arange(0, BLOCK_N)
+    valid = n < N
+    rows = n[:, None].to(tl.int64)
+    if PDL:
+        if PREFETCH:
+            count = tl.minimum(BLOCK_N, N - first)
+            _request_to_l2(w_ptr, first.to(tl.int64), count, K, w_ptr.dtype.element_ty.primitive_bitwidth // 8, PIECES)
+            if GATE != "":
+                bits: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth
+                _request_to_l2(w_ptr, first.to(tl.int64) + N, count, K, bits // 8, PIECES)
+        tl.extra.cuda.gdc_wait()
+        if LATE:
+            tl.extra.cuda.gdc_launch_dependents()
+    column = tl.arange(0, ROWS)
+    total = tl.zeros([BLOCK_N, ROWS], tl.float32)
+    gate_total = tl.zeros([BLOCK_N, ROWS], tl.float32)
+    squares = tl.zeros([ROWS], tl.float32)
+    for chunk in tl.range(0, (K + BLOCK_K - 1) // BLOCK_K, num_stages=STAGES):
+        k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
+        x = tl.load(
+            x_ptr + column[None, :] * x_stride + k[:, None], mask=(k < K)[:, None] & (column < num_rows)[None, :], other=0.0
+        )
+        if NORM:
+            wide = x.to(tl.float32)
+            squares += tl.sum(wide * wide, 0)
+            x = (wide * tl.load(norm_ptr + k, mask=k < K, other=0.0).to(tl.float32)[:, None]).to(w_ptr.dtype.element_ty)
+        w = _load_weights(w_ptr, rows, k[None, :], EVEN, N, K)
+        if GATE != "":
+            gate_total = tl.dot(w, x, gate_total, input_precision="ieee")
+            w = _load_weights(w_ptr + N * K, rows, k[None, :], EVEN, N, K)
+        total = tl.dot(w, x, total, input_precision="ieee")
+    if NORM:
+        inverse = tl.rsqrt(squares / K + eps)[None, :]
+        total *= inverse
+        gate_total *= inverse
+    mask = valid[:, None] & (column < num_rows)[None, :]
+    at = n[:, None]
+    bias = total
+    gate_bias = total
+    residual = total
+    if BIAS:
+        bias = tl.load(bias_ptr + at + (N if GATE != "" else 0), mask=valid[:, None], other=0.0).to(tl.float32)
+        if GATE != "":
+            gate_bias = tl.load(bias_ptr + at, mask=valid[:, None], other=0.0).to(tl.float32)
+    if RESIDUAL:
+        residual = tl.load(residual_ptr + column[None, :] * residual_stride + at, mask=mask, other=0.0).to(tl.float32)
+    y = _finish(total, gate_total, bias, gate_bias, residual, BIAS, GATE, RESIDUAL)
+    tl.store(out_ptr + column[None, :] * N + at, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@dataclass(frozen=True, slots=True)
+class GemvConfig:
+    """How a product is cut: BLOCK_N outputs a program, BLOCK_K inputs a step.
+
+    `dot` uses the matrix units; `prefetch` is how many chunks are requested before a dependent launch's wait
+    (with `dot`, any or none).
+    """
+
+    block_n: int
+    block_k: int
+    warps: int = 4
+    prefetch: int = 4
+    dot: bool = False
+    stages: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class GemvShape:
+    """What a configuration is tuned for. `n` counts outputs; a gated product has 2 * n rows of weights."""
+
+    rows: int
+    n: int
+    k: int
+    gated: bool
+    norm: bool
+
+    @property
+    def name(self) -> str:
+        """A key for the cache on disk."""
+        return f"{self.rows}x{self.n}x{self.k}{'-gated' if self.gated else ''}{'-norm' if self.norm else ''}"
+
+
+def default_config(shape: GemvShape) -> GemvConfig:
+    """A configuration that is good on every chip: 8 to 24 KB of weights a program."""
+    if shape.rows > 4:
+        return GemvConfig(block_n=16, block_k=256 if shape.k % 256 == 0 else 64, warps=2, dot=True)
+    # 256 inputs are one warp's widest loads, so that a warp owns whole outputs.
+    outputs = 2 if shape.k <= 1024 and not shape.gated else 1
+    return GemvConfig(block_n=4 * outputs, block_k=256, prefetch=12)
+
+
+def candidate_configs(shape: GemvShape) -> list[GemvConfig]:
+    """Configurations worth timing for a shape; the default is the first."""
+    found = [default_config(shape)]
+    for warps in (2, 4, 8):
+        for outputs in (1, 2, 4):
+            registers = outputs * (2 if shape.gated else 1) * (min(shape.k, 4096) // 64 + 8 * shape.rows)
+            if 32 <= registers <= 160:
+                found.append(GemvConfig(warps * outputs, 256, warps, prefetch=12))
+    if shape.rows >= 2:
+        for block_n, warps in ((16, 1), (16, 2), (16, 4), (32, 4), (64, 4)):
+            for block_k in (128, 256):
+                if shape.k % block_k == 0 and shape.n // block_n >= 32:
+                    found.append(GemvConfig(block_n, block_k, warps, dot=True))
+    return list(dict.fromkeys(found))
+
+
+def gemv(
+    x: Tensor, weight: Tensor, *, out: Tensor | None = None, config: GemvConfig | None = None,
+    norm: Tensor | None = None, eps: float = 0.0, bias: Tensor | None = None, residual: Tensor | None = None,
+    activation: str = "", out_dtype: torch.dtype | None = None, pdl: bool = False, late: bool = False,
+) -> Tensor:  # fmt: skip
+    """`residual + f(rms_norm(x, norm) @ weight.T + bias)` for up to eight rows.
+
+    Args:
+        x: [rows, K]; the row stride is free.
+        weight: [N, K] contiguous; with `activation` [2 * N, K], the gate's rows first.
+        out: [rows, N] contiguous; may be `residual`.
+        norm: [K]; `None` leaves x as it is.
+        residual: [rows, N].
+        activation: "", or "silu" or "gelu_tanh" for activation(gate) * up.
+        pdl: a programmatic dependent launch (sm_90 and later).
+        late: let the next kernel start only after this one's wait, so that it may read before its own wait
+            whatever was written two kernels earlier or before.
+    """
+    rows, k = x.shape
+    n = weight.shape[0] // 2 if activation else weight.shape[0]
+    if out is None:
+        out = torch.empty(rows, n, dtype=out_dtype or x.dtype, device=x.device)
+    config = config or default_config(GemvShape(rows, n, k, bool(activation), norm is not None))
+    arguments = (
+        x, weight, weight if norm is None else norm, weight if bias is None else bias,
+        out if residual is None else residual, out, eps, rows,
+        x.stride(0), n if residual is None else residual.stride(0),
+    )  # fmt: skip
+    flags = {"NORM": norm is not None, "BIAS": bias is not None, "GATE": activation, "RESIDUAL": residual is not None}
+    sizes = {"N": n, "K": k, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "PDL": pdl, "LATE": late}
+    options = {"num_warps": config.warps, **({"launch_pdl": True} if pdl else {})}
+    grid = (triton.cdiv(n, config.block_n),)
+    if config.dot:
+        pieces = triton.next_power_of_2(triton.cdiv(config.block_n * k * weight.element_size(), 512))
+        _gemv_dot[grid](
+            *arguments, ROWS=8, STAGES=config.stages, PREFETCH=config.prefetch > 0, PIECES=pieces, **sizes, **flags, **options
+        )
+    else:
+        _gemv[grid](
+            *arguments, ROWS=triton.next_power_of_2(rows), WARPS=config.warps, PREFETCH=config.prefetch,
+            **sizes, **flags, **options,
+        )  # fmt: skip
+    return out
