@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from nanochat.errors import DownloadError, NanochatError
+from nanochat.shape import Shape
 from nanochat.transfer.child import Child, end_text
 from nanochat.transfer.events import CannotPause, Event, Failed, Note, Progress, Ready, Resolved
 from nanochat.transfer.journal import Entry
@@ -58,6 +59,8 @@ class Download:
     can_pause: bool
     folder: Path | None
     """The model's folder, when ready."""
+    shape: Shape | None
+    """What decides the memory that it will take, once it is resolved."""
 
     @property
     def fraction(self) -> float:
@@ -109,7 +112,10 @@ class Job:
                 same = event.commit == self.entry.commit
                 etags = sorted({etag for _, _, etag in event.files})
                 self.done, self.files_total = max(self.done, event.done) if same else event.done, len(etags)
-                self.entry = replace(self.entry, commit=event.commit, total=event.total, etags=etags)
+                shape = event.shape or self.entry.shape
+                self.entry = replace(
+                    self.entry, commit=event.commit, total=event.total, etags=etags, shape=shape
+                )
                 self.state = State.DOWNLOADING
                 return True
             case Progress():
@@ -158,4 +164,5 @@ class Job:
             error=self.error,
             can_pause=self.can_pause,
             folder=self.folder,
+            shape=Shape.from_json(self.entry.shape),
         )

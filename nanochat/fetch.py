@@ -12,10 +12,12 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nanochat.errors import DownloadError, NanochatError
+from nanochat.shape import Shape
 from nanochat.transfer.blob import XetOnly, disk_error
 from nanochat.transfer.events import CannotPause, Event, Failed, Note, Ready, Resolved, Spec, to_line
 from nanochat.transfer.records import Records
@@ -42,13 +44,14 @@ class Fetch:
     emit: Emit
     error: NanochatError | None = None
     xet: list[RemoteFile] = field(default_factory=list[RemoteFile])
+    shape: dict[str, Any] | None = None
 
     def run(self) -> None:
         """Fetch, verify and publish; NanochatError says why not."""
         spec = self.spec
         repository = Repository(Path(spec.cache), check_repo_id(spec.repo_id))
         check_revision(spec.revision)
-        hub = open_hub(spec.policy.connect_timeout, spec.policy.read_timeout)
+        hub = open_hub(spec.policy)
         model = hub.model(spec.repo_id, spec.commit or spec.revision)
         hub.check_access(spec.repo_id)
         records = Records(Path(spec.records), repository)
@@ -57,7 +60,7 @@ class Fetch:
         tally = Tally(files)
         here = _already_here(repository, tally)
         listing = [(file.name, file.size, file.etag) for file in files]
-        self.emit(Resolved(model.commit, listing, tally.total, here))
+        self.emit(Resolved(model.commit, listing, tally.total, here, self.shape))
         self._check_disk(tally.total - here)
         repository.prepare(model.commit, model.files)
         for _ in range(3):  # a blob can vanish meanwhile, when somebody else cancels or cleans up
@@ -75,7 +78,9 @@ class Fetch:
         refuse_by_listing(model.repo_id, [file.name for file in model.files])
         files = {file.name: file for file in model.files}
         with store.session() as session:
-            judge(model.repo_id, store.small(session, files[CONFIG], MAX_CONFIG))
+            config = store.small(session, files[CONFIG], MAX_CONFIG)
+            if model.commit != self.spec.commit:  # else it was judged before the interruption
+                self.shape = asdict(Shape.of(judge(model.repo_id, config)))
             index = store.small(session, files[INDEX], MAX_INDEX) if INDEX in files else None
         return select(model.repo_id, files, index)
 

@@ -7,6 +7,7 @@ import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -200,6 +201,7 @@ def _proxy_credentials(parts: SplitResult) -> dict[str, str]:
     return {"Proxy-Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
 
 
+@cache
 def _tls() -> ssl.SSLContext:
     """This machine's certificates, and the bundled ones where it has none of its own (python.org on macOS)."""
     context = ssl.create_default_context(cafile=os.environ.get("REQUESTS_CA_BUNDLE") or None)

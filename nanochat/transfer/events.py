@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from nanochat.errors import (
@@ -70,6 +70,8 @@ class Resolved:
     files: list[tuple[str, int, str]]
     total: int
     done: int
+    shape: dict[str, Any] | None = None
+    """What decides the memory that the model takes (`shape.Shape`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,5 +150,5 @@ def from_line(line: str) -> Event | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     if isinstance(event, Resolved):
-        return Resolved(event.commit, [(n, s, e) for n, s, e in event.files], event.total, event.done)
+        return replace(event, files=[(name, size, etag) for name, size, etag in event.files])
     return event

@@ -25,6 +25,8 @@ class Entry:
     total: int | None = None
     etags: list[str] = field(default_factory=list[str])
     """Names of the blobs that it fetches."""
+    shape: dict[str, Any] | None = None
+    """See `shape.Shape`."""
 
     @property
     def id(self) -> str:

@@ -10,15 +10,18 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
 from nanochat.errors import AccessDenied, DownloadError, ModelNotFound, NanochatError, Offline
 from nanochat.transfer.connection import is_loopback
+from nanochat.transfer.events import Policy
 from nanochat.transfer.repository import COMMIT, RemoteFile
 
 Result = TypeVar("Result")
 AGAIN = (408, 425, 429, 500, 502, 503, 504)
 TRIES = 3
+LONGEST_DELAY = 10.0
 USER_AGENT = "nanochat/0.1"
 
 
@@ -36,12 +39,42 @@ class RemoteModel:
     """Parameters by dtype of the weights, when the hub knows them."""
 
 
-def open_hub(connect_timeout: float, read_timeout: float) -> HubClient:
-    """The hub of HF_ENDPOINT. Imports the hub client, whose requests have no limit of their own: here they get one."""
+def endpoint() -> str:
+    """Where the hub is: HF_ENDPOINT, or the public one."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def check_online() -> None:
+    """Offline when the user has switched the network off, by the hub client's own variables."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise Offline(
+                f"offline: {name} is set, so nothing is asked of the network. Models on this machine work"
+            )
+
+
+def open_hub(policy: Policy) -> HubClient:
+    """The hub of HF_ENDPOINT; Offline when that is switched off."""
+    check_online()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from huggingface_hub import HfApi, constants, set_client_factory
-    from huggingface_hub.utils import get_session, get_token_to_send
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import get_token_to_send
+
+    _limit_requests(policy.connect_timeout, policy.read_timeout)
+    where = endpoint()
+    # A token never crosses a network in the clear.
+    clear = where.startswith("http://") and not is_loopback(where)
+    token = None if clear else get_token_to_send(None)
+    api = HfApi(endpoint=where, token=token or False, library_name="nanochat")
+    return HubClient(api, where, token, policy.first_delay)
+
+
+@cache
+def _limit_requests(connect_timeout: float, read_timeout: float) -> None:
+    """Give every request of the hub client a limit, which it has not of its own. Once a process: it costs 0.1 s."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import get_session
 
     limits = {
         "connect": connect_timeout,
@@ -56,11 +89,6 @@ def open_hub(connect_timeout: float, read_timeout: float) -> HubClient:
     default = get_session()
     hooks, client = [*default.event_hooks["request"], limit], type(default)
     set_client_factory(lambda: client(event_hooks={"request": hooks}, follow_redirects=True))
-    endpoint = constants.ENDPOINT
-    # A token never crosses a network in the clear.
-    clear = endpoint.startswith("http://") and not is_loopback(endpoint)
-    token = None if clear else get_token_to_send(None)
-    return HubClient(HfApi(endpoint=endpoint, token=token or False, library_name="nanochat"), endpoint, token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +98,13 @@ class HubClient:
     api: Any
     endpoint: str
     token: str | None
+    delay: float
+    """Seconds before the second try, when the hub is busy and names no time."""
 
     def model(self, repo_id: str, revision: str) -> RemoteModel:
         """Fix a revision to its commit, with every file's size and hash."""
         with self._errors(repo_id):
-            info = _persist(
+            info = self._persist(
                 lambda: self.api.model_info(repo_id, revision=revision, files_metadata=True, timeout=10)
             )
         files = tuple(
@@ -98,7 +128,7 @@ class HubClient:
     def check_access(self, repo_id: str) -> None:
         """AccessDenied unless this token may fetch the files: the listing of a gated model is open to everybody."""
         with self._errors(repo_id):
-            _persist(lambda: self.api.auth_check(repo_id))
+            self._persist(lambda: self.api.auth_check(repo_id))
 
     def search(self, text: str, limit: int) -> list[dict[str, Any]]:
         """Chat models with safetensors whose names contain `text`, most downloaded first."""
@@ -130,6 +160,22 @@ class HubClient:
         from urllib.parse import quote
 
         return f"{self.endpoint}/{repo_id}/resolve/{commit}/{quote(name)}"
+
+    def _persist(self, call: Callable[[], Result]) -> Result:
+        """Try a call again when the hub says that it is busy: as late as it says, ten seconds at most."""
+        for attempt in range(1, TRIES):
+            try:
+                return call()
+            except Exception as error:
+                response = getattr(error, "response", None)
+                if response is None or getattr(response, "status_code", 0) not in AGAIN:
+                    raise
+                after = str(response.headers.get("retry-after", ""))
+                delay = float(after) if after.isdigit() else self.delay * attempt
+                if delay > LONGEST_DELAY:
+                    raise
+                time.sleep(delay)
+        return call()
 
     @contextmanager
     def _errors(self, repo_id: str) -> Generator[None]:
@@ -194,23 +240,6 @@ class HubClient:
                 f"the hub limits your requests (429); try again in {after or 'some'} seconds"
             )
         return DownloadError(f"the hub answered {status} for {repo_id}; try again later")
-
-
-def _persist(call: Callable[[], Result]) -> Result:
-    """Try a call again when the hub says that it is busy, as long as it says, ten seconds at most."""
-    for attempt in range(1, TRIES):
-        try:
-            return call()
-        except Exception as error:
-            response = getattr(error, "response", None)
-            if response is None or getattr(response, "status_code", 0) not in AGAIN:
-                raise
-            after = str(response.headers.get("retry-after", ""))
-            delay = float(after) if after.isdigit() else 0.5 * attempt
-            if delay > 10:
-                raise
-            time.sleep(delay)
-    return call()
 
 
 def _licence(info: Any) -> str:

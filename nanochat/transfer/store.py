@@ -36,6 +36,7 @@ class BlobStore:
     commit: str
     policy: Policy
     stopped: threading.Event = field(default_factory=threading.Event)
+    _small: dict[str, bytes] = field(default_factory=dict[str, bytes])
     _notes: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
@@ -49,7 +50,7 @@ class BlobStore:
             session.close()
 
     def small(self, session: Session, file: RemoteFile, most: int) -> bytes:
-        """A small file's verified content; nothing of it stays on disk."""
+        """A small file's verified content. Nothing of it stays on disk until `bring` asks for the file."""
         check_file(file, self.repository.repo_id)
         if file.size > most:
             raise InvalidModel(f"{self.repository.repo_id}: {file.size} bytes are too many for a {file.name}")
@@ -59,7 +60,8 @@ class BlobStore:
         with tempfile.TemporaryDirectory(prefix="nanochat-") as folder:
             part = Path(folder) / "part"
             self._fetch(session, file, part, tally)
-            return part.read_bytes()
+            self._small[file.etag] = part.read_bytes()
+            return self._small[file.etag]
 
     def bring(self, session: Session, file: RemoteFile, tally: Tally) -> None:
         """Make sure that the blob is here and verified. XetOnly when it cannot come this way."""
@@ -69,6 +71,8 @@ class BlobStore:
             if file.size >= XET_FROM:
                 raise XetOnly(f"{file.name} has {file.size} bytes, which only Xet serves")
             part = self.repository.part(file.etag)
+            if file.etag in self._small:
+                part.write_bytes(self._small[file.etag])
             self._fetch(session, file, part, tally)
             self.adopt(part, file, tally)
 

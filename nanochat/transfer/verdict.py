@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from nanochat.errors import InvalidModel, UnsupportedModel
+from nanochat.errors import InvalidModel, ModelError, UnsupportedModel
 
 if TYPE_CHECKING:
     from nanochat.engine.models.config import ModelConfig
@@ -25,3 +25,18 @@ def judge(repo_id: str, config: bytes) -> ModelConfig:
             text = str(error).replace(str(Path(folder).resolve()), repo_id).replace(folder, repo_id)
             text = text.replace(Path(folder).name, repo_id)
             raise type(error)(text if repo_id in text else f"{repo_id}: {text}") from error
+
+
+def why_not(repo_id: str, config: dict[str, Any]) -> str | None:
+    """Why this engine does not run a model of which the hub's search tells a part of the config; None when it does."""
+    from nanochat.engine.models.families import refuse_unsupported
+    from nanochat.engine.models.fields import Fields
+
+    architectures: Any = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures:
+        return f"{repo_id} does not say what architecture it is"
+    try:
+        refuse_unsupported(Fields(config, repo_id), str(architectures[0]))
+    except ModelError as error:
+        return str(error)
+    return None
