@@ -118,6 +118,7 @@ def _turns(body: str, created: float) -> list[Turn]:
         if mark is None:
             lines.append(line)
             continue
+        lines.append("")  # so that a part ends alike before a mark and at the end of the file
         name, lines = mark["name"].lower(), []
         if name in ("reasoning", "answer") and parts:
             parts[name] = lines

@@ -24,7 +24,7 @@ from nanochat.chat_markdown import iso_time, to_markdown
 from nanochat.errors import HistoryDamaged, HistoryError, UsageError
 from nanochat.history import History, chats_folder
 from nanochat.history_records import Chat, Found, Message, Role, Status
-from nanochat.sanitize import sanitize
+from nanochat.sanitize import sanitize, sanitize_line
 
 _WHO = {Role.USER: "You", Role.ASSISTANT: "Model", Role.SYSTEM: "System", Role.TOOL: "Tool"}
 
@@ -123,10 +123,10 @@ def export(ids: Sequence[str], everything: bool, kind: str | None, output: Path 
     elif kind == "md" and (output.is_dir() or len(bundles) > 1):
         for bundle in bundles:
             _write(output / f"{_file_name(bundle)}.md", to_markdown(bundle), force)
-        click.echo(f"Exported {_count(len(bundles), 'chat')} to {sanitize(str(output))}.")
+        click.echo(f"Exported {_count(len(bundles), 'chat')} to {sanitize_line(str(output))}.")
     else:
         _write(output, to_json(bundles) if kind == "json" else to_markdown(bundles[0]), force)
-        click.echo(f"Exported {_count(len(bundles), 'chat')} to {sanitize(str(output))}.")
+        click.echo(f"Exported {_count(len(bundles), 'chat')} to {sanitize_line(str(output))}.")
 
 
 @chats.command("import")
@@ -166,15 +166,15 @@ def check(rebuild_search: bool) -> None:
 
 def _print_out(bundles: Sequence[ChatBundle], kind: str) -> None:
     if kind == "md" and len(bundles) > 1:
-        raise UsageError(f"{len(bundles)} chats as Markdown are {len(bundles)} files: give a folder with -o, or --format json.")
+        raise UsageError(
+            f"{len(bundles)} chats as Markdown are {len(bundles)} files: give a folder with -o, or --format json."
+        )
     terminal = sys.stdout.isatty()
     if kind == "json":
         text = to_json(bundles, ascii_only=terminal)
     else:
         text = to_markdown(bundles[0]) if bundles else ""
-    out = click.get_binary_stream("stdout")
-    out.write((sanitize(text) if terminal else text).encode())
-    out.flush()
+    click.echo((sanitize(text) if terminal else text).encode(), nl=False)  # bytes: no locale may change them
 
 
 def _write(path: Path, text: str, force: bool) -> None:
@@ -204,13 +204,13 @@ def _file_name(bundle: ChatBundle) -> str:
 
 def _line(chat: Chat) -> str:
     when = datetime.fromtimestamp(chat.updated).strftime("%Y-%m-%d %H:%M")
-    title = sanitize(chat.title).replace("\n", " ") or "(no title)"
+    title = sanitize_line(chat.title) or "(no title)"
     return f"{chat.id}  {when}  {_count(chat.messages, 'message'):>13}  {'* ' if chat.pinned else ''}{title}"
 
 
 def _caption(message: Message) -> str:
     parts = [_WHO[message.role], datetime.fromtimestamp(message.created).strftime("%Y-%m-%d %H:%M")]
-    parts += [sanitize(message.model)] if message.model else []
+    parts += [sanitize_line(message.model)] if message.model else []
     parts += [message.status.value] if message.status is not Status.DONE else []
     parts += [f"variant {message.variant}/{message.variants}"] if message.variants > 1 else []
     return " · ".join(parts)
@@ -220,9 +220,9 @@ def _marked(text: str, spans: Sequence[tuple[int, int]]) -> str:
     """A snippet with its matches in bold, where the terminal shows it."""
     out, at = "", 0
     for start, end in spans:
-        out += sanitize(text[at:start]) + click.style(sanitize(text[start:end]), bold=True)
+        out += sanitize_line(text[at:start]) + click.style(sanitize_line(text[start:end]), bold=True)
         at = end
-    return (out + sanitize(text[at:])).replace("\n", " ")
+    return out + sanitize_line(text[at:])
 
 
 def _chat_json(chat: Chat) -> dict[str, Any]:
