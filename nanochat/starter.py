@@ -94,7 +94,7 @@ def is_intact(final: Path) -> bool:
 def verify(final: Path) -> list[str]:
     """The names of the files that are missing or differ from the manifest, every byte read."""
     manifest = _read_manifest(final)
-    if manifest is None:
+    if manifest is None or manifest.get("version") != _VERSION:
         return [MANIFEST]
     return [
         name
@@ -125,7 +125,7 @@ def _make(final: Path, report: Report) -> None:
         model.mkdir(mode=0o700)
         convert(gguf, model, lambda done, total: meter("converting", done, total))
         shutil.copyfile(licence, model / "LICENSE")
-        _write_manifest(model)
+        write_manifest(model)
         _publish(model, final, working)
     except OSError as error:
         raise DownloadError(
@@ -135,8 +135,8 @@ def _make(final: Path, report: Report) -> None:
         shutil.rmtree(working, ignore_errors=True)
 
 
-def _write_manifest(model: Path) -> None:
-    """Every file's size and sha256, written last: a folder with a manifest is complete."""
+def write_manifest(model: Path) -> None:
+    """Record every file's size and sha256, on disk; written last, so a folder with a manifest is complete."""
     for path in model.iterdir():
         _sync(path)
     files = {

