@@ -43,7 +43,7 @@ def list_chats(deleted: bool, limit: int | None, as_json: bool) -> None:
     with History.open(chats_folder()) as history:
         found = history.chats.list(deleted=deleted)[:limit]
     if as_json:
-        click.echo(json.dumps([_chat_json(chat) for chat in found], indent=2))
+        _echo_json([_chat_json(chat) for chat in found])
     elif not found:
         click.echo("No deleted chats." if deleted else "No chats yet. Start one with `nanochat`.")
     else:
@@ -62,7 +62,7 @@ def search(words: Sequence[str], limit: int, as_json: bool) -> None:
     with History.open(chats_folder()) as history:
         found = history.search(" ".join(words), chats=limit)
     if as_json:
-        click.echo(json.dumps([_found_json(each) for each in found], indent=2))
+        _echo_json([_found_json(each) for each in found])
     elif not found:
         click.echo("Nothing found.")
     for each in () if as_json else found:
@@ -118,7 +118,9 @@ def export(ids: Sequence[str], everything: bool, kind: str | None, output: Path 
             else [history.chats.find(each).id for each in ids]
         )
         bundles = [history.bundle(name) for name in dict.fromkeys(names)]
-    if output is None:
+    if not bundles:
+        click.echo("No chats to export.", err=True)
+    elif output is None:
         _print_out(bundles, kind)
     elif kind == "md" and (output.is_dir() or len(bundles) > 1):
         for bundle in bundles:
@@ -164,16 +166,18 @@ def check(rebuild_search: bool) -> None:
     click.echo(f"All is well: {_count(number, 'chat')}, every message as it was written.")
 
 
+def _echo_json(values: Sequence[dict[str, Any]]) -> None:
+    # In ASCII, where JSON escapes every control character but one.
+    click.echo(json.dumps(values, indent=2).replace("\x7f", "\\u007f"))
+
+
 def _print_out(bundles: Sequence[ChatBundle], kind: str) -> None:
     if kind == "md" and len(bundles) > 1:
         raise UsageError(
             f"{len(bundles)} chats as Markdown are {len(bundles)} files: give a folder with -o, or --format json."
         )
     terminal = sys.stdout.isatty()
-    if kind == "json":
-        text = to_json(bundles, ascii_only=terminal)
-    else:
-        text = to_markdown(bundles[0]) if bundles else ""
+    text = to_json(bundles, ascii_only=terminal) if kind == "json" else to_markdown(bundles[0])
     click.echo((sanitize(text) if terminal else text).encode(), nl=False)  # bytes: no locale may change them
 
 

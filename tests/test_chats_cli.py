@@ -16,7 +16,7 @@ from nanochat.errors import ChatImportError, ChatNotFound, HistoryDamaged, Usage
 from nanochat.history import History, chats_folder
 from nanochat.history_records import Role, Status
 
-EVIL = "\x1b]52;c;aGk=\x07\x9b31m\u202eevil"
+EVIL = "\x7f\x1b]52;c;aGk=\x07\x9b31m\u202eevil"
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +65,7 @@ def test_list_shows_ids_titles_and_counts(chat: str) -> None:
 def test_an_empty_history_says_how_to_start() -> None:
     assert "No chats yet" in good("list")
     assert "Nothing found" in good("search", "x")
+    assert "No chats to export" in run("export", "--all").stderr
 
 
 def test_search_shows_the_chat_and_the_words_around_the_match(chat: str) -> None:
@@ -92,7 +93,7 @@ def test_show_prints_the_messages_by_the_start_of_an_id(chat: str) -> None:
 def test_nothing_that_a_terminal_obeys_is_printed(chat: str, command: tuple[str, ...]) -> None:
     printed = good(*command, *([chat] if command == ("show",) else []))
     assert "evil" in printed
-    assert not set(printed) & {"\x1b", "\x07", "\x9b", "\u202e"}
+    assert not set(printed) & {"\x7f", "\x1b", "\x07", "\x9b", "\u202e"}
 
 
 def test_json_and_markdown_come_back(chat: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
