@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from string import Formatter
 from typing import Any
 
 from nanochat.templating.meter import ITEM, LimitReached, Meter, size
@@ -45,7 +46,9 @@ def filter_bound(meter: Meter, name: str, value: Any, args: tuple[Any, ...], kwa
         return weight + widest
     if name == "indent":
         return weight + len(str(value).splitlines()) * widest
-    return 4 * weight + len(value) * widest  # join, sum
+    if name == "sum" and not all(isinstance(item, (int, float)) for item in value):
+        return weight * (1 + len(value))  # every step copies what was added up so far
+    return 4 * weight + len(value) * widest
 
 
 # Methods of built-in types that templates may call; all others are refused.
@@ -96,14 +99,17 @@ def replaced_size(text: str, old: str = "", new: str = "", *_: str) -> int:
 
 
 def formatted_size(meter: Meter, text: str, args: Iterable[Any]) -> int:
-    """Units of a formatted text at most: every field as long as all arguments together."""
-    given = tuple(args)
-    if re.search(r"\d{4}", text) or (
-        any(isinstance(item, int) and abs(item) > 10**6 for item in given) and "*" in text
-    ):
-        raise LimitReached("a format with a width of more than three digits")
-    fields = text.count("%") + text.count("{")
-    return len(text) + fields * (1000 + 4 * meter.weigh(given))
+    """Units of `text % args` and of `text.format(*args)` at most: every field as long as all arguments together."""
+    specs = re.findall(r"%(?:\([^)]*\))?([^a-zA-Z%]*)", text)
+    specs += (
+        [spec or "" for _, name, spec, _ in Formatter().parse(text) if name is not None]
+        if "{" in text
+        else []
+    )
+    for spec in specs:
+        if re.search(r"\d{4}|[*{]", spec):
+            raise LimitReached("it formats with a width of more than three digits, or one that is computed")
+    return len(text) + len(specs) * (1000 + 4 * meter.weigh(tuple(args)))
 
 
 def operator_bound(meter: Meter, operator: str, left: Any, right: Any) -> int:

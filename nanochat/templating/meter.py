@@ -39,17 +39,23 @@ class Meter:
         """Pay, or stop the template."""
         self.left -= units
         if self.left < 0:
-            raise LimitReached(f"the template handles more than {self._units:,} characters")
+            raise LimitReached(f"it handles more than {self._units:,} characters")
+        self._watch()
+
+    def _watch(self) -> None:
         if time.perf_counter() > self._deadline:
-            raise LimitReached(f"the template takes longer than {self._seconds:g} s")
+            raise LimitReached(f"it takes longer than {self._seconds:g} s")
 
     def weigh(self, value: Any) -> int:
         """Units of everything that `value` holds; what is there twice counts twice, as it does in its text."""
         if isinstance(value, str):
             return len(value)
-        units, pending = 0, [value]
+        units, pending, seen = 0, [value], 0
         while pending:
             item = pending.pop()
+            seen += 1
+            if not seen & 1023:
+                self._watch()
             if isinstance(item, (str, bytes)):
                 units += len(item)
                 continue
@@ -61,7 +67,7 @@ class Meter:
             elif isinstance(item, (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)):
                 pending += list(cast("Iterable[Any]", item))
             if units > self.left:
-                raise LimitReached(f"the template builds more than {self._units:,} characters")
+                raise LimitReached(f"it builds more than {self._units:,} characters")
         return units
 
 
