@@ -1,0 +1,99 @@
+"""A model that answers on a plain terminal or into a pipe: loading it, streaming its text, stopping it with Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from nanochat.engine.config import EngineConfig
+from nanochat.engine.outputs import CompletionOutput, FinishReason
+from nanochat.engine.request import Request
+from nanochat.engine.sampling_params import SamplingParams
+from nanochat.engine.service import EngineService
+from nanochat.engine.stream import Stream
+from nanochat.errors import InvalidLogits, NanochatError, OutOfMemory
+from nanochat.progress_line import ProgressLine
+
+Write = Callable[[str], None]
+
+_QUIET_SECONDS = 1.0  # a load that takes longer shows its progress
+
+
+class Answerer:
+    """The engine with one model, for one reader. The model loads while the caller prepares its prompt."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._service = EngineService()
+        self._load = self._service.load(config)
+
+    @property
+    def max_model_len(self) -> int:
+        """The longest prompt plus reply in tokens; 0 before the model is loaded."""
+        return self._service.stats().max_model_len
+
+    def answer(self, prompt_ids: Sequence[int], params: SamplingParams, write: Write) -> CompletionOutput:
+        """Stream the reply to `write` and return it whole. Ctrl-C ends the reply early, with reason `abort`.
+
+        Raises:
+            NanochatError: the model cannot be loaded, or the request was refused or failed.
+            KeyboardInterrupt: Ctrl-C before there was a reply to stop, or a second one.
+        """
+        stream = self._service.submit(Request(tuple(prompt_ids), params))
+        finished: CompletionOutput | None = None
+        with _stopping(stream, lambda: self._load.done):
+            self._show_load()
+            for delta in stream:
+                if delta.text:
+                    write(delta.text)
+                finished = delta.finished or finished
+        if finished is None:
+            raise NanochatError("the engine ended the request without a result: load the model again")
+        if finished.finish_reason is FinishReason.ERROR:
+            reason = finished.error or "the request failed"
+            raise OutOfMemory(reason) if reason.startswith("out of memory") else InvalidLogits(reason)
+        return finished
+
+    def close(self) -> None:
+        """End the engine."""
+        self._service.close()
+
+    def _show_load(self) -> None:
+        """Wait for the model; what takes longer than a second is shown on stderr."""
+        line, started = ProgressLine(), time.monotonic()
+        while not self._load.done:
+            try:
+                self._load.wait(0.1)
+            except TimeoutError:
+                if time.monotonic() - started > _QUIET_SECONDS and sys.stderr.isatty():
+                    fraction, what = self._load.progress
+                    line.fraction(f"{self._config.model.name}: {what}", fraction)
+        line.erase()
+        self._load.wait()
+
+
+@contextmanager
+def _stopping(stream: Stream, ready: Callable[[], bool]) -> Generator[None]:
+    """Inside, the first Ctrl-C ends the reply and the second one the program; before there can be a reply, the first."""
+    before = signal.getsignal(signal.SIGINT)
+    stopped = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        if stopped or not ready():
+            raise KeyboardInterrupt
+        stopped = True
+        stream.cancel()
+
+    if before is signal.SIG_IGN:  # started in the background: Ctrl-C is not meant for us
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
