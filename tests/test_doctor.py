@@ -1,0 +1,83 @@
+"""What the doctor finds, and what it calls wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanochat import doctor, starter
+from nanochat.doctor import Fact
+from nanochat.settings import Paths
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def run_doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nanochat", "doctor", *arguments], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_everything_that_was_promised_is_there(starter_home: Path) -> None:
+    result = run_doctor()
+    assert (result.returncode, result.stderr) == (0, "")
+    for part in ("Python", "torch", "GPU", "memory", "processor", "config", "data", "cache", "log",
+                 starter.NAME, "hub", "TERM=", "columns", str(starter_home)):  # fmt: skip
+        assert part in result.stdout
+    assert "WRONG" not in result.stdout
+
+
+def test_without_a_gpu_the_reason_is_named(starter_home: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    facts = doctor.examine()
+    used = next(fact for fact in facts if fact.name == "used")
+    assert used.value.startswith("none: ")
+    assert not used.wrong
+
+
+def test_json_holds_the_same_facts(starter_home: Path) -> None:
+    result = run_doctor("--json")
+    report = json.loads(result.stdout)
+    assert report["problems"] == []
+    assert report["software"]["nanochat"] == "0.1.0"
+    assert starter.NAME in report["models"]
+
+
+def test_what_is_wrong_is_marked_and_ends_with_1(starter_home: Path) -> None:
+    file = Paths.find().settings_file
+    file.parent.mkdir()
+    file.write_text('[engine]\ndtype = "int9"\n')
+    result = run_doctor()
+    assert result.returncode == 1
+    assert "WRONG: " in result.stdout
+    assert "engine.dtype must be one of" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_unknown_settings_are_named(starter_home: Path) -> None:
+    file = Paths.find().settings_file
+    file.parent.mkdir()
+    file.write_text("[engine]\nwarp = 9\n")
+    assert "unknown keys: engine.warp" in run_doctor().stdout
+
+
+def test_a_probe_that_fails_is_a_finding_not_the_end(
+    starter_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> list[Fact]:
+        raise OSError("no such thing")
+
+    monkeypatch.setattr(doctor, "_machine", broken)
+    facts = doctor.examine()
+    assert Fact("machine", "error", "OSError: no such thing", wrong=True) in facts
+    assert facts[-1].name == "hub"
