@@ -31,12 +31,22 @@ class PromptBox(TextArea):
             "ctrl+j,shift+enter,alt+enter", "newline", "New line", id="prompt.newline", tooltip="Begin a new line.",
             show=False,
         ),
-        Binding("up", "up", "Earlier message", id="prompt.up", tooltip="A line up, then what you sent before.", show=False),
-        Binding("down", "down", "Later message", id="prompt.down", tooltip="A line down, then what you sent after.", show=False),
+        Binding(
+            "up", "up", "Earlier message", id="prompt.up", tooltip="A line up, then what you sent before.", show=False
+        ),
+        Binding(
+            "down", "down", "Later message", id="prompt.down", tooltip="A line down, then what you sent after.",
+            show=False,
+        ),
         Binding("tab", "complete", "Complete", id="prompt.complete", tooltip="Take the suggestion.", show=False),
         Binding("pageup", "scroll(-1)", "Page up", id="prompt.page_up", tooltip="Scroll the chat up.", show=False),
-        Binding("pagedown", "scroll(1)", "Page down", id="prompt.page_down", tooltip="Scroll the chat down.", show=False),
-        Binding("end,ctrl+e", "end", "End", id="prompt.end", tooltip="The line's end; in an empty box, the chat's.", show=False),
+        Binding(
+            "pagedown", "scroll(1)", "Page down", id="prompt.page_down", tooltip="Scroll the chat down.", show=False
+        ),
+        Binding(
+            "end,ctrl+e", "end", "End", id="prompt.end", tooltip="The line's end; in an empty box, the chat's.",
+            show=False,
+        ),
         Binding("ctrl+underscore", "undo", "Undo", id="prompt.undo", tooltip="Undo typing.", show=False),
     ]  # fmt: skip
 
@@ -54,7 +64,7 @@ class PromptBox(TextArea):
 
     @dataclass
     class Typing(Message):
-        """The text up to the cursor, on every change: what completions are made from. `accept` and `move` act on them."""
+        """The text up to the cursor, on every change: what completions are made from."""
 
         before_cursor: str
 
@@ -108,16 +118,16 @@ class PromptBox(TextArea):
         """The completion above, a line up, or what was sent before."""
         if self.completing("up"):
             return
-        if self.get_cursor_up_location() != self.cursor_location and not self.cursor_at_first_line:
+        if not self.navigator.is_first_wrapped_line(self.cursor_location):
             self.action_cursor_up()
-        elif (older := self.history_of_inputs.older(self._remember())) is not None:
+        elif (older := self.history_of_inputs.older(self.draft.full)) is not None:
             self._recall(older)
 
     def action_down(self) -> None:
         """The completion below, a line down, or what was sent after."""
         if self.completing("down"):
             return
-        if not self.cursor_at_last_line:
+        if not self.navigator.is_last_wrapped_line(self.cursor_location):
             self.action_cursor_down()
         elif (newer := self.history_of_inputs.newer()) is not None:
             self._recall(newer)
@@ -176,9 +186,6 @@ class PromptBox(TextArea):
         result = self.replace(text, *self.selection, maintain_selection_offset=False)
         self.move_cursor(result.end_location)
         self.scroll_cursor_visible()
-
-    def _remember(self) -> str:
-        return self.draft.full
 
     def _recall(self, text: str) -> None:
         self.load_draft(Draft.of(sanitize(text) if not wants_folding(text) else text))

@@ -1,0 +1,343 @@
+"""The application: one engine, one history, the open chats, and the screens over them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+from textual import events
+from textual.app import App, SystemCommand
+from textual.binding import BindingType
+from textual.screen import ModalScreen, Screen
+
+from nanochat.errors import NanochatError
+from nanochat.history import History
+from nanochat.sanitize import sanitize
+from nanochat.settings import Paths, Settings
+from nanochat.ui import sending, theme
+from nanochat.ui.actions import Action, Registry
+from nanochat.ui.ascii_filter import AsciiFilter
+from nanochat.ui.clipboard import Clipboard
+from nanochat.ui.commands import REGISTRY
+from nanochat.ui.desk import Desk
+from nanochat.ui.draft import Draft
+from nanochat.ui.engine_port import Engine
+from nanochat.ui.idle_work import IdleWork
+from nanochat.ui.input_history import InputHistory
+from nanochat.ui.interrupts import Interrupts
+from nanochat.ui.model_host import ModelHost
+from nanochat.ui.monitor import Reading
+from nanochat.ui.open_chats import OpenChats
+from nanochat.ui.screens.chat import ChatScreen
+from nanochat.ui.session import ChatSession
+from nanochat.ui.shelf import Shelf
+
+log = logging.getLogger("nanochat.app")
+
+TICK_SECONDS = 0.2
+Undo = Callable[[], Awaitable[None]]
+Severity = Literal["information", "warning", "error"]
+
+
+class NanochatApp(App[None], inherit_bindings=False):
+    """Holds what the screens share. What a chat is, sessions know; what is drawn, widgets know.
+
+    `engine`, `shelf` and `read` are the edges: tests put their own there.
+    """
+
+    TITLE = "nanochat"
+    CSS_PATH: ClassVar[list[str]] = [
+        "app.tcss",
+        "screens/chat.tcss",
+        "screens/dialogs.tcss",
+        "widgets/prompt_bar.tcss",
+        "widgets/sidebar.tcss",
+        "widgets/chat_panel.tcss",
+        "widgets/welcome.tcss",
+    ]
+    BINDINGS: ClassVar[list[BindingType]] = [*REGISTRY.bindings("app")]
+    ENABLE_COMMAND_PALETTE = True
+    PAUSE_GC_ON_SCROLL = True
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(driver_class=desk.driver)
+        self.desk = desk
+        self.registry: Registry = REGISTRY
+        self.paths: Paths = desk.paths
+        self.settings: Settings = desk.settings
+        self.folder = Path.cwd()
+        self.inputs = InputHistory(desk.paths.data / "prompt-history.jsonl")
+        self.reading = Reading()
+        self.note = ""
+        self.failure: NanochatError | None = None
+        self._undo: list[tuple[str, Undo]] = []
+        self._interrupts = Interrupts()
+        self._ticks = 0
+        self._counting: asyncio.Task[None] | None = None
+        self.spawned: set[asyncio.Task[Any]] = set()
+        for each in theme.THEMES:
+            self.register_theme(each)
+        if desk.ascii_only:
+            self._filters.append(AsciiFilter())
+
+    # Parts -------------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Engine:
+        """The engine's service."""
+        return self.desk.engine
+
+    @property
+    def shelf(self) -> Shelf:
+        """The models on this machine."""
+        return self.desk.shelf
+
+    @property
+    def history(self) -> History:
+        """The chats on disk."""
+        return self.desk.history
+
+    @property
+    def host(self) -> ModelHost:
+        """The model in the engine."""
+        return self.desk.host
+
+    @property
+    def chats(self) -> OpenChats:
+        """The open tabs."""
+        return self.desk.chats
+
+    @property
+    def idle(self) -> IdleWork:
+        """What the engine does when nobody waits."""
+        return self.desk.idle
+
+    @property
+    def chat_screen(self) -> ChatScreen:
+        """The main screen, also while another is over it."""
+        return cast(ChatScreen, self.screen_stack[0])
+
+    # Beginning and end -------------------------------------------------------------------------
+
+    def get_default_screen(self) -> Screen[Any]:
+        """The chat."""
+        return ChatScreen()
+
+    def on_mount(self) -> None:
+        """Look as the user wants, and begin as soon as the first frame is drawn."""
+        self.use_theme(self.settings.theme)
+        self.set_keymap(dict(self.settings.keymap))
+        self.call_after_refresh(self.attempt, self._begin())
+
+    async def _begin(self) -> None:
+        try:
+            await self.desk.open(self)
+        except NanochatError as error:
+            self.failure = error
+            self.exit(return_code=error.exit_code)
+            return
+        self.chat_screen.show_active()
+        self.set_interval(TICK_SECONDS, self._tick)
+        self.attempt(self.desk.welcome(self))
+
+    async def leave(self, *, ask: bool = True) -> None:
+        """Save everything and end; asks first when replies are on their way."""
+        if ask and self.desk.is_open and self.chats.busy and not await self._sure():
+            return
+        await self.desk.close(self)
+        self.exit()
+
+    async def _sure(self) -> bool:
+        from nanochat.ui.screens.question import Answer, Question
+
+        number = len(self.chats.busy)
+        text = f"{number} {'reply is' if number == 1 else 'replies are'} still being written."
+        answers = [Answer("quit", "Quit", "What has come is saved."), Answer("stay", "Stay")]
+        return await self.ask(Question("Quit nanochat?", text, answers)) == "quit"
+
+    async def action_quit(self) -> None:
+        """Save everything and end."""
+        await self.leave()
+
+    # Doing -------------------------------------------------------------------------------------
+
+    def attempt(self, work: Coroutine[Any, Any, object]) -> None:
+        """Run this beside everything else; an error of ours becomes a word to the user."""
+        self.run_worker(self._attempt(work), exit_on_error=True)
+
+    async def _attempt(self, work: Coroutine[Any, Any, object]) -> None:
+        try:
+            await work
+        except NanochatError as error:
+            log.info("%s: %s", type(error).__name__, error)
+            self.say(str(error), severity="warning")
+
+    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        """Run this in the background; nobody waits for it."""
+        task = asyncio.ensure_future(work)
+        self.spawned.add(task)
+        task.add_done_callback(self.spawned.discard)
+
+    def run_registered(self, action_id: str, argument: str = "") -> None:
+        """Do one of the registry's actions."""
+        if self.desk.is_open or action_id in ("quit", "interrupt", "help", "log"):
+            self.attempt(self.run_action_now(self.registry[action_id], argument))
+
+    def action_run(self, action_id: str) -> None:
+        """Do one of the registry's actions, from a key."""
+        self.run_registered(action_id)
+
+    async def run_action_now(self, action: Action, argument: str = "") -> None:
+        """Do one action and wait for its end."""
+        result = action.run(self, argument)
+        if result is not None:
+            await result
+
+    def send(self, draft: Draft) -> None:
+        """Send what the prompt held, as soon as the chats are there."""
+        self.attempt(self._send(draft))
+
+    async def _send(self, draft: Draft) -> None:
+        await self.desk.opened.wait()
+        await sending.send(self, draft)
+
+    def interrupt(self) -> None:
+        """Ctrl-C: copy what is selected, else stop the reply, else quit at the second time."""
+        selected = self._interrupts.selected(self)
+        if selected:
+            self.copy(selected, "the selection")
+        elif self.desk.is_open and self.chats.active.busy and not self.chats.active.stopping:
+            self.chats.active.stop()
+            self.chat_screen.refresh_chrome()
+        elif self._interrupts.again():
+            self.attempt(self.leave(ask=False))
+        else:
+            self.say("Press Ctrl+C again to quit.")
+
+    def remember_undo(self, said: str, undo: Undo) -> None:
+        """Keep how the last delete is undone."""
+        self._undo.append((said, undo))
+
+    async def undo_last(self) -> None:
+        """Undo the last delete."""
+        if not self._undo:
+            self.say("There is nothing to undo.")
+            return
+        said, undo = self._undo.pop()
+        await undo()
+        self.say(f"Undone: {said}.")
+
+    # Saying and asking -------------------------------------------------------------------------
+
+    def say(self, text: str, *, severity: Severity = "information") -> None:
+        """A word to the user, for some seconds."""
+        self.notify(
+            sanitize(text), severity=severity, markup=False, timeout=4 if severity == "information" else 8
+        )
+
+    async def ask(self, question: ModalScreen[str | None]) -> str | None:
+        """Ask, and wait for the answer."""
+        return await self.push_screen_wait(question)
+
+    def copy(self, text: str, what: str) -> None:
+        """Put text on the clipboard, and say which way."""
+        self.attempt(self._copy(text, what))
+
+    async def _copy(self, text: str, what: str) -> None:
+        clipboard = Clipboard(self._write_to_terminal, os.environ)
+        self.say((await clipboard.copy(text)).describe(what))
+
+    def _write_to_terminal(self, sequence: str) -> None:
+        if self._driver is not None:
+            self._driver.write(sequence)
+
+    def copy_to_clipboard(self, text: str) -> None:
+        """What Textual's own fields copy goes the same way."""
+        self.copy(text, "the text")
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """The command palette: the registry."""
+        for action in self.registry:
+            if action.listed:
+                yield SystemCommand(
+                    action.title, action.help, lambda name=action.id: self.run_registered(name)
+                )
+
+    def use_theme(self, name: str) -> None:
+        """Look like this; an unknown theme is said and left."""
+        wanted = theme.resolve(name)
+        if wanted in self.available_themes:
+            self.theme = wanted
+        else:
+            self.theme = theme.DARK.name
+            self.say(f"There is no theme {name!r}.", severity="warning")
+
+    async def chats_changed(self, chat_id: str) -> None:
+        """A chat has another title, pin or place: show it so."""
+        for session in self.chats:
+            if session.chat is not None and session.chat.id == chat_id:
+                await session.refresh_chat()
+        self.desk.sidebar.refresh()
+
+    # While it runs -----------------------------------------------------------------------------
+
+    async def count_tokens(self, text: str) -> int | None:
+        """How many tokens a text has; None while no model is there, or when it takes too long to wait for."""
+        language = self.host.language if self.desk.is_open else None
+        if language is None:
+            return None
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(language.count, text), 0.25)
+        except TimeoutError:
+            return None
+
+    def count_draft(self, draft: Draft) -> None:
+        """Count the tokens in the prompt soon, and show them."""
+        if self._counting is not None:
+            self._counting.cancel()
+        self._counting = asyncio.create_task(self._count_draft(draft))
+
+    async def _count_draft(self, draft: Draft) -> None:
+        await asyncio.sleep(0.15)
+        tokens = 0 if draft.empty else await self.count_tokens(draft.full)
+        self.chat_screen.show_draft_tokens(tokens)
+
+    def show_session(self, session: ChatSession) -> None:
+        """Bring a chat into view."""
+        self.chat_screen.keep_draft()
+        self.chats.activate(list(self.chats).index(session))
+        self.chat_screen.show_active()
+
+    def choose_tab(self, index: int, *, close: bool = False) -> None:
+        """A click on a tab: show it, or close it."""
+        self.show_session(list(self.chats)[index])
+        if close:
+            self.run_registered("tab.close")
+
+    def drained(self) -> None:
+        """Text was taken from the engine: the figures changed."""
+        self.chat_screen.refresh_status()
+
+    def _tick(self) -> None:
+        """Five times a second: figures, while something is under way; every fifth time, what can wait a second."""
+        self._ticks += 1
+        if self.chats.busy or self.desk.loading:
+            if self._ticks % 3 == 0:
+                for session in self.chats.busy:
+                    if session.reply is not None:
+                        session.reply.sample_rate()
+            self.chat_screen.refresh_chrome()
+        if self._ticks % 5 == 0:
+            self.attempt(self.desk.every_second(self))
+
+    def on_app_blur(self, event: events.AppBlur) -> None:
+        """Nothing changes when the terminal loses the focus: restyling everything would take seconds."""
+        event.prevent_default()
+
+    def on_app_focus(self, event: events.AppFocus) -> None:
+        """Nothing changes when the terminal gets the focus."""
+        event.prevent_default()

@@ -1,0 +1,111 @@
+"""Text files in a message: `@path` in the prompt becomes the file's text below it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from nanochat.errors import UsageError
+
+MAX_BYTES = 2_000_000
+_MENTION = re.compile(r"""(?:^|(?<=\s))@(?:"([^"\n]+)"|'([^'\n]+)'|(\S+))""")
+_SUGGESTIONS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A text file that a message mentions."""
+
+    name: str
+    text: str
+
+    def block(self) -> str:
+        """The file as the model reads it: its name and its text in a fence that the text cannot close."""
+        longest = max((len(run) for run in re.findall(r"`{3,}", self.text)), default=2)
+        fence = "`" * (longest + 1)
+        return f"{self.name}:\n{fence}\n{self.text.rstrip()}\n{fence}"
+
+
+def attach(text: str, folder: Path) -> tuple[str, tuple[Attachment, ...]]:
+    """The message with the text of every file that it mentions below it, and those files.
+
+    A mention that names no file is left as it is: people write `@someone`. Raises UsageError for a file that
+    cannot be sent, with the reason.
+    """
+    found: dict[Path, Attachment] = {}
+    for match in _MENTION.finditer(text):
+        path = resolve(next(filter(None, match.groups())), folder)
+        if path is not None and path not in found:
+            found[path] = read(path, folder)
+    if not found:
+        return text, ()
+    return "\n\n".join((text, *(file.block() for file in found.values()))), tuple(found.values())
+
+
+def resolve(mention: str, folder: Path) -> Path | None:
+    """The file that a mention names; also without the full stop or comma that a sentence puts after it."""
+    for name in (mention, mention.rstrip(".,;:!?)")):
+        try:
+            path = (folder / Path(name).expanduser()).resolve()
+            if name and path.is_file():
+                return path
+        except (OSError, RuntimeError, ValueError):  # a name too long, no such home, a NUL
+            continue
+    return None
+
+
+def read(path: Path, folder: Path) -> Attachment:
+    """One text file. Raises UsageError: too large, not text, not readable."""
+    name = str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise UsageError(
+                f"{name} has {size / 1e6:.1f} MB; text files of up to {MAX_BYTES / 1e6:.0f} MB can be sent"
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{name} cannot be read: {error.strerror}") from error
+    if b"\0" in data:
+        raise UsageError(f"{name} is not a text file: only text can be sent")
+    try:
+        return Attachment(name, data.decode("utf-8-sig").replace("\r\n", "\n"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text (byte {error.start:,}): convert it first") from error
+
+
+def dropped_file(paste: str, folder: Path) -> Path | None:
+    """The file when a paste is nothing but a path, as terminals give it for a file dropped on them."""
+    line = paste.strip()
+    if not line or "\n" in line or len(line) > 4096:
+        return None
+    if line.startswith("file://"):
+        line = unquote(urlsplit(line).path)
+    elif line[0] == line[-1] and line[0] in "'\"" and len(line) > 1:
+        line = line[1:-1]
+    else:
+        line = line.replace("\\ ", " ")
+    looks_like_a_path = line.startswith(("/", "~", "./", "../"))
+    return resolve(line, folder) if looks_like_a_path else None
+
+
+def suggest(start: str, folder: Path) -> list[str]:
+    """Paths that begin as `start` does, folders with a slash behind them, hidden ones only when asked for."""
+    typed = Path(start).expanduser() if start.startswith("~") else Path(start)
+    above = typed if start.endswith("/") or not start else typed.parent
+    prefix = "" if start.endswith("/") else typed.name
+    try:
+        with os.scandir(folder / above) as entries:
+            names = [
+                entry.name + ("/" if entry.is_dir() else "")
+                for entry in entries
+                if entry.name.startswith(prefix)
+                and (prefix.startswith(".") or not entry.name.startswith("."))
+            ]
+    except OSError:
+        return []
+    lead = start[: len(start) - len(prefix)] if prefix else start
+    return [lead + name for name in sorted(names, key=str.lower)[:_SUGGESTIONS]]

@@ -1,0 +1,141 @@
+"""What one chat is set to: system prompt, sampling, thinking and model, as it is kept with the chat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from nanochat.engine.sampling_params import SamplingParams
+from nanochat.errors import InvalidSampling
+
+Kind = Literal["number", "whole", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One sampling value that a chat may set: its range in words, and what it does."""
+
+    name: str
+    kind: Kind
+    span: str
+    help: str
+    neutral: str = ""
+
+    def parse(self, text: str) -> Any:
+        """The value of what was typed; an empty text means the model's own default. Raises InvalidSampling."""
+        text = text.strip()
+        if not text or text.lower() in ("default", "auto", "none"):
+            return None
+        if self.kind == "text":
+            return tuple(part.encode().decode("unicode_escape") for part in text.split(",") if part)
+        try:
+            return int(text) if self.kind == "whole" else float(text)
+        except ValueError:
+            wanted = "a whole number" if self.kind == "whole" else "a number"
+            raise InvalidSampling(f"{self.name} must be {wanted}, {self.span}, not {text!r}") from None
+
+
+KNOBS: tuple[Knob, ...] = (
+    Knob(
+        "temperature", "number", "0 to 100", "0 always takes the likeliest token; higher is more varied.", "1"
+    ),
+    Knob(
+        "top_p",
+        "number",
+        "above 0, at most 1",
+        "Only the likeliest tokens that together reach this share.",
+        "1",
+    ),
+    Knob("top_k", "whole", "0 and up; 0 is all", "Only so many of the likeliest tokens.", "0"),
+    Knob("min_p", "number", "0 to 1", "No token less likely than this times the likeliest.", "0"),
+    Knob(
+        "repetition_penalty",
+        "number",
+        "above 0, at most 10",
+        "Above 1: what was said is less likely again.",
+        "1",
+    ),
+    Knob("presence_penalty", "number", "-2 to 2", "Above 0: a token that came once is less likely.", "0"),
+    Knob(
+        "frequency_penalty",
+        "number",
+        "-2 to 2",
+        "Above 0: the more often a token came, the less likely.",
+        "0",
+    ),
+    Knob("max_tokens", "whole", "1 and up", "The longest reply; empty is as far as the context goes.", "∞"),
+    Knob(
+        "seed", "whole", "any whole number", "The same seed gives the same reply; empty draws one.", "drawn"
+    ),
+    Knob("stop", "text", "texts, comma between", "A reply ends before any of these texts.", "none"),
+)
+"""What the side panel and `/set` offer, in this order."""
+
+_PENALTIES = ("presence_penalty", "frequency_penalty")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSettings:
+    """One chat's own settings; `None` and "" mean the model's default. Applied from the next turn."""
+
+    system_prompt: str = ""
+    thinking: bool | None = None
+    model: str = ""
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ChatSettings:
+        """From what a chat holds; what is unknown or out of range is left at its default."""
+        known = {field.name for field in fields(cls)}
+        settings = cls()
+        for name, value in values.items():
+            if name not in known or value is None:
+                continue
+            try:
+                settings = settings.with_value(name, tuple(value) if name == "stop" else value)
+            except (InvalidSampling, TypeError):
+                continue
+        return settings
+
+    def as_json(self) -> dict[str, Any]:
+        """What differs from the defaults, as JSON holds it."""
+        values = {name: value for name, value in asdict(self).items() if value not in (None, "", ())}
+        return values | ({"stop": list(self.stop)} if self.stop else {})
+
+    def with_value(self, name: str, value: Any) -> ChatSettings:
+        """These settings with one value changed. Raises InvalidSampling when it is out of range."""
+        changed = replace(self, **{name: value})
+        changed.sampling()
+        return changed
+
+    def sampling(self) -> SamplingParams:
+        """How the replies are sampled. Raises InvalidSampling."""
+        given = {knob.name: getattr(self, knob.name) for knob in KNOBS}
+        penalties = {name: given.pop(name) or 0.0 for name in _PENALTIES}
+        if given["max_tokens"] is not None and given["max_tokens"] < 1:
+            raise InvalidSampling(f"max_tokens must be 1 or more, not {given['max_tokens']}")
+        return SamplingParams(**given, **penalties)
+
+    def costs_prefix(self, after: ChatSettings) -> bool:
+        """Whether going on with `after` makes the cached prefix of the chat useless."""
+        return (self.system_prompt, self.thinking, self.model) != (
+            after.system_prompt,
+            after.thinking,
+            after.model,
+        )
+
+
+def knob(name: str) -> Knob | None:
+    """The knob of this name, or of an unambiguous start of it."""
+    matching = [knob for knob in KNOBS if knob.name == name] or [k for k in KNOBS if k.name.startswith(name)]
+    return matching[0] if len(matching) == 1 else None

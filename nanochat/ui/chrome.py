@@ -1,0 +1,111 @@
+"""What stands around the transcript, computed from chats, model and engine: tab labels, figures, the prompt's frame."""
+
+from __future__ import annotations
+
+from nanochat.engine.outputs import EngineStats
+from nanochat.history_records import Role
+from nanochat.ui import figures
+from nanochat.ui.conversation import Status
+from nanochat.ui.model_host import HostState, ModelHost
+from nanochat.ui.overflow import WARN_SHARE
+from nanochat.ui.session import ChatSession, TabState
+from nanochat.ui.shelf import short_name
+from nanochat.ui.status_fields import ChatFigures
+from nanochat.ui.widgets.tabs import TabLabel
+
+_WORDS: dict[TabState, str] = {
+    TabState.QUEUED: "waiting",
+    TabState.WAITING: "waiting",
+    TabState.PREFILLING: "prefilling",
+    TabState.STREAMING: "streaming",
+    TabState.FAILED: "failed",
+}
+
+
+def tab_label(session: ChatSession) -> TabLabel:
+    """One tab."""
+    return TabLabel(session.title, session.state)
+
+
+def state_word(session: ChatSession, host: ModelHost) -> str:
+    """What the visible chat is doing, in a word or two of at most 12 cells."""
+    if session.reply is not None and session.reply.stopping:
+        return "stopping"
+    if session.reply is not None and session.state is not TabState.QUEUED:
+        return _WORDS[session.state]
+    if host.state is HostState.LOADING:
+        return f"loading {round(100 * host.progress[0])} %"
+    if host.state is HostState.FAILED:
+        return "load failed"
+    if host.state is HostState.NONE:
+        return "no model" if host.model is None else "unloaded"
+    return _WORDS.get(session.state, "ready")
+
+
+def engine_figures(host: ModelHost) -> EngineStats:
+    """The engine's figures under the model's own name."""
+    from dataclasses import replace
+
+    stats = host.engine.stats()
+    return replace(stats, model=short_name(host.model.name) if host.model is not None else "")
+
+
+def chat_figures(session: ChatSession, host: ModelHost, *, note: str = "") -> ChatFigures:
+    """The visible chat's figures: of the reply on its way, else of the last one."""
+    reply = session.reply
+    state, limit = state_word(session, host), host.context
+    if reply is not None:
+        stream = reply.stream
+        done, total = stream.prefill_progress if stream is not None else (0, 0)
+        return ChatFigures(
+            state=state, active=True, prefill_done=done, prefill_total=total, decode_rate=reply.decode_rate,
+            decode_history=tuple(reply.rates), context_used=session.context_tokens + reply.num_tokens,
+            context_limit=limit, note=note,
+        )  # fmt: skip
+    last = session.last(Role.ASSISTANT)
+    metrics = last.metrics if last is not None else {}
+    return ChatFigures(
+        state=state, decode_rate=float(metrics.get("decode_rate", 0.0)),
+        ttft=float(metrics["ttft"]) if metrics.get("ttft") else None,
+        reused=last.cached_tokens if last is not None and metrics else None,
+        prompt_tokens=int(metrics.get("prompt_tokens", 0)) or None,
+        context_used=session.context_tokens, context_limit=limit, note=note,
+    )  # fmt: skip
+
+
+def waiting_footer(session: ChatSession, host: ModelHost) -> str:
+    """The line under a reply that has no text yet: what it waits for."""
+    reply = session.reply
+    if reply is None:
+        return ""
+    if reply.stream is None:
+        share, what = host.progress
+        if host.state is HostState.LOADING:
+            name = short_name(host.model.name) if host.model else "the model"
+            return f"waits for {name}: {what} {round(100 * share)} %"
+        return "waits for a model: choose one" if host.model is None else "waits for the model"
+    if session.state is TabState.WAITING:
+        return f"waits for its turn · queue {host.engine.stats().waiting}"
+    done, total = reply.stream.prefill_progress
+    return f"prefill {figures.count(done)}/{figures.count(total)}"
+
+
+def frame_figures(session: ChatSession, host: ModelHost, draft_tokens: int | None) -> tuple[str, str]:
+    """(what the prompt's frame says about tokens, its tone): the draft's own, and the chat's with it."""
+    used, limit = session.context_tokens + (draft_tokens or 0), host.context
+    own = f"{draft_tokens:,} tok" if draft_tokens else ""
+    if not limit:
+        return own, ""
+    whole = f"{figures.count(used)}/{figures.count(limit)} {figures.percent(used, limit)} %"
+    tone = "bold $error" if used >= limit else "bold $warning" if used >= WARN_SHARE * limit else ""
+    return " · ".join(filter(None, (own, whole))), tone
+
+
+def view_status(session: ChatSession) -> Status:
+    """The state of the reply on its way, as the transcript calls it."""
+    state = session.state
+    if state is TabState.QUEUED:
+        return "queued"
+    if state is TabState.WAITING:
+        return "waiting"
+    return "prefilling" if state is TabState.PREFILLING else "streaming"

@@ -1,0 +1,158 @@
+"""What can be done with chats: find, name, pin, delete, export, import."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanochat.chat_import import read_chats
+from nanochat.errors import UsageError
+from nanochat.ui.actions import Action
+from nanochat.ui.exporting import default_name, export_chat
+from nanochat.ui.screens.question import TextQuestion
+
+if TYPE_CHECKING:
+    from nanochat.ui.app import NanochatApp
+
+_GROUP = "Chats"
+
+
+def sidebar(app: NanochatApp, _: str) -> None:
+    """Show the list of chats and go there; from there, hide it."""
+    app.chat_screen.toggle_sidebar()
+
+
+def search(app: NanochatApp, query: str) -> None:
+    """Search every message of every chat."""
+    app.chat_screen.toggle_sidebar(shown=True)
+    app.chat_screen.sidebar.search_for(query)
+
+
+async def rename(app: NanochatApp, title: str) -> None:
+    """Give the shown chat a title."""
+    session = app.chats.active
+    if session.chat is None:
+        raise UsageError("this chat has no message yet: send one first")
+    await rename_chat(app, session.chat.id, session.chat.title, title)
+
+
+async def rename_chat(app: NanochatApp, chat_id: str, old: str, title: str = "") -> None:
+    """Give a chat a title, asking for it when none is given."""
+    title = title or (await app.ask(TextQuestion("Rename chat", old)) or "").strip()
+    if title:
+        await asyncio.to_thread(app.history.chats.rename, chat_id, title)
+        await app.chats_changed(chat_id)
+
+
+async def pin(app: NanochatApp, _: str) -> None:
+    """Pin the shown chat, or let it go."""
+    if app.chats.active.chat is None:
+        raise UsageError("this chat has no message yet: send one first")
+    await pin_chat(app, app.chats.active.chat.id)
+
+
+async def pin_chat(app: NanochatApp, chat_id: str) -> None:
+    """Pin a chat, or let it go."""
+    chat = await asyncio.to_thread(app.history.chats.get, chat_id)
+    await asyncio.to_thread(app.history.chats.pin, chat_id, not chat.pinned)
+    await app.chats_changed(chat_id)
+    app.say("Unpinned." if chat.pinned else "Pinned: it stays at the top of the list.")
+
+
+async def delete(app: NanochatApp, _: str) -> None:
+    """Delete the shown chat; `/undo` brings it back."""
+    if app.chats.active.chat is None:
+        raise UsageError("this chat has no message yet: there is nothing to delete")
+    await delete_chat(app, app.chats.active.chat.id)
+
+
+async def delete_chat(app: NanochatApp, chat_id: str) -> None:
+    """Delete a chat and close its tab."""
+    open_tab = next((session for session in app.chats if session.chat and session.chat.id == chat_id), None)
+    if open_tab is not None:
+        app.chat_screen.keep_draft()
+        await app.chats.close(open_tab)
+    await asyncio.to_thread(app.history.chats.delete, chat_id)
+
+    async def undo() -> None:
+        await asyncio.to_thread(app.history.chats.restore, chat_id)
+        if open_tab is not None:
+            await app.chats.open(chat_id)
+            app.chat_screen.show_active()
+        await app.chats_changed(chat_id)
+
+    app.remember_undo("the chat is back", undo)
+    app.chat_screen.show_active()
+    await app.chats_changed(chat_id)
+    app.say("Deleted. /undo brings it back; after 30 days it is gone.")
+
+
+async def export(app: NanochatApp, target: str) -> None:
+    """Write the shown chat to a file."""
+    if app.chats.active.chat is None:
+        raise UsageError("this chat has no message yet: there is nothing to export")
+    await export_one(app, app.chats.active.chat.id, target)
+
+
+async def export_one(app: NanochatApp, chat_id: str, target: str = "") -> None:
+    """Write a chat to a file, asking for its name when none is given."""
+    if not target:
+        chat = await asyncio.to_thread(app.history.chats.get, chat_id)
+        question = TextQuestion(
+            "Export chat",
+            default_name(chat.title, chat.id),
+            about="A name ending in .json keeps every version.",
+        )
+        answer = await app.ask(question)
+        if not answer:
+            return
+        target = answer.strip()
+    path = await asyncio.to_thread(export_chat, app.history, chat_id, target, app.folder)
+    app.say(f"Written to {path}.")
+
+
+async def bring_in(app: NanochatApp, source: str) -> None:
+    """Import chats from a file: ours, ChatGPT's export, or llm's database."""
+    if not source:
+        source = (await app.ask(TextQuestion("Import chats", about="A file: our Markdown or JSON, ChatGPT's "
+                                             "conversations.json, or llm's logs.db.")) or "").strip()  # fmt: skip
+    if not source:
+        return
+    path = app.folder / Path(source).expanduser()
+    bundles = await asyncio.to_thread(read_chats, path)
+    done = await asyncio.to_thread(app.history.take_in, bundles)
+    await app.chats_changed("")
+    app.say(f"Imported {done.new_chats} chats with {done.new_messages} messages.")
+
+
+ACTIONS: tuple[Action, ...] = (
+    Action(
+        id="chats.sidebar", title="Chats", help="Show or hide the list of chats.", group=_GROUP, run=sidebar,
+        keys="f2,ctrl+g", slash="chats", priority=True,
+    ),
+    Action(
+        id="chats.search", title="Search chats", help="Search every message of every chat.", group=_GROUP, run=search,
+        keys="ctrl+f", slash="search", argument="words", priority=True,
+    ),
+    Action(
+        id="chat.rename", title="Rename chat", help="Give this chat a title.", group=_GROUP, run=rename, slash="rename",
+        argument="title",
+    ),
+    Action(
+        id="chat.pin", title="Pin chat", help="Keep this chat at the top, or let it go.", group=_GROUP, run=pin,
+        slash="pin",
+    ),
+    Action(
+        id="chat.delete", title="Delete chat", help="Delete this chat; undo brings it back.", group=_GROUP, run=delete,
+        slash="delete",
+    ),
+    Action(
+        id="chat.export", title="Export chat", help="Write this chat to a file, Markdown or JSON.", group=_GROUP,
+        run=export, slash="export", argument="file",
+    ),
+    Action(
+        id="chats.import", title="Import chats", help="Read chats from a file: ours, ChatGPT's, or llm's.",
+        group=_GROUP, run=bring_in, slash="import", argument="file",
+    ),
+)  # fmt: skip

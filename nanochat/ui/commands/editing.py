@@ -1,0 +1,116 @@
+"""Writing and changing messages: the editor, editing the last message, forking, deleting."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual.app import SuspendNotSupported
+
+from nanochat.errors import NanochatError, UsageError
+from nanochat.history_records import Role
+from nanochat.ui.actions import Action
+from nanochat.ui.draft import Draft
+
+if TYPE_CHECKING:
+    from nanochat.ui.app import NanochatApp
+
+_GROUP = "Messages"
+
+
+async def editor(app: NanochatApp, _: str) -> None:
+    """Write the message in $EDITOR. Replies go on meanwhile."""
+    command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+    box = app.chat_screen.prompt
+    with tempfile.TemporaryDirectory(prefix="nanochat-") as folder:
+        file = Path(folder) / "message.md"
+        file.write_text(box.draft.full, encoding="utf-8")
+        try:
+            with app.suspend(), app.batch_update():  # nothing may be drawn over the editor
+                await asyncio.to_thread(subprocess.run, [*command, str(file)], check=True)
+        except SuspendNotSupported as error:
+            raise UsageError("an editor needs a real terminal") from error
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UsageError(
+                f"{command[0]} did not work: {error}. Set EDITOR to the editor you want"
+            ) from error
+        text = file.read_text(encoding="utf-8", errors="replace")
+    box.load_draft(Draft.of(text.rstrip("\n")))
+    app.chat_screen.focus_prompt()
+
+
+def edit_last(app: NanochatApp, _: str) -> None:
+    """Put the last message of the user's into the prompt, to be sent as a new version."""
+    last = app.chats.active.last(Role.USER)
+    if last is None:
+        app.say("There is no message of yours to edit yet.")
+    else:
+        app.chat_screen.begin_edit(last.id)
+
+
+async def fork(app: NanochatApp, _: str) -> None:
+    """A new tab with a chat that shares everything up to here."""
+    await fork_at(app, None)
+
+
+async def fork_at(app: NanochatApp, message_id: str | None) -> None:
+    """A new tab with a chat that shares everything up to a message."""
+    chat = await app.chats.active.fork(message_id)
+    app.chat_screen.keep_draft()
+    await app.chats.open(chat.id)
+    app.chat_screen.show_active()
+    app.say("Forked: the other tab keeps the chat as it was.")
+
+
+async def delete_message(app: NanochatApp, message_id: str) -> None:
+    """Hide a message and what follows it; `/undo` brings it back."""
+    session = app.chats.active
+    hidden = await session.delete(message_id)
+
+    async def undo() -> None:
+        await session.undelete(hidden)
+
+    app.remember_undo("the message is back", undo)
+    app.say("Deleted, with what followed it. /undo brings it back.")
+
+
+async def drop_last(app: NanochatApp, _: str) -> None:
+    """Hide the last message and its reply."""
+    last = app.chats.active.last(Role.USER)
+    if last is None:
+        raise NanochatError("there is no message to delete yet")
+    await delete_message(app, last.id)
+
+
+async def undo(app: NanochatApp, _: str) -> None:
+    """Undo the last delete, of a message or a chat."""
+    await app.undo_last()
+
+
+ACTIONS: tuple[Action, ...] = (
+    Action(
+        id="message.editor", title="Open editor", help="Write the message in $EDITOR.", group=_GROUP, run=editor,
+        keys="ctrl+o", slash="editor", priority=True,
+    ),
+    Action(
+        id="message.edit_last", title="Edit last message", group=_GROUP, run=edit_last,
+        help="Change your last message and send it as a new version.", slash="edit",
+    ),
+    Action(
+        id="message.fork", title="Fork chat", help="Go on in a new tab from here; this chat stays as it is.",
+        group=_GROUP, run=fork, slash="fork",
+    ),
+    Action(
+        id="message.delete_last", title="Delete last turn", help="Delete your last message and its reply.",
+        group=_GROUP, run=drop_last, slash="drop",
+    ),
+    Action(
+        id="undo", title="Undo delete", help="Bring back what was deleted last: a message or a chat.", group=_GROUP,
+        run=undo, slash="undo",
+    ),
+)  # fmt: skip

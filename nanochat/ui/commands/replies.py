@@ -1,0 +1,100 @@
+"""What can be done with replies: stop, make again, continue, copy, step through versions."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from nanochat.history_records import Role
+from nanochat.ui.actions import Action
+from nanochat.ui.blocks import BlockSplitter
+
+if TYPE_CHECKING:
+    from nanochat.ui.app import NanochatApp
+
+_GROUP = "Replies"
+
+
+def stop(app: NanochatApp, _: str) -> None:
+    """Stop the reply of the shown chat, or leave what Esc leaves elsewhere."""
+    if not app.chat_screen.leave_something():
+        app.chats.active.stop()
+        app.chat_screen.refresh_chrome()
+
+
+async def regenerate(app: NanochatApp, _: str) -> None:
+    """A new version of the last reply."""
+    await app.chats.active.regenerate()
+    app.chat_screen.transcript.follow()
+
+
+async def continue_reply(app: NanochatApp, _: str) -> None:
+    """Go on where the last reply ended."""
+    await app.chats.active.continue_reply()
+    app.chat_screen.transcript.follow()
+
+
+def step_variant(by: int) -> Callable[[NanochatApp, str], Awaitable[None]]:
+    """The version of the last reply before (-1) or after (1)."""
+
+    async def run(app: NanochatApp, _: str) -> None:
+        session = app.chats.active
+        last = session.records.messages[-1] if session.records and session.records.messages else None
+        if last is not None:
+            await session.step_variant(last.id, by)
+
+    return run
+
+
+def copy_reply(app: NanochatApp, _: str) -> None:
+    """Copy the last reply."""
+    last = app.chats.active.last(Role.ASSISTANT)
+    if last is None:
+        app.say("There is no reply to copy yet.")
+    else:
+        app.copy(last.content, "the reply")
+
+
+def copy_code(app: NanochatApp, _: str) -> None:
+    """Copy the last code block of the chat."""
+    records = app.chats.active.records
+    for record in reversed(records.messages if records else ()):
+        splitter = BlockSplitter()
+        splitter.feed(record.content)
+        splitter.finish()
+        code = [block.text for block in splitter.blocks if block.kind in ("fence", "code")]
+        if code:
+            app.copy(code[-1], "the code")
+            return
+    app.say("There is no code block in this chat yet.")
+
+
+ACTIONS: tuple[Action, ...] = (
+    Action(
+        id="reply.stop", title="Stop", help="Stop the reply; its text stays.", group=_GROUP, run=stop, keys="escape",
+        slash="stop",
+    ),
+    Action(
+        id="reply.regenerate", title="Regenerate", help="Make the last reply again; the old one stays as a version.",
+        group=_GROUP, run=regenerate, keys="ctrl+r", slash="retry", priority=True,
+    ),
+    Action(
+        id="reply.continue", title="Continue", help="Go on where the last reply was stopped or cut.", group=_GROUP,
+        run=continue_reply, slash="continue",
+    ),
+    Action(
+        id="reply.variant_previous", title="Version before", help="Show the version of the last reply before this one.",
+        group=_GROUP, run=step_variant(-1), slash="previous",
+    ),
+    Action(
+        id="reply.variant_next", title="Version after", help="Show the version of the last reply after this one.",
+        group=_GROUP, run=step_variant(1), slash="next",
+    ),
+    Action(
+        id="reply.copy", title="Copy reply", help="Copy the last reply.", group=_GROUP, run=copy_reply, slash="copy",
+    ),
+    Action(
+        id="reply.copy_code", title="Copy code", help="Copy the last code block, byte for byte.", group=_GROUP,
+        run=copy_code, slash="code",
+    ),
+)  # fmt: skip

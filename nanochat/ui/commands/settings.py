@@ -1,0 +1,162 @@
+"""What a chat is set to, and how the application looks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from nanochat.errors import UsageError
+from nanochat.hub import LocalModel
+from nanochat.settings import Settings
+from nanochat.ui import figures
+from nanochat.ui.actions import Action
+from nanochat.ui.chat_settings import KNOBS, ChatSettings, knob
+from nanochat.ui.screens.question import Answer, Question
+from nanochat.ui.shelf import reference
+
+if TYPE_CHECKING:
+    from nanochat.ui.app import NanochatApp
+
+_GROUP = "Settings"
+_THINKING = {"on": True, "off": False, "default": None}
+
+
+def panel(app: NanochatApp, _: str) -> None:
+    """Show the settings of the chat and go there; from there, hide them."""
+    app.chat_screen.toggle_panel()
+
+
+async def system(app: NanochatApp, prompt: str) -> None:
+    """Set the system prompt, or show the panel."""
+    if not prompt:
+        app.chat_screen.toggle_panel(shown=True)
+        return
+    await change(app, "system_prompt", "" if prompt in ("none", "default") else prompt)
+
+
+async def think(app: NanochatApp, word: str) -> None:
+    """Turn thinking on or off."""
+    if word and word.lower() not in _THINKING:
+        raise UsageError("/think takes on, off or default")
+    now = app.chats.active.settings.thinking
+    await change(app, "thinking", _THINKING[word.lower()] if word else now is False)
+
+
+async def set_value(app: NanochatApp, text: str) -> None:
+    """Set one sampling value: `/set temperature 0.7`; without a value, the model's own default."""
+    name, _, value = text.partition(" ")
+    found = knob(name) if name else None
+    if found is None:
+        raise UsageError(
+            f"/set takes a name and a value; the names are {', '.join(knob.name for knob in KNOBS)}"
+        )
+    await change(app, found.name, found.parse(value))
+
+
+async def change(app: NanochatApp, name: str, value: object) -> None:
+    """Change one setting of the shown chat."""
+    await apply(app, app.chats.active.settings.with_value(name, value))
+
+
+async def apply(app: NanochatApp, settings: ChatSettings) -> None:
+    """Give the shown chat other settings, and say what that costs."""
+    session = app.chats.active
+    costs = session.settings.costs_prefix(settings) and session.context_tokens
+    await session.apply(settings)
+    app.chat_screen.refresh_panel()
+    if costs:
+        app.say(
+            f"From the next turn on. It reads the whole chat again: {figures.count(session.context_tokens)} tokens."
+        )
+
+
+async def model(app: NanochatApp, name: str) -> None:
+    """Choose the model of the shown chat."""
+    if name:
+        chosen: LocalModel | None = await asyncio.to_thread(app.shelf.find, name)
+    else:
+        chosen = await choose_model(app, "The model of this chat")
+    if chosen is not None:
+        await use_model(app, chosen)
+
+
+async def use_model(app: NanochatApp, chosen: LocalModel) -> None:
+    """Give the shown chat a model and load it."""
+    await change(app, "model", reference(chosen))
+    await app.host.ready(reference(chosen))
+
+
+async def choose_model(app: NanochatApp, title: str, *, longer_than: int = 0) -> LocalModel | None:
+    """Ask for one of the models on this machine; None when the user does not choose."""
+    installed = [
+        model for model in await asyncio.to_thread(app.shelf.installed) if model.context > longer_than
+    ]
+    if not installed:
+        raise UsageError("no such model is on this machine: F3 finds and fetches models")
+    answers = [Answer(reference(model), model.name, about_model(model)) for model in installed]
+    chosen = await app.ask(Question(title, "", answers))
+    return next((model for model in installed if reference(model) == chosen), None)
+
+
+def about_model(model: LocalModel) -> str:
+    """A line about a model on this machine."""
+    parts = [f"{figures.size(model.size)} on disk", model.dtype]
+    parts.append(f"context {figures.count(model.context)} tokens" if model.context else "")
+    return " · ".join(filter(None, parts))
+
+
+def unload(app: NanochatApp, _: str) -> None:
+    """Give the model's memory back until the next message."""
+    if app.chats.busy:
+        raise UsageError("the model is in use: stop the replies first")
+    app.host.unload()
+    app.say("Unloaded. The next message loads the model again.")
+
+
+async def theme(app: NanochatApp, name: str) -> None:
+    """Another theme, kept in the settings."""
+    if not name:
+        answers = [
+            Answer("auto", "auto", "follow the terminal"),
+            Answer("dark", "dark"),
+            Answer("light", "light"),
+        ]
+        answers += [
+            Answer(theme, theme) for theme in sorted(app.available_themes) if not theme.startswith("nanochat")
+        ]
+        name = await app.ask(Question("Theme", "", answers)) or ""
+    if name:
+        app.use_theme(name)
+        app.settings = await asyncio.to_thread(Settings.change, app.paths.settings_file, theme=name)
+
+
+ACTIONS: tuple[Action, ...] = (
+    Action(
+        id="chat.panel", title="Chat settings", help="System prompt, sampling, thinking and model of this chat.",
+        group=_GROUP, run=panel, keys="f6", slash="settings", priority=True,
+    ),
+    Action(
+        id="chat.system", title="System prompt", help="Set the system prompt of this chat.", group=_GROUP, run=system,
+        slash="system", argument="text",
+    ),
+    Action(
+        id="chat.set", title="Set sampling value", help="Set one value: /set temperature 0.7.", group=_GROUP,
+        run=set_value, slash="set", argument="name value",
+    ),
+    Action(
+        id="chat.think", title="Thinking", help="Turn the model's thinking on or off for this chat.", group=_GROUP,
+        run=think, slash="think", argument="on|off",
+    ),
+    Action(
+        id="chat.model", title="Model", help="Choose the model of this chat.", group=_GROUP, run=model, slash="model",
+        argument="name",
+    ),
+    Action(
+        id="model.unload", title="Unload model", help="Give the model's memory back.", group=_GROUP, run=unload,
+        slash="unload",
+    ),
+    Action(
+        id="theme", title="Theme", help="Choose a theme: auto, dark, light, or one of Textual's.", group=_GROUP,
+        run=theme, slash="theme", argument="name",
+    ),
+)  # fmt: skip

@@ -1,0 +1,88 @@
+"""What can be done with tabs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from nanochat.ui.actions import Action
+from nanochat.ui.chat_settings import ChatSettings
+
+if TYPE_CHECKING:
+    from nanochat.ui.app import NanochatApp
+
+_GROUP = "Tabs"
+
+
+def new(app: NanochatApp, _: str) -> None:
+    """An empty chat in a new tab."""
+    app.chats.new(settings=ChatSettings(system_prompt=app.settings.system_prompt))
+    app.chat_screen.show_active()
+
+
+async def close(app: NanochatApp, _: str) -> None:
+    """Close the shown tab; its reply is stopped and saved."""
+    session = app.chats.active
+    app.chat_screen.keep_draft()
+    await app.chats.close(session)
+    app.chat_screen.show_active()
+
+
+async def reopen(app: NanochatApp, _: str) -> None:
+    """Open the tab closed last."""
+    if await app.chats.reopen() is None:
+        app.say("No tab was closed in this session.")
+    app.chat_screen.show_active()
+
+
+def step(by: int) -> Callable[[NanochatApp, str], None]:
+    """Go to the tab to the right (1) or left (-1)."""
+
+    def run(app: NanochatApp, _: str) -> None:
+        app.chat_screen.keep_draft()
+        app.chats.step(by)
+        app.chat_screen.show_active()
+
+    return run
+
+
+def go(index: int) -> Callable[[NanochatApp, str], None]:
+    """Go to the tab at this place."""
+
+    def run(app: NanochatApp, _: str) -> None:
+        if index < len(app.chats):
+            app.chat_screen.keep_draft()
+            app.chats.activate(index)
+            app.chat_screen.show_active()
+
+    return run
+
+
+ACTIONS: tuple[Action, ...] = (
+    Action(
+        id="tab.new", title="New tab", help="Begin a chat in a new tab.", group=_GROUP, run=new, keys="ctrl+t",
+        slash="new", priority=True,
+    ),
+    Action(
+        id="tab.close", title="Close tab", help="Close the tab: its reply stops and is saved, the chat stays.",
+        group=_GROUP, run=close, keys="ctrl+w", slash="close", priority=True,
+    ),
+    Action(
+        id="tab.reopen", title="Reopen tab", help="Open the tab closed last.", group=_GROUP, run=reopen, slash="reopen",
+    ),
+    Action(
+        id="tab.next", title="Next tab", help="Go to the tab to the right.", group=_GROUP, run=step(1),
+        keys="ctrl+pagedown", priority=True,
+    ),
+    Action(
+        id="tab.previous", title="Previous tab", help="Go to the tab to the left.", group=_GROUP, run=step(-1),
+        keys="ctrl+pageup", priority=True,
+    ),
+    *(
+        Action(
+            id=f"tab.{number}", title=f"Tab {number}", help=f"Go to tab {number}.", group=_GROUP, run=go(number - 1),
+            keys=f"alt+{number}", priority=True, listed=number in (1, 9),
+        )
+        for number in range(1, 10)
+    ),
+)  # fmt: skip

@@ -1,0 +1,279 @@
+"""What stands behind the screens: engine, history, open chats and idle work; how they are opened, tended and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from textual.driver import Driver
+
+from nanochat.engine.config import EngineConfig
+from nanochat.errors import HistoryError, ModelError
+from nanochat.history import History
+from nanochat.history_records import Message
+from nanochat.hub import LocalModel
+from nanochat.settings import Paths, Settings
+from nanochat.ui import overflow_flow
+from nanochat.ui.chat_model import ChatModel
+from nanochat.ui.chat_settings import ChatSettings
+from nanochat.ui.engine_port import Engine
+from nanochat.ui.idle_work import IdleWork
+from nanochat.ui.model_host import HostState, ModelHost
+from nanochat.ui.monitor import Monitor, Reading
+from nanochat.ui.offers import Offers
+from nanochat.ui.open_chats import OpenChats
+from nanochat.ui.pump import Pump
+from nanochat.ui.screens.question import Answer, Question
+from nanochat.ui.session import ChatSession, Services
+from nanochat.ui.shelf import Shelf
+from nanochat.ui.sidebar_flow import SidebarFlow
+
+if TYPE_CHECKING:
+    from nanochat.ui.app import NanochatApp
+
+log = logging.getLogger("nanochat.desk")
+
+CLOSE_SECONDS = 5.0
+GPU_SWITCH_INTERVAL = 0.0005  # a drawing screen costs a GPU engine least so (measured)
+
+
+class Desk:
+    """Owned by the application; belongs to the screen's thread. The arguments are the edges that tests replace."""
+
+    def __init__(
+        self, paths: Paths, settings: Settings, *, engine: Engine, shelf: Shelf,
+        read: Callable[[LocalModel], ChatModel], wanted: str = "", driver: type[Driver] | None = None,
+        ascii_only: bool = False, watch_device: bool = True,
+    ) -> None:  # fmt: skip
+        self.paths, self.settings = paths, settings
+        self.engine, self.shelf = engine, shelf
+        self.driver, self.ascii_only = driver, ascii_only
+        self.opened = asyncio.Event()
+        self.history: History
+        self.host: ModelHost
+        self.chats: OpenChats
+        self.idle: IdleWork
+        self.offers: Offers
+        self.sidebar: SidebarFlow
+        self._read, self._wanted, self._watch_device = read, wanted, watch_device
+        self._monitor: Monitor | None = None
+        self._others: tuple[int, ...] = ()
+        self._closing = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the chats are there."""
+        return self.opened.is_set()
+
+    @property
+    def loading(self) -> bool:
+        """Whether a model is being loaded."""
+        return self.is_open and self.host.state is HostState.LOADING
+
+    # Opening -----------------------------------------------------------------------------------
+
+    async def open(self, app: NanochatApp) -> None:
+        """Open the history and the tabs. Raises HistoryError: then nothing works."""
+        self.history = await asyncio.to_thread(History.open, self.paths.data / "chats")
+        await asyncio.to_thread(app.inputs.load)
+        self.host = ModelHost(
+            self.engine, configure=lambda folder: engine_config(folder, app.settings), find=self.shelf.find,
+            read=self._read, may_unload=lambda name: self._may_unload(app, name),
+            on_change=lambda: self._host_changed(app),
+        )  # fmt: skip
+        pump = Pump(lambda: self._look(app), lambda: _painted(app))
+        services = Services(
+            history=self.history, host=self.host, ring=pump.ring, notify=lambda text: app.say(text, severity="warning"),
+            changed=lambda session: self._chat_changed(app, session),
+            ended=lambda session, record: self._reply_ended(app, session, record),
+            ask_overflow=lambda session, needed: overflow_flow.ask(app, session, needed),
+            withdrawn=lambda session, text, choice: overflow_flow.taken_back(app, session, text, choice),
+        )  # fmt: skip
+        self.chats = OpenChats(services, defaults=ChatSettings(system_prompt=app.settings.system_prompt))
+        self.idle = IdleWork(
+            self.history, self.host, busy=lambda: bool(self.chats.busy),
+            titled=lambda chat_id: app.attempt(app.chats_changed(chat_id)),
+        )  # fmt: skip
+        self.offers, self.sidebar = Offers(app), SidebarFlow(app)
+        await self.chats.restore()
+        self.opened.set()
+        app.spawn(pump.run())
+        app.spawn(self.idle.run())
+        self._handle_signals(app)
+        if self._watch_device:
+            loop = asyncio.get_running_loop()
+            self._monitor = Monitor(lambda reading: _call(loop, lambda: self._took_reading(app, reading)))
+            self._monitor.start()
+
+    async def welcome(self, app: NanochatApp) -> None:
+        """Begin to load the model, or offer one; say who else is here and what was saved from a crash."""
+        app.spawn(self.offers.look())
+        self._others = await asyncio.to_thread(self.history.others)
+        if self._others:
+            app.say(
+                f"Another nanochat is open on these chats (process {', '.join(map(str, self._others))}). Both may be "
+                "used; a model loaded in both takes its memory twice.", severity="warning",
+            )  # fmt: skip
+        if self.history.recovered:
+            app.say(
+                f"{len(self.history.recovered)} interrupted replies were saved: /continue or /retry goes on."
+            )
+        try:
+            model = await asyncio.to_thread(self.shelf.first, self._wanted)
+        except ModelError as error:
+            app.say(str(error), severity="error")
+            return
+        if model is not None:
+            self.host.start(model)
+
+    # Closing -----------------------------------------------------------------------------------
+
+    async def close(self, app: NanochatApp) -> None:
+        """Stop and save everything. After some seconds it ends in any case: nothing that was saved is lost."""
+        if self._closing:
+            return
+        self._closing = True
+        if not self.is_open:
+            return
+        app.chat_screen.keep_draft()
+        self.offers.stop()
+        self.idle.interrupt()
+        if self._monitor is not None:
+            self._monitor.stop()
+        try:
+            await asyncio.wait_for(self.chats.close_all(), CLOSE_SECONDS)
+        except TimeoutError:
+            log.error("not every reply could be ended within %s s", CLOSE_SECONDS)
+        for task in app.spawned:
+            task.cancel()
+        await asyncio.to_thread(self.engine.close)
+        await asyncio.to_thread(self.history.close)
+
+    def _handle_signals(self, app: NanochatApp) -> None:
+        """SIGTERM, SIGHUP and SIGINT from outside save and end; where there is no terminal, a timer makes sure."""
+        if threading.current_thread() is not threading.main_thread() or app.is_headless:
+            return
+        loop = asyncio.get_running_loop()
+
+        def end(number: int) -> None:
+            log.info("ending on signal %s", signal.Signals(number).name)
+            app.attempt(app.leave(ask=False))
+
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            loop.add_signal_handler(number, end, number)
+
+    # Tending -----------------------------------------------------------------------------------
+
+    async def every_second(self, app: NanochatApp) -> None:
+        """What another nanochat wrote, and a model that nobody uses."""
+        if self._closing:
+            return
+        minutes = app.settings.idle_unload_minutes
+        idle = minutes > 0 and monotonic() - self.host.last_used > 60 * minutes
+        if idle and self.host.state is HostState.READY and not self.chats.busy:
+            log.info("unloading a model that was idle for %s minutes", minutes)
+            self.host.unload()
+        if await asyncio.to_thread(self.history.changed):
+            try:
+                await asyncio.to_thread(self.history.replies.recover)
+            except HistoryError as error:
+                log.warning("replies of another nanochat could not be recovered: %s", error)
+            if not self.chats.active.busy:
+                await self.chats.active.load()
+            self.sidebar.refresh()
+
+    def _look(self, app: NanochatApp) -> None:
+        """Take text from the engine: for the chat in view, and for others only their first text and their end."""
+        for session in self.chats:
+            reply = session.reply
+            if reply is None or reply.stream is None:
+                continue
+            if session.visible or not reply.started or reply.stream.finished:
+                reply.drain()
+        app.drained()
+
+    def _chat_changed(self, app: NanochatApp, session: ChatSession) -> None:
+        if self.is_open:
+            app.chat_screen.refresh_chrome()
+
+    def _reply_ended(self, app: NanochatApp, session: ChatSession, record: Message | None) -> None:
+        if self._closing:
+            return
+        app.chat_screen.refresh_chrome()
+        app.chat_screen.refresh_panel()
+        self.sidebar.refresh()
+        if record is not None and record.content:
+            self.idle.reply_ended(session)
+
+    def _host_changed(self, app: NanochatApp) -> None:
+        if self._closing or not self.is_open:
+            return
+        self.offers.refresh()
+        app.chat_screen.refresh_chrome()
+        app.chat_screen.refresh_panel()
+        if self.host.state is HostState.READY:
+            self._settle_interpreter()
+            app.count_draft(app.chat_screen.prompt.draft)
+        elif self.host.state is HostState.FAILED:
+            app.say(self.host.error, severity="error")
+
+    def _settle_interpreter(self) -> None:
+        """What is loaded by now stays: collecting garbage must not walk through it again and stop the screen."""
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 1_000)
+        if self.engine.stats().device.startswith("cuda"):
+            sys.setswitchinterval(GPU_SWITCH_INTERVAL)
+
+    def _took_reading(self, app: NanochatApp, reading: Reading) -> None:
+        app.reading = reading
+        app.chat_screen.refresh_status()
+
+    async def _may_unload(self, app: NanochatApp, wanted: str) -> bool:
+        others = [
+            session
+            for session in self.chats.busy
+            if session.reply is not None and session.reply.stream is not None
+        ]
+        if not others:
+            return True
+        text = (
+            f"{len(others)} {'reply uses' if len(others) == 1 else 'replies use'} the model that is loaded. "
+        )
+        text += f"Loading {wanted} ends them; their text so far is kept."
+        answers = [Answer("stay", "Keep the loaded model"), Answer("load", f"Load {wanted}")]
+        return await app.ask(Question("The model is in use", text, answers)) == "load"
+
+
+def engine_config(folder: Path, settings: Settings) -> EngineConfig:
+    """How a model is loaded, by the settings."""
+    return EngineConfig(
+        model=folder, dtype=settings.dtype, device=settings.device, max_model_len=settings.max_model_len or None,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        kv_cache_bytes=int(settings.kv_cache_gib * 2**30) or None,
+    )  # fmt: skip
+
+
+async def _painted(app: NanochatApp) -> None:
+    """Until what changed has been drawn; at most half a second, where nothing is drawn."""
+    drawn = asyncio.Event()
+    app.screen.call_after_refresh(drawn.set)
+    try:
+        await asyncio.wait_for(drawn.wait(), 0.5)
+    except TimeoutError:
+        log.debug("nothing was drawn for half a second")
+
+
+def _call(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
+    try:
+        loop.call_soon_threadsafe(work)
+    except RuntimeError:
+        log.debug("the event loop has ended")

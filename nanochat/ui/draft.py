@@ -1,0 +1,69 @@
+"""Unsent text: what stands in the prompt box, with the long pastes that it shows folded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+FOLD_LINES = 12
+FOLD_CHARACTERS = 2_000
+
+_LABEL = re.compile(r"\[(?:pasted|file) [^\[\]\n]*\]")
+
+
+def wants_folding(text: str) -> bool:
+    """Whether a paste is too long to stand in the prompt box in full."""
+    return len(text) > FOLD_CHARACTERS or text.count("\n") + 1 > FOLD_LINES
+
+
+@dataclass(slots=True)
+class Draft:
+    """The text of a prompt box. A label such as `[pasted 412 lines · 10,143 tokens]` stands for a whole paste."""
+
+    text: str = ""
+    folds: dict[str, str] = field(default_factory=dict[str, str])
+    cursor: tuple[int, int] | None = None  # row, column; None is the end
+
+    @classmethod
+    def of(cls, full: str) -> Draft:
+        """A draft of saved text, folded again when it is long."""
+        if not wants_folding(full):
+            return cls(full)
+        draft = cls()
+        draft.text = draft.fold(full)
+        return draft
+
+    def fold(self, full: str, *, tokens: int | None = None, file: str = "") -> str:
+        """Keep `full` and return the label that stands for it, unlike every other of this draft."""
+        lines = full.count("\n") + (not full.endswith("\n"))
+        what = f"file {file.translate(_NO_BRACKETS)} · {lines:,} lines" if file else f"pasted {lines:,} lines"
+        size = f"{tokens:,} tokens" if tokens is not None else f"{len(full):,} characters"
+        label, number = f"[{what} · {size}]", 2
+        while label in self.folds:
+            label, number = f"[{what} · {size} #{number}]", number + 1
+        self.folds[label] = full
+        return label
+
+    def labels(self, line: str) -> list[tuple[int, int]]:
+        """Where the labels of this draft stand in one line, as [start, end) columns."""
+        return [match.span() for match in _LABEL.finditer(line) if match.group() in self.folds]
+
+    @property
+    def full(self) -> str:
+        """The whole text, with every paste in its place."""
+        return expand(self.text, self.folds)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to send."""
+        return not self.text.strip()
+
+
+_NO_BRACKETS = str.maketrans({"[": "(", "]": ")", "\n": " "})
+
+
+def expand(text: str, folds: dict[str, str]) -> str:
+    """`text` with what its labels stand for; a paste between other lines keeps lines of its own."""
+    if not folds:
+        return text
+    return _LABEL.sub(lambda match: folds.get(match.group(), match.group()), text)

@@ -1,0 +1,66 @@
+"""Numbers as the screen writes them, and the footer under a reply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SPARK = "▁▂▃▄▅▆▇█"
+
+
+def count(number: float) -> str:
+    """A count in at most four characters and a letter: 812, 9.8k, 132k, 1.2M."""
+    if number < 1000:
+        return f"{number:.0f}"
+    for limit, unit in ((1e6, "k"), (1e9, "M"), (1e12, "G")):
+        if number < limit * 0.9995:
+            value = number / limit * 1000
+            return f"{value:.1f}{unit}" if value < 9.95 else f"{value:.0f}{unit}"
+    return f"{number:.1e}"
+
+
+def rate(per_second: float) -> str:
+    """Tokens per second: one decimal below ten."""
+    return f"{per_second:.1f}" if 0 < per_second < 10 else f"{per_second:,.0f}"
+
+
+def size(number_of_bytes: float) -> str:
+    """Bytes in GiB or MiB, as device tools count them: `17.2G`, `412M`."""
+    if number_of_bytes >= 1 << 30:
+        return f"{number_of_bytes / (1 << 30):.1f}G"
+    return f"{number_of_bytes / (1 << 20):.0f}M"
+
+
+def percent(part: float, whole: float) -> int:
+    """A share in whole percent; never 100 before it is all, never 0 when it is something."""
+    if whole <= 0 or part <= 0:
+        return 0
+    return 100 if part >= whole else min(99, max(1, round(100 * part / whole)))
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The last `width` values as one row of blocks, scaled to the highest; spaces where there is none yet."""
+    shown = list(values)[-width:]
+    top = max(shown, default=0.0)
+    blocks = "".join(
+        SPARK[min(7, int(8 * value / top))] if top > 0 and value > 0 else SPARK[0] for value in shown
+    )
+    return blocks.rjust(width)
+
+
+def footer(metrics: Mapping[str, Any], *, ended: str = "", model: str = "") -> str:
+    """The dim line under a reply: `143 tok/s · 512 tok · TTFT 0.21 s · reused 97 % · stopped`.
+
+    `metrics` is what `RequestMetrics.as_dict()` gave; `ended` is a word for an end other than the model's own.
+    """
+    parts: list[str] = []
+    tokens = int(metrics.get("output_tokens", 0))
+    if tokens:
+        if speed := float(metrics.get("decode_rate", 0.0)):
+            parts.append(f"{rate(speed)} tok/s")
+        parts.append(f"{tokens:,} tok")
+        if ttft := float(metrics.get("ttft", 0.0)):
+            parts.append(f"TTFT {ttft:.2f} s")
+    if prompt := int(metrics.get("prompt_tokens", 0)):
+        parts.append(f"reused {percent(int(metrics.get('cached_tokens', 0)), prompt)} %")
+    return " · ".join([*parts, *filter(None, (model, ended))])

@@ -1,0 +1,167 @@
+"""What an empty chat offers: a model on the first run, a few words later; and fetching the starter model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from nanochat.errors import NanochatError
+from nanochat.hub import LocalModel
+from nanochat.starter import StarterProgress
+from nanochat.ui import figures
+from nanochat.ui.commands.settings import about_model
+from nanochat.ui.model_host import HostState
+from nanochat.ui.shelf import reference, short_name
+from nanochat.ui.widgets.welcome import Offer, Welcome
+
+if TYPE_CHECKING:
+    from nanochat.ui.app import NanochatApp
+
+STARTER_DOWNLOAD = 92_900_000
+_FIRST_RUN = (
+    "A chat with a language model that runs in this program, on this machine.\n"
+    "There is no model here yet. Take one; you can write your first message meanwhile."
+)
+_CHOOSE = "Which model do you want to talk to? You can write your first message meanwhile."
+_HINTS = (
+    "Enter sends · Ctrl+J new line · Esc stops · Ctrl+T new tab · Ctrl+G chats · F6 settings of this chat\n"
+    "/ commands · @ a text file · F1 help · F7 what the numbers mean"
+)
+_MOST = 6
+
+
+class _Quit(NanochatError):
+    """The application ends: the fetching ends with it."""
+
+
+class Offers:
+    """Fills the welcome view of the chat screen."""
+
+    def __init__(self, app: NanochatApp) -> None:
+        self._app = app
+        self._installed: list[LocalModel] = []
+        self._looked = False
+        self._fetching: StarterProgress | None = None
+        self._fault = ""
+        self._quit = False
+
+    async def look(self) -> None:
+        """See which models are on this machine."""
+        self._installed = await asyncio.to_thread(self._app.shelf.installed)
+        self._looked = True
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show what there is to show now."""
+        view, host = self._app.chat_screen.query_one(Welcome), self._app.host
+        if host.model is not None:
+            view.offer(self._about_the_model(), (), _HINTS)
+            view.progress("", host.progress[0] if host.state is HostState.LOADING else None)
+        elif self._looked:
+            view.offer(self._fault or (_CHOOSE if self._installed else _FIRST_RUN), self._offers(), _HINTS)
+            view.progress(*self._progress())
+
+    def take(self, offer: str) -> None:
+        """Do what was chosen."""
+        if offer == "starter":
+            self._app.attempt(self._fetch_starter())
+        elif offer == "models":
+            self._app.run_registered("models")
+        else:
+            self._app.attempt(self._start(offer))
+
+    def stop(self) -> None:
+        """End a fetch under way."""
+        self._quit = True
+
+    def _offers(self) -> list[Offer]:
+        if self._fetching is not None:
+            return []
+        offers = [
+            Offer(reference(model), model.name, about_model(model)) for model in self._installed[:_MOST]
+        ]
+        if not any(model.source == "starter" for model in self._installed):
+            about = f"small, quick on any machine, often wrong. Downloads {STARTER_DOWNLOAD / 1e6:.0f} MB."
+            offers.append(Offer("starter", "Get the starter model", f"SmolLM2 135M: {about}"))
+        offers.append(
+            Offer("models", "All models", "Those on this machine, and those on the hub, with what fits here.")
+        )
+        return offers
+
+    def _about_the_model(self) -> str:
+        host = self._app.host
+        name = short_name(host.model.name) if host.model else ""
+        if host.state is HostState.LOADING:
+            return f"{name}: {host.progress[1]}. You can write and send already."
+        if host.state is HostState.FAILED:
+            return f"{name} could not be loaded: {host.error}"
+        return (
+            f"{name} is ready."
+            if host.state is HostState.READY
+            else f"{name} is unloaded; a message loads it."
+        )
+
+    def _progress(self) -> tuple[str, float | None]:
+        now = self._fetching
+        if now is None:
+            return "", None
+        share = now.done / now.total if now.total else 0.0
+        words = {"waiting": "another nanochat is fetching it", "fetching": "fetching", "checking": "checking"}
+        text = f"SmolLM2 135M: {words.get(now.stage, now.stage)}"
+        if now.stage == "fetching" and now.total:
+            text += f" {now.done / 1e6:.0f} of {now.total / 1e6:.0f} MB"
+            text += f" · {figures.count(now.speed)}B/s" if now.speed else ""
+        return text, share
+
+    async def _start(self, name: str) -> None:
+        self._app.host.start(await asyncio.to_thread(self._app.shelf.find, name))
+        self._app.chat_screen.focus_prompt()
+
+    async def _fetch_starter(self) -> None:
+        if self._fetching is not None:
+            return
+        self._fault, self._fetching = "", StarterProgress("fetching", 0, 0)
+        self.refresh()
+        self._app.chat_screen.focus_prompt()
+        loop = asyncio.get_running_loop()
+
+        def report(progress: StarterProgress) -> None:
+            if self._quit:
+                raise _Quit("nanochat ends")
+            loop.call_soon_threadsafe(self._report, progress)
+
+        try:
+            model = await asyncio.to_thread(self._app.shelf.fetch_starter, _safely(report))
+        except _Quit:
+            return
+        except NanochatError as error:
+            self._fault = f"The starter model could not be fetched: {error}"
+            raise
+        finally:
+            self._fetching = None
+            self._app.note = ""
+            if not self._quit:
+                self.refresh()
+        self._app.host.start(model)
+
+    def _report(self, progress: StarterProgress) -> None:
+        self._fetching = progress
+        share = figures.percent(progress.done, progress.total)
+        self._app.note = (
+            f"↓ starter {share} %" if progress.stage == "fetching" else f"starter: {progress.stage}"
+        )
+        self.refresh()
+        self._app.chat_screen.refresh_status()
+
+
+def _safely(report: Callable[[StarterProgress], None]) -> Callable[[StarterProgress], None]:
+    """A report that ends the work when the event loop has ended."""
+
+    def safe(progress: StarterProgress) -> None:
+        try:
+            report(progress)
+        except RuntimeError as error:
+            raise _Quit("nanochat has ended") from error
+
+    return safe

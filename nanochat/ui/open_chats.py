@@ -1,0 +1,171 @@
+"""The open tabs: chats in their order, which one is shown, and how they come back at the next start. No Textual."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+from nanochat.errors import HistoryError, NanochatError
+from nanochat.history_records import Chat, Tab
+from nanochat.ui.chat_settings import ChatSettings
+from nanochat.ui.session import ChatSession, Services
+
+log = logging.getLogger("nanochat.open_chats")
+
+SAVE_SECONDS = 0.5
+
+
+class OpenChats:
+    """Never empty once `restore` ran. Belongs to the screen's thread."""
+
+    def __init__(self, services: Services, *, defaults: ChatSettings) -> None:
+        self._services = services
+        self._defaults = defaults
+        self._sessions: list[ChatSession] = []
+        self._active = 0
+        self._closed: list[str] = []  # chats of closed tabs, the latest last
+        self._saving: asyncio.Task[None] | None = None
+
+    def __iter__(self) -> Iterator[ChatSession]:
+        return iter(self._sessions)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def active(self) -> ChatSession:
+        """The chat that is shown."""
+        return self._sessions[self._active]
+
+    @property
+    def active_index(self) -> int:
+        """Its place among the tabs."""
+        return self._active
+
+    @property
+    def busy(self) -> list[ChatSession]:
+        """The chats in which a reply is on its way."""
+        return [session for session in self._sessions if session.busy]
+
+    def activate(self, index: int) -> ChatSession:
+        """Show the tab at this place."""
+        index = max(0, min(index, len(self._sessions) - 1))
+        self._active = index
+        for place, session in enumerate(self._sessions):
+            if session.visible != (place == index):
+                session.show(place == index)
+        self.save_soon()
+        return self.active
+
+    def step(self, by: int) -> ChatSession:
+        """Show the tab to the right or left, around the ends."""
+        return self.activate((self._active + by) % len(self._sessions))
+
+    def new(self, *, settings: ChatSettings | None = None, draft: str = "") -> ChatSession:
+        """An empty chat in a tab of its own, right of the active one, and shown. An empty tab is used again."""
+        if self._sessions and self.active.chat is None and self.active.draft.empty and not self.active.busy:
+            session = self.active
+            session.settings = settings or self._defaults
+            return self.activate(self._active)
+        session = ChatSession(self._services, settings=settings or self._defaults, draft=draft)
+        return self._add(session)
+
+    async def open(self, chat_id: str) -> ChatSession:
+        """Show a chat: its tab where it has one, else a new tab."""
+        for place, session in enumerate(self._sessions):
+            if session.chat is not None and session.chat.id == chat_id:
+                return self.activate(place)
+        chat = await asyncio.to_thread(self._services.history.chats.get, chat_id)
+        session = self._session_of(chat)
+        await session.load()
+        if self._sessions and self.active.chat is None and self.active.draft.empty and not self.active.busy:
+            self._sessions[self._active] = session
+            return self.activate(self._active)
+        return self._add(session)
+
+    async def close(self, session: ChatSession) -> None:
+        """Close a tab: its reply stops and is saved. The last tab leaves an empty one."""
+        await session.close()
+        if session not in self._sessions:
+            return
+        place = self._sessions.index(session)
+        self._sessions.remove(session)
+        if session.chat is not None:
+            self._closed.append(session.chat.id)
+        if not self._sessions:
+            self._sessions.append(ChatSession(self._services, settings=self._defaults))
+        self.activate(
+            self._active - 1 if place < self._active else min(self._active, len(self._sessions) - 1)
+        )
+
+    async def reopen(self) -> ChatSession | None:
+        """Open the chat of the tab closed last; None when there is none."""
+        while self._closed:
+            try:
+                return await self.open(self._closed.pop())
+            except NanochatError as error:
+                log.info("a closed tab cannot be opened again: %s", error)
+        return None
+
+    async def restore(self) -> None:
+        """Open the tabs of the last session, with their drafts; only the shown one is read now."""
+        tabs = await asyncio.to_thread(self._services.history.tabs.restore)
+        active = 0
+        for tab in tabs:
+            session = await self._restored(tab)
+            if session is not None:
+                active = len(self._sessions) if tab.active else active
+                self._sessions.append(session)
+        if not self._sessions:
+            self._sessions.append(ChatSession(self._services, settings=self._defaults))
+        await self._sessions[min(active, len(self._sessions) - 1)].load()
+        self.activate(active)
+
+    def save_soon(self) -> None:
+        """Save tabs and drafts in a moment; calls in between are one save."""
+        if self._saving is None or self._saving.done():
+            self._saving = asyncio.create_task(self._save_later())
+
+    async def save(self) -> None:
+        """Save tabs and drafts now."""
+        tabs = [
+            Tab(session.chat.id if session.chat else None, session.draft.full, active=session is self.active)
+            for session in self._sessions
+        ]
+        try:
+            await asyncio.to_thread(self._services.history.tabs.save, tabs)
+        except HistoryError as error:
+            log.warning("the open tabs could not be saved: %s", error)
+
+    async def close_all(self) -> None:
+        """Stop every reply and save everything: the orderly end."""
+        if self._saving is not None:
+            self._saving.cancel()
+        await self.save()
+        await asyncio.gather(*(session.close() for session in self._sessions))
+
+    async def _save_later(self) -> None:
+        await asyncio.sleep(SAVE_SECONDS)
+        await self.save()
+
+    def _add(self, session: ChatSession) -> ChatSession:
+        place = self._active + 1 if self._sessions else 0
+        self._sessions.insert(place, session)
+        return self.activate(place)
+
+    async def _restored(self, tab: Tab) -> ChatSession | None:
+        if tab.chat is None:
+            return ChatSession(self._services, settings=self._defaults, draft=tab.draft)
+        try:
+            chat = await asyncio.to_thread(self._services.history.chats.get, tab.chat)
+        except NanochatError as error:
+            log.warning("a tab cannot be restored: %s", error)
+            return None
+        return self._session_of(chat, tab.draft)
+
+    def _session_of(self, chat: Chat, draft: str | None = None) -> ChatSession:
+        settings = ChatSettings.from_json(chat.settings)
+        return ChatSession(
+            self._services, chat=chat, settings=settings, draft=chat.draft if draft is None else draft
+        )

@@ -1,0 +1,346 @@
+"""The main screen: tabs, sidebar, transcript, prompt, side panel and status bar, and what passes between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+
+from nanochat.sanitize import sanitize
+from nanochat.ui import chrome, figures, links
+from nanochat.ui.commands import REGISTRY, editing, settings
+from nanochat.ui.draft import Draft
+from nanochat.ui.session import ChatSession
+from nanochat.ui.shelf import short_name
+from nanochat.ui.status_fields import fields
+from nanochat.ui.widgets.chat_panel import ChatPanel
+from nanochat.ui.widgets.completions import Completion
+from nanochat.ui.widgets.prompt_bar import PromptBar
+from nanochat.ui.widgets.prompt_box import PromptBox
+from nanochat.ui.widgets.sidebar import Sidebar
+from nanochat.ui.widgets.status_bar import StatusBar
+from nanochat.ui.widgets.tabs import TabStrip
+from nanochat.ui.widgets.transcript import Transcript
+from nanochat.ui.widgets.welcome import Welcome
+
+if TYPE_CHECKING:
+    from nanochat.ui.app import NanochatApp
+
+STATUS_SECONDS = 0.2
+
+
+class ChatScreen(Screen[None]):
+    """Shows one chat of the open ones. It holds no chat's state: sessions do."""
+
+    AUTO_FOCUS = "#prompt"
+    BINDINGS: ClassVar[list[BindingType]] = [*REGISTRY.bindings("chat")]
+    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [
+        (0, "-narrow"),
+        (100, "-medium"),
+        (150, "-wide"),
+    ]
+    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-low"), (24, "-tall")]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: ChatSession | None = None
+        self._last_status = 0.0
+        self._draft_tokens: int | None = None
+
+    def compose(self) -> ComposeResult:
+        """Everything, from top to bottom."""
+        yield TabStrip(id="tabs")
+        with Horizontal(id="middle"):
+            yield Sidebar(id="sidebar")
+            with Vertical(id="chat"):
+                yield Welcome(id="welcome")
+                yield Transcript(id="transcript")
+                yield PromptBar(self.nanochat.inputs, self._slash_completions, id="prompt-bar")
+            yield ChatPanel(id="panel")
+        yield StatusBar(id="status")
+
+    def on_mount(self) -> None:
+        """Sidebar and panel begin hidden."""
+        self.sidebar.display = self.panel.display = False
+        self.prompt.count_tokens = self.nanochat.count_tokens
+        self.prompt.placeholder = "Message · / for commands · F1 for help"
+
+    # Parts -------------------------------------------------------------------------------------
+
+    @property
+    def nanochat(self) -> NanochatApp:
+        """The application, by its own type."""
+        return cast("NanochatApp", self.app)
+
+    @property
+    def transcript(self) -> Transcript:
+        """The chat's text."""
+        return self.query_one(Transcript)
+
+    @property
+    def prompt(self) -> PromptBox:
+        """Where the user writes."""
+        return self.query_one(PromptBox)
+
+    @property
+    def sidebar(self) -> Sidebar:
+        """The list of chats."""
+        return self.query_one(Sidebar)
+
+    @property
+    def panel(self) -> ChatPanel:
+        """The chat's settings."""
+        return self.query_one(ChatPanel)
+
+    # Showing -----------------------------------------------------------------------------------
+
+    def keep_draft(self) -> None:
+        """Give the shown chat what stands in the prompt."""
+        if self._shown is not None:
+            self._shown.draft = self.prompt.draft
+
+    def show_active(self) -> None:
+        """Show the active chat: transcript, draft, settings, figures."""
+        session = self.nanochat.chats.active
+        if session is not self._shown:
+            typed = self.prompt.draft if self._shown is None else Draft()  # typed before the chats were there
+            self._shown = session
+            self.transcript.swap(session.conversation)
+            if not typed.empty and session.draft.empty:
+                session.draft = typed
+            self.prompt.load_draft(session.draft)
+        if session.chat is not None and session.records is None:
+            self.nanochat.attempt(session.load())
+        self.refresh_panel()
+        self.refresh_chrome()
+        self.nanochat.desk.sidebar.refresh()
+        self.focus_prompt()
+
+    def refresh_chrome(self) -> None:
+        """Tabs, welcome, frame and status bar, as they are now."""
+        if self._shown is None:
+            return
+        app, session = self.nanochat, self._shown
+        self.query_one(TabStrip).show([chrome.tab_label(each) for each in app.chats], app.chats.active_index)
+        empty = not session.conversation.ids
+        self.query_one(Welcome).display = empty
+        self.transcript.display = not empty
+        self._refresh_frame()
+        self.refresh_status(at_once=True)
+
+    def refresh_status(self, *, at_once: bool = False) -> None:
+        """The status bar, five times a second at most."""
+        now = monotonic()
+        if self._shown is None or (now - self._last_status < STATUS_SECONDS and not at_once):
+            return
+        self._last_status = now
+        app = self.nanochat
+        chat = chrome.chat_figures(self._shown, app.host, note=app.note)
+        self.query_one(StatusBar).show(fields(chat, chrome.engine_figures(app.host), app.reading))
+        self._refresh_waiting(self._shown)
+
+    def refresh_panel(self) -> None:
+        """The side panel, where it is shown."""
+        if self._shown is None or not self.panel.display:
+            return
+        host, session = self.nanochat.host, self._shown
+        language = host.language
+        used = session.context_tokens
+        self.panel.show(
+            session.settings,
+            model=short_name(host.model.name) if host.model else "none",
+            defaults=language.defaults if language else {},
+            can_think=language.can_think if language else False,
+            note=f"Another system prompt, thinking or model makes the next turn read the whole chat again: "
+            f"{figures.count(used)} tokens." if used else "",
+        )  # fmt: skip
+
+    def show_draft_tokens(self, tokens: int | None) -> None:
+        """How many tokens stand in the prompt."""
+        self._draft_tokens = tokens
+        self._refresh_frame()
+
+    def toggle_sidebar(self, shown: bool | None = None) -> None:
+        """Show the sidebar and go there; hide it when the user is in it."""
+        self._toggle(self.sidebar, shown, self.nanochat.desk.sidebar.refresh, self.sidebar.action_to_list)
+
+    def toggle_panel(self, shown: bool | None = None) -> None:
+        """Show the side panel and go there; hide it when the user is in it."""
+        self._toggle(
+            self.panel, shown, self.refresh_panel, lambda: self.panel.query("Button").first().focus()
+        )
+
+    def focus_prompt(self) -> None:
+        """Let the user write."""
+        self.prompt.focus()
+
+    def begin_edit(self, message_id: str) -> None:
+        """Put a message of the user's into the prompt, to be sent as a new version."""
+        session = self.nanochat.chats.active
+        record = session.message(message_id)
+        if record is None:
+            return
+        session.editing = message_id
+        self.prompt.load_draft(
+            Draft.of(sanitize(record.content) if len(record.content) < 2000 else record.content)
+        )
+        self.transcript.clear_cursor()
+        self._refresh_frame()
+        self.focus_prompt()
+
+    def leave_something(self) -> bool:
+        """What Esc leaves before it stops a reply: suggestions, an edit. Returns whether there was one."""
+        if self.prompt.completing("close"):
+            return True
+        if self._shown is not None and self._shown.editing:
+            self._shown.editing = ""
+            self.prompt.load_draft(Draft())
+            self._refresh_frame()
+            return True
+        return False
+
+    def action_run(self, action_id: str) -> None:
+        """Do one of the registry's actions."""
+        self.nanochat.run_registered(action_id)
+
+    # What the widgets say ----------------------------------------------------------------------
+
+    @on(PromptBox.Sent)
+    def _sent(self, event: PromptBox.Sent) -> None:
+        event.stop()
+        self.prompt.load_draft(Draft())
+        self.nanochat.send(event.draft)
+
+    @on(PromptBar.Changed)
+    def _changed(self, event: PromptBar.Changed) -> None:
+        event.stop()
+        if self._shown is not None:
+            self._shown.draft = event.draft
+            self.nanochat.chats.save_soon()
+        self.nanochat.count_draft(event.draft)
+
+    @on(PromptBox.ScrollRequested)
+    def _scroll(self, event: PromptBox.ScrollRequested) -> None:
+        event.stop()
+        if event.pages == 0:
+            self.transcript.follow()
+        elif event.pages > 0:
+            self.transcript.action_page_down()
+        else:
+            self.transcript.action_page_up()
+
+    @on(TabStrip.Chosen)
+    def _tab(self, event: TabStrip.Chosen) -> None:
+        self.nanochat.choose_tab(event.index, close=event.close)
+
+    @on(TabStrip.NewRequested)
+    def _new_tab(self) -> None:
+        self.action_run("tab.new")
+
+    @on(StatusBar.Clicked)
+    def _figures_clicked(self) -> None:
+        self.action_run("numbers")
+
+    @on(Sidebar.Left)
+    @on(ChatPanel.Left)
+    @on(Transcript.Left)
+    def _left(self) -> None:
+        self.focus_prompt()
+
+    @on(Sidebar.Acted)
+    def _sidebar_acted(self, event: Sidebar.Acted) -> None:
+        self.nanochat.attempt(self.nanochat.desk.sidebar.act(event.verb, event.chat))
+
+    @on(Sidebar.Searched)
+    def _searched(self) -> None:
+        self.nanochat.desk.sidebar.refresh()
+
+    @on(ChatPanel.Changed)
+    def _settings_changed(self, event: ChatPanel.Changed) -> None:
+        self.nanochat.attempt(settings.apply(self.nanochat, event.settings))
+
+    @on(ChatPanel.ModelRequested)
+    def _model_requested(self) -> None:
+        self.action_run("chat.model")
+
+    @on(Welcome.Chosen)
+    def _offer_chosen(self, event: Welcome.Chosen) -> None:
+        self.nanochat.desk.offers.take(event.id)
+
+    @on(Transcript.CopyRequested)
+    def _copy(self, event: Transcript.CopyRequested) -> None:
+        self.nanochat.copy(event.text, f"the {event.what}")
+
+    @on(Transcript.ActionRequested)
+    def _act(self, event: Transcript.ActionRequested) -> None:
+        app, session = self.nanochat, self.nanochat.chats.active
+        match event.verb:
+            case "edit":
+                self.begin_edit(event.message_id)
+            case "fork":
+                app.attempt(editing.fork_at(app, event.message_id))
+            case "regenerate":
+                app.attempt(session.regenerate(event.message_id))
+            case "delete":
+                app.attempt(editing.delete_message(app, event.message_id))
+
+    @on(Transcript.VariantRequested)
+    def _variant(self, event: Transcript.VariantRequested) -> None:
+        self.nanochat.attempt(self.nanochat.chats.active.step_variant(event.message_id, event.step))
+
+    @on(Transcript.LinkRequested)
+    def _link(self, event: Transcript.LinkRequested) -> None:
+        self.nanochat.attempt(links.confirm(self.nanochat, event.url))
+
+    # Inside ------------------------------------------------------------------------------------
+
+    def _toggle(
+        self,
+        widget: Sidebar | ChatPanel,
+        shown: bool | None,
+        refresh: Callable[[], None],
+        focus: Callable[[], object],
+    ) -> None:
+        widget.display = shown if shown is not None else not (widget.display and widget.has_focus_within)
+        if widget.display:
+            refresh()
+            self.call_after_refresh(focus)
+        else:
+            self.focus_prompt()
+
+    def _refresh_frame(self) -> None:
+        if self._shown is None:
+            return
+        title = "Editing · Enter sends it as a new version · Esc leaves it" if self._shown.editing else ""
+        said, tone = chrome.frame_figures(self._shown, self.nanochat.host, self._draft_tokens)
+        self.query_one(PromptBar).frame(title=title, figures=said, tone=tone)
+
+    def _refresh_waiting(self, session: ChatSession) -> None:
+        """The line under a reply that has no text yet, and its state."""
+        reply = session.reply
+        if reply is None or reply.running.id not in session.conversation:
+            return
+        status = chrome.view_status(session)
+        if reply.started:
+            session.conversation.change(reply.running.id, status=status, footer="")
+        else:
+            session.conversation.change(
+                reply.running.id, status=status, footer=chrome.waiting_footer(session, self.nanochat.host)
+            )
+
+    def _slash_completions(self, start: str) -> list[Completion]:
+        actions = self.nanochat.registry.complete_slash(start)
+        return [
+            Completion(
+                f"/{action.slash} {action.argument}".rstrip(), action.help,
+                f"/{action.slash} " if action.argument else f"/{action.slash}", len(start) + 1,
+                final=not action.argument,
+            )
+            for action in actions
+        ]  # fmt: skip

@@ -1,0 +1,41 @@
+"""What the figures on the screen mean, in words."""
+
+from __future__ import annotations
+
+from nanochat.ui.screens.page import Page, definitions
+
+_MEANINGS = [
+    ("The status bar", ""),
+    ("state", "What this chat is doing: ready, loading, waiting, prefilling, streaming."),
+    ("model", "The model that is loaded."),
+    ("prefill 8,412/s 3.1k/9.8k", "Prompt tokens computed per second, by the whole engine over the last second; "
+     "and how far the prompt of this chat is. Tokens that came from the cache are not counted."),
+    ("143 tok/s", "Tokens of this reply per second, over the last second; the small curve shows the last seconds."),
+    ("TTFT 0.21 s", "Time to first token: from sending to the first text on the screen."),
+    ("reused 7.9k/8.1k", "How much of the last prompt was already in the cache and did not need to be computed."),
+    ("ctx 8.1k/32k 25 %", "How full the model's context is with this chat. From 80 % on it warns; at the end it asks."),
+    ("KV 41 % · 30 % cached", "Memory blocks of the key-value cache that replies are using now, and blocks that hold "
+     "earlier prompts for reuse."),
+    ("queue 1", "Requests that wait for their turn in the engine."),
+    ("VRAM 17.2G/24.0G", "Memory in use on the device, by everything; on a CPU: by nanochat, of the machine."),
+    ("250 W", "What the device draws now, where it says so."),
+    ("Under a reply", ""),
+    ("143 tok/s", "(tokens − 1) / (time of the last − time of the first): decoding alone, without the wait before."),
+    ("512 tok", "Tokens of the reply, its reasoning included."),
+    ("TTFT 0.21 s", "From sending to the first text."),
+    ("reused 97 %", "The share of the prompt that came from the cache."),
+    ("stopped", "You stopped it. interrupted: nanochat ended while it came; all but the last second is there."),
+    ("In the frame of the prompt", ""),
+    ("132 tok · 8.2k/32k 25 %", "Tokens of what you are writing, and what the chat will fill of the context with it."),
+    ("Signs before a tab", ""),
+    ("◌", "Waits for the model or for its turn."),
+    ("▴", "The prompt is being read (prefill)."),
+    ("●", "The reply is streaming."),
+    ("◆", "The reply is done and you have not seen it."),
+    ("✗", "The reply failed."),
+]  # fmt: skip
+
+
+def numbers_page() -> Page:
+    """The words as a page."""
+    return Page("What the numbers mean", definitions(_MEANINGS, width=26))

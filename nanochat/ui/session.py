@@ -1,0 +1,384 @@
+"""One chat's logic: its place in the history, its settings, and the reply that is coming. No Textual."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from nanochat.errors import NanochatError
+from nanochat.history import History
+from nanochat.history_records import Chat, Message, Role, Running, Status
+from nanochat.history_records import Conversation as Records
+from nanochat.ui import overflow
+from nanochat.ui.chat_settings import ChatSettings
+from nanochat.ui.conversation import Conversation, TranscriptMessage
+from nanochat.ui.draft import Draft
+from nanochat.ui.model_host import ModelHost, ReadyModel
+from nanochat.ui.reply import Prepared, Reply, Stopped
+from nanochat.ui.session_view import view, views
+
+VISIBLE, HIDDEN = 0, 1  # priorities in the engine; lower goes first
+
+
+class TabState(StrEnum):
+    """What a chat is doing, as its tab shows it."""
+
+    IDLE = "idle"
+    QUEUED = "waits for the model"
+    WAITING = "waiting"
+    PREFILLING = "prefilling"
+    STREAMING = "streaming"
+    UNSEEN = "done, not seen"
+    FAILED = "failed"
+
+
+Overflow = Literal["drop", "fork", "model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What every chat shares. `ask_overflow` shows the chat and asks what to do when it does not fit."""
+
+    history: History
+    host: ModelHost
+    ring: Callable[[], None]  # any thread may call: text has come
+    notify: Callable[[str], None]
+    changed: Callable[[ChatSession], None]
+    ended: Callable[[ChatSession, Message | None], None]
+    ask_overflow: Callable[[ChatSession, overflow.Overflow], Awaitable[Overflow | None]]
+    withdrawn: Callable[
+        [ChatSession, str, Overflow | None], None
+    ]  # a message that did not fit was taken back
+
+
+class ChatSession:
+    """One open chat. Belongs to the screen's thread; history calls go to workers.
+
+    A chat without messages is not in the history yet: `chat` is None until the first is sent.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        *,
+        chat: Chat | None = None,
+        settings: ChatSettings | None = None,
+        draft: str = "",
+    ) -> None:
+        self._services = services
+        self.chat = chat
+        self.settings = settings or ChatSettings()
+        self.draft = Draft.of(draft)
+        self.conversation = Conversation(chat.id if chat else "new")
+        self.records: Records | None = None
+        self.reply: Reply | None = None
+        self.visible = False
+        self.unseen = self.failed = False
+        self.context_tokens = 0
+        self.editing = ""  # the message that the draft will replace
+        self._task: asyncio.Task[None] | None = None
+        self._starting = False
+        self._taken_back: tuple[str, Overflow | None] | None = None
+
+    # What it is --------------------------------------------------------------------------------
+
+    @property
+    def title(self) -> str:
+        """The chat's title, or what stands for one."""
+        return (self.chat.title if self.chat else "") or "New chat"
+
+    @property
+    def state(self) -> TabState:
+        """What it is doing."""
+        if self.reply is None:
+            return TabState.FAILED if self.failed else TabState.UNSEEN if self.unseen else TabState.IDLE
+        stream = self.reply.stream
+        if stream is None:
+            return TabState.QUEUED
+        if stream.state == "waiting":
+            return TabState.WAITING
+        return TabState.PREFILLING if stream.state == "prefilling" else TabState.STREAMING
+
+    @property
+    def busy(self) -> bool:
+        """Whether a reply is on its way."""
+        return self._starting or self.reply is not None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the reply was told to stop."""
+        return self.reply is not None and self.reply.stopping
+
+    def message(self, message_id: str) -> Message | None:
+        """The record behind a message of the transcript; None for one that is not in the history."""
+        messages = self.records.messages if self.records else ()
+        return next((record for record in messages if record.id == message_id), None)
+
+    def last(self, role: Role) -> Message | None:
+        """The last message of a role."""
+        messages = self.records.messages if self.records else ()
+        return next((record for record in reversed(messages) if record.role is role), None)
+
+    # What the user does ------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Read the chat and show it; what is drawn of equal messages stays."""
+        if self.chat is None:
+            return
+        self.records = await asyncio.to_thread(self._services.history.messages.open, self.chat.id)
+        self.chat = self.records.chat
+        self.context_tokens = _tokens_in(self.records.messages)
+        shown = list(views(self.records))
+        if self.reply is not None and self.reply.running.id in self.conversation:
+            shown.append(self.conversation.get(self.reply.running.id))
+        self.conversation.replace_all(shown)
+        self._services.changed(self)
+
+    async def send(self, text: str) -> None:
+        """Commit the user's message, then ask for a reply. Raises HistoryError: then nothing was sent."""
+        with self._alone():
+            chat = await self._ensure_chat()
+            message = await asyncio.to_thread(self._services.history.messages.add, chat.id, Role.USER, text)
+            await self._answer(message.id, sent=text)
+
+    async def regenerate(self, message_id: str | None = None) -> None:
+        """A new variant of a reply, the last one without `message_id`."""
+        with self._alone():
+            record = self._at(message_id, "make again")
+            await self._answer(record.id if record.role is Role.USER else record.parent)
+
+    async def continue_reply(self) -> None:
+        """Go on where the last reply was stopped, interrupted or cut. The old one stays, as a variant."""
+        with self._alone():
+            record = self._at(None, "continue")
+            if record.role is Role.USER:
+                await self._answer(record.id)
+            else:
+                await self._answer(record.parent, start=record if record.token_ids else None)
+
+    async def edit(self, message_id: str, text: str) -> None:
+        """A new variant of a message; to one of the user's, a reply is made. The old one stays."""
+        with self._alone():
+            record = self._at(message_id, "edit")
+            edit = self._services.history.messages.edit
+            edited = await asyncio.to_thread(edit, self._chat_id(), record.id, text)
+            if edited.role is Role.USER:
+                await self._answer(edited.id)
+            else:
+                await self.load()
+
+    async def step_variant(self, message_id: str, step: int) -> None:
+        """Go to the version before or after."""
+        with self._alone():
+            record = self._at(message_id, "step from")
+            await asyncio.to_thread(self._services.history.messages.step, self._chat_id(), record.id, step)
+            await self.load()
+
+    async def delete(self, message_id: str) -> str:
+        """Hide a message and all under it; returns its id for `undelete`."""
+        with self._alone():
+            record = self._at(message_id, "delete")
+            await asyncio.to_thread(self._services.history.messages.hide, self._chat_id(), record.id)
+            await self.load()
+            return record.id
+
+    async def undelete(self, message_id: str) -> None:
+        """Undo `delete`."""
+        with self._alone():
+            await asyncio.to_thread(self._services.history.messages.unhide, self._chat_id(), message_id)
+            await self.load()
+
+    async def fork(self, message_id: str | None = None) -> Chat:
+        """A new chat that shares everything up to a message, the last one without `message_id`."""
+        record = self._at(message_id, "fork")
+        return await asyncio.to_thread(self._services.history.chats.fork, self._chat_id(), record.id)
+
+    async def apply(self, settings: ChatSettings) -> None:
+        """Use other settings from the next turn on."""
+        self.settings = settings
+        if self.chat is not None:
+            await asyncio.to_thread(
+                self._services.history.chats.set_settings, self.chat.id, settings.as_json()
+            )
+        self._services.changed(self)
+
+    async def rename(self, title: str) -> None:
+        """Give the chat a title of the user's."""
+        chat = await self._ensure_chat()
+        await asyncio.to_thread(self._services.history.chats.rename, chat.id, title)
+        await self.refresh_chat()
+
+    async def refresh_chat(self) -> None:
+        """Read title and pin again."""
+        if self.chat is not None:
+            self.chat = await asyncio.to_thread(self._services.history.chats.get, self.chat.id)
+            self._services.changed(self)
+
+    def stop(self) -> bool:
+        """Stop the reply; its text stays. Returns whether there was one."""
+        if self.reply is None:
+            return False
+        self.reply.stop()
+        return True
+
+    def show(self, visible: bool) -> None:
+        """The chat came into view, or left it: who is seen goes first in the engine."""
+        self.visible = visible
+        if visible:
+            self.unseen = self.failed = False
+        if self.reply is not None:
+            self.reply.priority = VISIBLE if visible else HIDDEN
+            if self.reply.stream is not None:
+                self._services.host.engine.set_priority(self.reply.stream.request_id, self.reply.priority)
+            self.reply.drain()
+
+    async def close(self) -> None:
+        """Stop and wait until the reply is saved."""
+        self.stop()
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    # The reply ---------------------------------------------------------------------------------
+
+    async def _answer(self, parent: str, start: Message | None = None, sent: str = "") -> None:
+        host, history = self._services.host, self._services.history
+        name = self.settings.model or (host.model.name if host.model else "")
+        running = await asyncio.to_thread(
+            history.replies.begin, self._chat_id(), parent, model=name, params=self.settings.as_json(),
+            content=start.content if start else "", reasoning=start.reasoning if start else "",
+            token_ids=start.token_ids if start else (),
+        )  # fmt: skip
+        await self.load()
+        self.failed = self.unseen = False
+        self.conversation.append(
+            TranscriptMessage(running.id, "assistant", running.content, running.reasoning, status="queued")
+        )
+        self.reply = reply = Reply(
+            running, self.conversation, history, prepare=lambda: self._prepare(running, sent), submit=host.submit,
+            ring=self._services.ring, notify=self._services.notify, priority=VISIBLE if self.visible else HIDDEN,
+        )  # fmt: skip
+        self._task = asyncio.create_task(self._see_through(reply))
+        self._services.changed(self)
+
+    async def _see_through(self, reply: Reply) -> None:
+        record: Message | None = None
+        try:
+            record = await reply.run()
+        finally:
+            self.reply = None
+            if record is not None:
+                self.failed = record.status is Status.FAILED and not self.visible
+                self.unseen = not self.visible and not self.failed
+                self.conversation.rename(reply.running.id, record.id)
+                self.conversation.update(view(record))
+            elif reply.running.id in self.conversation:
+                self.conversation.change(
+                    reply.running.id, status="failed", error="not saved: the disk does not take it"
+                )
+            if self._taken_back is not None and record is not None:
+                await self._take_back(record, *self._taken_back)
+            await self.load()
+            self._services.ended(self, record)
+
+    async def _take_back(self, record: Message, sent: str, choice: Overflow | None) -> None:
+        """Undo what did not fit: hide the empty reply, and the message with it when it was just sent."""
+        self._taken_back = None
+        hidden = record.parent if sent else record.id
+        await asyncio.to_thread(self._services.history.messages.hide, self._chat_id(), hidden)
+        if sent:
+            self._services.withdrawn(self, sent, choice)
+
+    async def _prepare(self, running: Running, sent: str) -> Prepared:
+        """Wait for the model, then make the prompt; asks what to do where the chat is longer than the context."""
+        while True:
+            ready = await self._services.host.ready(self.settings.model)
+            ids = await asyncio.to_thread(self._prompt_ids, ready, running)
+            needed = overflow.measure(len(ids), len(running.token_ids), ready.context)
+            if needed is None:
+                self.context_tokens = len(ids)
+                params = self.settings.sampling()
+                reader = ready.language.reader(
+                    thinking=self.settings.thinking,
+                    partial=running.content,
+                    partial_reasoning=running.reasoning,
+                )
+                return Prepared(ids, params, reader, ready.context)
+            choice = await self._services.ask_overflow(self, needed)
+            if choice == "drop" and await self._drop(ready, running):
+                continue
+            if choice == "model":
+                continue  # the settings have another model now
+            self._taken_back = (sent, choice)
+            raise Stopped
+
+    def _prompt_ids(self, ready: ReadyModel, running: Running) -> tuple[int, ...]:
+        records = self._services.history.messages.open(running.chat)
+        return ready.language.prompt(
+            records.in_context, system_prompt=self.settings.system_prompt, thinking=self.settings.thinking,
+            partial=running.token_ids,
+        )  # fmt: skip
+
+    async def _drop(self, ready: ReadyModel, running: Running) -> bool:
+        """Drop as few of the oldest turns as make the chat fit; False when even the last alone does not."""
+        history = self._services.history
+
+        def work() -> bool:
+            in_context = history.messages.open(running.chat).in_context
+            for first, turns in overflow.cuts(in_context):
+                kept = in_context[first:]
+                ids = ready.language.prompt(
+                    kept, system_prompt=self.settings.system_prompt, thinking=self.settings.thinking,
+                    partial=running.token_ids,
+                )  # fmt: skip
+                if overflow.measure(len(ids), len(running.token_ids), ready.context) is None:
+                    history.messages.drop_before(running.chat, kept[0].id, turns)
+                    return True
+            return False
+
+        if not await asyncio.to_thread(work):
+            self._services.notify("The last message alone is longer than this model's context: shorten it.")
+            return False
+        await self.load()
+        return True
+
+    async def _ensure_chat(self) -> Chat:
+        if self.chat is None:
+            chats = self._services.history.chats
+            self.chat = await asyncio.to_thread(lambda: chats.create(settings=self.settings.as_json()))
+        return self.chat
+
+    def _chat_id(self) -> str:
+        if self.chat is None:
+            raise NanochatError("this chat has no message yet: send one first")
+        return self.chat.id
+
+    def _at(self, message_id: str | None, what: str) -> Message:
+        """The record of a message, the last one without `message_id`."""
+        messages = self.records.messages if self.records else ()
+        record = self.message(message_id) if message_id else messages[-1] if messages else None
+        if record is None:
+            raise NanochatError(f"there is nothing to {what} here: send a message first")
+        return record
+
+    @contextmanager
+    def _alone(self) -> Generator[None]:
+        """One thing at a time: nothing changes the path of a chat while a reply is on its way."""
+        if self.busy:
+            raise NanochatError("a reply is on its way in this chat: wait for it, or stop it with Esc")
+        self._starting = True
+        try:
+            yield
+        finally:
+            self._starting = False
+
+
+def _tokens_in(messages: Sequence[Message]) -> int:
+    """Tokens of the chat as far as its last reply, as the engine counted them."""
+    last = next((record for record in reversed(messages) if record.metrics.get("prompt_tokens")), None)
+    return (
+        0 if last is None else int(last.metrics["prompt_tokens"]) + int(last.metrics.get("output_tokens", 0))
+    )

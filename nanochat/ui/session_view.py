@@ -1,0 +1,73 @@
+"""Records of the history as the transcript shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nanochat.history_records import Conversation as Records
+from nanochat.history_records import Message, Role, Running, Status
+from nanochat.ui import figures
+from nanochat.ui.conversation import Status as ViewStatus
+from nanochat.ui.conversation import TranscriptMessage
+
+_STATUS: dict[Status, ViewStatus] = {
+    Status.DONE: "done",
+    Status.STOPPED: "stopped",
+    Status.FAILED: "failed",
+    Status.INTERRUPTED: "interrupted",
+}
+
+
+def view(record: Message, *, dropped: bool = False) -> TranscriptMessage:
+    """One message."""
+    return TranscriptMessage(
+        id=record.id,
+        role="user"
+        if record.role is Role.USER
+        else "assistant"
+        if record.role is Role.ASSISTANT
+        else "notice",
+        text=record.content,
+        reasoning=record.reasoning,
+        status=_STATUS[record.status],
+        footer=footer(record),
+        error=record.error,
+        variant=record.variant,
+        variants=record.variants,
+        dropped=dropped,
+    )
+
+
+def views(records: Records) -> Iterable[TranscriptMessage]:
+    """All messages of a chat, with those that the model no longer sees marked, and what another process writes."""
+    kept = {message.id for message in records.in_context}
+    for message in records.messages:
+        yield view(message, dropped=message.id not in kept)
+    head = records.chat.head
+    for running in records.running:
+        if not running.mine and running.parent == head:
+            yield foreign(running)
+
+
+def foreign(running: Running) -> TranscriptMessage:
+    """A reply that another nanochat is writing into this chat."""
+    return TranscriptMessage(
+        id=running.id, role="assistant", text=running.content, reasoning=running.reasoning, status="done",
+        footer="another nanochat is writing this reply",
+    )  # fmt: skip
+
+
+def footer(record: Message) -> str:
+    """The line under a reply; nothing under what the user wrote."""
+    return figures.footer(record.metrics, ended=ending(record)) if record.role is Role.ASSISTANT else ""
+
+
+def ending(record: Message) -> str:
+    """A word for how a reply ended, when it was not the model's own end."""
+    if record.status is Status.STOPPED:
+        return "stopped"
+    if record.status is Status.INTERRUPTED:
+        return "interrupted · /continue or /retry"
+    if record.status is Status.FAILED:
+        return "failed"
+    return "cut at its longest · /continue" if record.finish_reason == "length" else ""

@@ -1,0 +1,167 @@
+"""The real terminal while the application holds it: nothing but the screen writes there, and it is given back."""
+
+from __future__ import annotations
+
+import faulthandler
+import io
+import logging
+import os
+import subprocess
+import sys
+import termios
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from textual.drivers.linux_driver import LinuxDriver
+
+from nanochat.settings import private_folder
+
+log = logging.getLogger("nanochat.terminal")
+
+# Mouse off, focus reports off, bracketed paste off, in-band resize off, kitty keys off, line wrap on, main screen,
+# cursor shown, attributes reset: everything that the driver turns on.
+RESTORE = (
+    "\x1b[?1000l\x1b[?1003l\x1b[?1015l\x1b[?1006l\x1b[?1004l\x1b[?2004l\x1b[?2048l\x1b[<u\x1b[?7h"
+    "\x1b[?1049l\x1b[?25h\x1b[0m"
+)  # fmt: skip
+
+
+class ScreenFile(io.TextIOWrapper):
+    """The terminal as a file; once the terminal is gone, writing does nothing instead of raising."""
+
+    def write(self, text: str, /) -> int:
+        """Write to the terminal, or nowhere when it has hung up."""
+        try:
+            return super().write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush to the terminal, or nowhere when it has hung up."""
+        try:
+            super().flush()
+        except OSError as error:
+            log.debug("the terminal is gone: %s", error)
+
+
+class TerminalDriver(LinuxDriver):
+    """Textual's driver, which survives bytes that are not UTF-8 (X10 mouse reports after a tmux reattach)."""
+
+    def run_input_thread(self) -> None:
+        """Read keys until the end; a damaged sequence is dropped, not fatal."""
+        while True:
+            try:
+                super().run_input_thread()
+            except UnicodeDecodeError as error:
+                log.warning("dropped input that is not UTF-8: %r", error.object[:32])
+                continue
+            return
+
+
+@contextmanager
+def held(log_file: Path) -> Generator[None]:
+    """Hold the terminal for the block.
+
+    Descriptors 1 and 2 point at the log meanwhile, so that what drivers and compilers write from C lands there;
+    `sys.__stdout__` and `sys.__stderr__`, which Textual writes to, keep the terminal. Afterwards everything is as it
+    was, also after an exception; after a kill, a waiting shell restores the screen.
+    """
+    private_folder(log_file.parent)
+    attributes = _attributes()
+    screen = _screen_descriptor()
+    guardian = _guardian(screen)
+    saved = os.dup(1), os.dup(2)
+    streams = sys.__stdout__, sys.__stderr__
+    sink = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    terminal = ScreenFile(os.fdopen(screen, "wb"), encoding="utf-8", errors="replace", newline="")
+    clean = False
+    try:
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        sys.__stdout__ = sys.__stderr__ = terminal  # pyright: ignore[reportAttributeAccessIssue]
+        faulthandler.enable(sink)
+        yield
+        clean = True
+    finally:
+        faulthandler.disable()
+        if not clean:
+            terminal.write(RESTORE)
+        terminal.flush()
+        sys.__stdout__, sys.__stderr__ = streams  # pyright: ignore[reportAttributeAccessIssue]
+        os.dup2(saved[0], 1)
+        os.dup2(saved[1], 2)
+        for descriptor in (*saved, sink):
+            os.close(descriptor)
+        _restore(attributes)
+        _dismiss(guardian)
+        _close(terminal)
+
+
+def speaks_utf8() -> bool:
+    """Whether this terminal is set up for UTF-8; without it the screen keeps to ASCII."""
+    for name in ("LC_ALL", "LC_CTYPE", "LANG"):
+        value = os.environ.get(name)
+        if value:
+            return "utf-8" in value.lower() or "utf8" in value.lower()
+    return sys.platform == "darwin"
+
+
+def _screen_descriptor() -> int:
+    """A descriptor of our own for the terminal: standard error's or output's, else the controlling terminal."""
+    for descriptor in (2, 1):
+        if os.isatty(descriptor):
+            return os.dup(descriptor)
+    return os.open("/dev/tty", os.O_WRONLY) if os.isatty(0) else os.dup(2)
+
+
+def _guardian(screen: int) -> subprocess.Popen[bytes] | None:
+    """A shell that waits for our end and, unless it was told that all is well, restores the screen."""
+    if not os.isatty(screen):
+        return None
+    script = f"read -r word; [ \"$word\" = clean ] || printf '{RESTORE}'".replace("\x1b", "\\033")
+    try:
+        return subprocess.Popen(
+            ["/bin/sh", "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=screen,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError as error:
+        log.warning("no guardian for the terminal: %s", error)
+        return None
+
+
+def _dismiss(guardian: subprocess.Popen[bytes] | None) -> None:
+    if guardian is None or guardian.stdin is None:
+        return
+    try:
+        guardian.stdin.write(b"clean\n")
+        guardian.stdin.close()
+    except OSError as error:
+        log.debug("the guardian has gone: %s", error)
+    guardian.wait()
+
+
+def _attributes() -> list[object] | None:
+    try:
+        return termios.tcgetattr(0)
+    except termios.error:
+        return None
+
+
+def _restore(attributes: list[object] | None) -> None:
+    if attributes is None:
+        return
+    try:
+        termios.tcsetattr(0, termios.TCSANOW, attributes)  # pyright: ignore[reportArgumentType]
+    except termios.error as error:
+        log.debug("the terminal's attributes could not be restored: %s", error)
+
+
+def _close(terminal: ScreenFile) -> None:
+    try:
+        terminal.close()
+    except OSError as error:
+        log.debug("the terminal is gone: %s", error)

@@ -1,0 +1,156 @@
+"""The side panel with one chat's own settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import Button, Input, Label, Static, TextArea
+
+from nanochat.errors import InvalidSampling
+from nanochat.sanitize import sanitize, sanitize_line
+from nanochat.ui.chat_settings import KNOBS, ChatSettings, Knob
+
+_THINKING: tuple[bool | None, ...] = (None, True, False)
+_THINKING_WORDS = {None: "Thinking: model's default", True: "Thinking: on", False: "Thinking: off"}
+
+
+class SystemPrompt(TextArea):
+    """The system prompt: several lines, taken when the focus leaves."""
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        event.prevent_default()
+        event.stop()
+        text = sanitize(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+        self.move_cursor(self.replace(text, *self.selection, maintain_selection_offset=False).end_location)
+
+
+class ChatPanel(VerticalScroll, can_focus=False):
+    """Shows and changes `ChatSettings`; every change is posted at once and holds from the next turn."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "leave", "Back", id="panel.leave", tooltip="Back to the prompt."),
+    ]
+
+    @dataclass
+    class Changed(Message):
+        """The chat should have these settings from the next turn on."""
+
+        settings: ChatSettings
+
+    @dataclass
+    class ModelRequested(Message):
+        """The user wants to choose this chat's model."""
+
+    @dataclass
+    class Left(Message):
+        """The user is done here."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._settings = ChatSettings()
+        self._showing = False
+
+    def compose(self) -> ComposeResult:
+        """Model, thinking, system prompt, then a line for each knob."""
+        yield Label("This chat, from the next turn", classes="panel-title")
+        yield Static("", id="panel-note", classes="panel-note")
+        yield Button("Model", id="panel-model", compact=True)
+        yield Button(_THINKING_WORDS[None], id="panel-thinking", compact=True)
+        yield Label("System prompt", classes="panel-label")
+        yield SystemPrompt(id="panel-system", compact=True, highlight_cursor_line=False, placeholder="none")
+        for knob in KNOBS:
+            yield Label(_label(knob), classes="panel-label")
+            yield Input(id=f"panel-{knob.name}", compact=True, select_on_focus=False)
+        yield Static("", id="panel-error", classes="panel-error")
+
+    def show(
+        self, settings: ChatSettings, *, model: str, defaults: Mapping[str, Any], can_think: bool, note: str
+    ) -> None:
+        """Show a chat's settings, with the model's defaults where nothing is set."""
+        self._settings, self._showing = settings, True
+        try:
+            self.query_one("#panel-model", Button).label = Content(
+                f"Model: {sanitize_line(settings.model or model)}"
+            )
+            thinking = self.query_one("#panel-thinking", Button)
+            thinking.label = _THINKING_WORDS[settings.thinking]
+            thinking.display = can_think
+            system = self.query_one(SystemPrompt)
+            if not system.has_focus and system.text != sanitize(settings.system_prompt):
+                system.load_text(sanitize(settings.system_prompt))
+            for knob in KNOBS:
+                line = self.query_one(f"#panel-{knob.name}", Input)
+                default = defaults.get(knob.name)
+                line.placeholder = f"{knob.neutral if default is None else default} · {knob.span}"
+                if not line.has_focus:
+                    line.value = _shown(getattr(settings, knob.name))
+            self.query_one("#panel-note", Static).update(Content(sanitize(note)))
+            self.query_one("#panel-note").display = bool(note)
+        finally:
+            self._showing = False
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        """Choose a model, or the next way of thinking."""
+        event.stop()
+        if event.button.id == "panel-model":
+            self.post_message(self.ModelRequested())
+        else:
+            place = _THINKING.index(self._settings.thinking)
+            self._change("thinking", _THINKING[(place + 1) % len(_THINKING)])
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Take a value."""
+        event.stop()
+        self._take(event.input)
+        self.screen.focus_next()
+
+    def on_descendant_blur(self, event: events.DescendantBlur) -> None:
+        """Take what was typed when the focus leaves."""
+        if isinstance(event.widget, Input):
+            self._take(event.widget)
+        elif isinstance(event.widget, SystemPrompt) and event.widget.text != self._settings.system_prompt:
+            self._change("system_prompt", event.widget.text)
+
+    def action_leave(self) -> None:
+        """Back to the prompt."""
+        self.post_message(self.Left())
+
+    def _take(self, line: Input) -> None:
+        name = (line.id or "").removeprefix("panel-")
+        knob = next((knob for knob in KNOBS if knob.name == name), None)
+        if knob is None or self._showing or line.value.strip() == _shown(getattr(self._settings, name)):
+            return
+        try:
+            self._change(name, knob.parse(line.value))
+        except InvalidSampling as error:
+            self._fault(f"{error}")
+
+    def _change(self, name: str, value: Any) -> None:
+        self._settings = self._settings.with_value(name, value)
+        self._fault("")
+        self.post_message(self.Changed(self._settings))
+
+    def _fault(self, text: str) -> None:
+        fault = self.query_one("#panel-error", Static)
+        fault.update(Content(sanitize(text)))
+        fault.display = bool(text)
+
+
+def _label(knob: Knob) -> Content:
+    return Content.assemble((knob.name, ""), ("  " + knob.help, "dim"))
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return ",".join(str(part).replace("\n", "\\n").replace("\t", "\\t") for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

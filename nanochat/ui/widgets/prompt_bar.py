@@ -1,0 +1,102 @@
+"""The prompt with what belongs to it: suggestions above, hints and the token count in its frame."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.message import Message
+
+from nanochat.sanitize import sanitize_line
+from nanochat.ui.attachments import suggest
+from nanochat.ui.draft import Draft
+from nanochat.ui.input_history import InputHistory
+from nanochat.ui.widgets.completions import Completion, Completions
+from nanochat.ui.widgets.prompt_box import PromptBox
+
+_MENTION = re.compile(r"(?:^|(?<=\s))@([^\s\"']*)$")
+_SHOWN = 200  # suggestions at most
+
+
+class PromptBar(Vertical):
+    """Owns the prompt box, and the list of suggestions that opens above it."""
+
+    @dataclass
+    class Changed(Message):
+        """What stands in the box changed."""
+
+        draft: Draft
+
+    def __init__(
+        self, history: InputHistory, commands: Callable[[str], list[Completion]], *, id: str | None = None
+    ) -> None:
+        super().__init__(id=id)
+        self._history, self._commands = history, commands
+        self.folder = Path.cwd()
+
+    def compose(self) -> ComposeResult:
+        """The list above the box."""
+        yield Completions(id="completions")
+        yield PromptBox(self._history, id="prompt")
+
+    def on_mount(self) -> None:
+        """Let the box ask the list first."""
+        self.box.completing = self._completing
+        self.box.folder = self.folder
+
+    @property
+    def box(self) -> PromptBox:
+        """Where the user writes."""
+        return self.query_one(PromptBox)
+
+    def frame(self, *, title: str, figures: str, tone: str = "") -> None:
+        """Write into the frame: what is being done above, the token count below."""
+        self.box.border_title = Content(sanitize_line(title)) if title else ""
+        self.box.border_subtitle = Content.styled(figures, tone) if tone else Content(figures)
+
+    @on(PromptBox.Typing)
+    def _typing(self, event: PromptBox.Typing) -> None:
+        event.stop()
+        before = event.before_cursor
+        self.post_message(self.Changed(self.box.draft))
+        if before.startswith("/") and not re.search(r"\s", before):
+            self.query_one(Completions).offer(self._commands(before[1:])[:_SHOWN])
+        elif match := _MENTION.search(before):
+            self._suggest_files(match.group(1))
+        else:
+            self.query_one(Completions).close()
+
+    @work(exclusive=True, group="suggest")
+    async def _suggest_files(self, start: str) -> None:
+        names = await asyncio.to_thread(suggest, start, self.folder)
+        items = [
+            Completion(name, "", name if name.endswith("/") else f"{name} ", len(start)) for name in names
+        ]
+        self.query_one(Completions).offer(items)
+
+    def _completing(self, verb: str) -> bool:
+        """What the box asks before it acts: whether the list takes the key."""
+        completions = self.query_one(Completions)
+        if not completions.is_open:
+            return False
+        if verb in ("up", "down"):
+            completions.step(-1 if verb == "up" else 1)
+            return True
+        chosen = completions.chosen
+        completions.close()
+        if verb == "close" or chosen is None:
+            return verb == "close"
+        if verb == "enter" and self.box.text == chosen.text.rstrip():
+            return False  # it was typed in full: Enter means Enter
+        row, column = self.box.cursor_location
+        self.box.replace(
+            chosen.text, (row, column - chosen.replaces), (row, column), maintain_selection_offset=False
+        )
+        return not (verb == "enter" and chosen.final)

@@ -1,0 +1,191 @@
+"""The sidebar: all chats by day, and the search through every message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import ClassVar, Literal
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content, Span
+from textual.message import Message
+from textual.widgets import Input, OptionList
+from textual.widgets.option_list import Option
+
+from nanochat.history_chats import Day
+from nanochat.history_records import Chat, Found, Snippet
+from nanochat.sanitize import sanitize_line
+
+Verb = Literal["open", "rename", "pin", "delete", "undo", "export"]
+
+
+class ChatList(OptionList):
+    """The chats; letters act on the highlighted one."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("r", "act('rename')", "Rename", id="sidebar.rename", tooltip="Give the chat another title."),
+        Binding("p", "act('pin')", "Pin", id="sidebar.pin", tooltip="Keep the chat at the top, or let it go."),
+        Binding(
+            "d,delete", "act('delete')", "Delete", id="sidebar.delete", tooltip="Delete the chat; u brings it back."
+        ),
+        Binding("u", "act('undo')", "Undo", id="sidebar.undo", tooltip="Undo the last delete."),
+        Binding("x", "act('export')", "Export", id="sidebar.export", tooltip="Write the chat to a file."),
+        Binding("slash", "search", "Search", id="sidebar.search", tooltip="Search all chats."),
+        Binding("j", "cursor_down", "Down", id="sidebar.down", show=False),
+        Binding("k", "cursor_up", "Up", id="sidebar.up", show=False),
+    ]  # fmt: skip
+
+    def action_act(self, verb: Verb) -> None:
+        """Ask for this to be done to the highlighted chat."""
+        option = None if self.highlighted is None else self.get_option_at_index(self.highlighted)
+        chat = (option.id or "").partition(" ")[0] if option is not None else ""
+        self.post_message(Sidebar.Acted(verb, chat))
+
+    def action_search(self) -> None:
+        """Go to the search line."""
+        self.screen.query_one("#sidebar-search", Input).focus()
+
+
+class Sidebar(Vertical):
+    """Search line and chats. What it shows is given to it; what the user wants it posts."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "leave", "Back", id="sidebar.leave", tooltip="Back to the prompt."),
+        Binding("down", "to_list", "List", id="sidebar.to_list", show=False),
+    ]
+
+    @dataclass
+    class Acted(Message):
+        """The user wants something done to a chat; `message` is the one that a search found."""
+
+        verb: Verb
+        chat: str
+        message: str = ""
+
+    @dataclass
+    class Searched(Message):
+        """The search line changed; an empty query wants the whole list."""
+
+        query: str
+
+    @dataclass
+    class Left(Message):
+        """The user is done here."""
+
+    def compose(self) -> ComposeResult:
+        """Search line above the list."""
+        yield Input(placeholder="Search all chats", id="sidebar-search", select_on_focus=False)
+        yield ChatList(id="sidebar-list")
+
+    def show_days(self, days: Iterable[Day], *, active: str | None, today: date) -> None:
+        """Show all chats under their days."""
+        options: list[Option] = []
+        for day in days:
+            options.append(_heading(_day_name(day.date, today)))
+            options.extend(Option(_chat_line(chat, chat.id == active), id=chat.id) for chat in day.chats)
+        if not options:
+            options.append(_heading("No chats yet: what you send appears here."))
+        self._replace(options)
+
+    def show_found(self, found: Sequence[Found], query: str) -> None:
+        """Show what a search found: each chat with its matching messages."""
+        options: list[Option] = []
+        for entry in found:
+            options.append(Option(Content.assemble(_marked(entry.title, "bold")), id=entry.chat.id))
+            options.extend(
+                Option(Content("  ") + _marked(hit.snippet, "dim"), id=f"{entry.chat.id} {hit.message}")
+                for hit in entry.hits
+            )
+        if not options:
+            options.append(_heading(f"Nothing found for “{sanitize_line(query)}”"))
+        self._replace(options)
+
+    @property
+    def query_text(self) -> str:
+        """What stands in the search line."""
+        return self.query_one(Input).value.strip()
+
+    def search_for(self, query: str) -> None:
+        """Put a query into the search line and go there."""
+        line = self.query_one(Input)
+        line.value = query
+        line.focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Search as the user types."""
+        event.stop()
+        self.post_message(self.Searched(event.value.strip()))
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Go to what was found."""
+        event.stop()
+        self.action_to_list()
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """Open the chosen chat."""
+        event.stop()
+        chat, _, message = (event.option_id or "").partition(" ")
+        if chat:
+            self.post_message(self.Acted("open", chat, message))
+
+    def action_leave(self) -> None:
+        """Back to the prompt; a query is cleared first."""
+        line = self.query_one(Input)
+        if line.value:
+            line.value = ""
+        else:
+            self.post_message(self.Left())
+
+    def action_to_list(self) -> None:
+        """Go to the list."""
+        self.query_one(ChatList).focus()
+
+    def on_key(self, event: events.Key) -> None:
+        """Up from the first chat goes to the search line."""
+        chats = self.query_one(ChatList)
+        first = next((place for place, option in enumerate(chats.options) if not option.disabled), 0)
+        if event.key == "up" and chats.has_focus and chats.highlighted in (None, first):
+            event.stop()
+            event.prevent_default()
+            self.query_one(Input).focus()
+
+    def _replace(self, options: list[Option]) -> None:
+        chats = self.query_one(ChatList)
+        kept = None if chats.highlighted is None else chats.get_option_at_index(chats.highlighted).id
+        chats.set_options(options)
+        places = {option.id: place for place, option in enumerate(options) if option.id}
+        chats.highlighted = places.get(kept, next(iter(places.values()), None))
+
+
+def _heading(text: str) -> Option:
+    return Option(Content.styled(text, "dim"), disabled=True)
+
+
+def _chat_line(chat: Chat, active: bool) -> Content:
+    pin = "★ " if chat.pinned else "" if not active else "› "
+    return Content.assemble(
+        (pin, "$accent"), (sanitize_line(chat.title) or "New chat", "bold" if active else "")
+    )
+
+
+def _marked(snippet: Snippet, style: str) -> Content:
+    """A snippet with its matches marked. Cleaned character for character, so that the spans still fit."""
+    clean = "".join(sanitize_line(char) or " " for char in snippet.text)
+    spans = [Span(start, end, "bold $accent not dim") for start, end in snippet.spans]
+    return Content(clean, spans=[Span(0, len(clean), style), *spans])
+
+
+def _day_name(day: date | None, today: date) -> str:
+    if day is None:
+        return "Pinned"
+    if day == today:
+        return "Today"
+    if day == today - timedelta(days=1):
+        return "Yesterday"
+    if day > today - timedelta(days=7):
+        return f"{day:%A}"
+    return f"{day.day} {day:%B}" if day.year == today.year else f"{day.day} {day:%B %Y}"
