@@ -12,8 +12,8 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from io import FileIO
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, cast
 
 import torch

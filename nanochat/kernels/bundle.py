@@ -47,10 +47,6 @@ class Kernels(Protocol):
         """A weight [out, in] in the form that `linear` is fastest with; the caller drops its own copy."""
         ...
 
-    def pack_gated(self, weight: Tensor, bias: Tensor | None = None) -> Any:
-        """The same for `gated`: the gate's rows, then the up projection's: [2 * I, H]."""
-        ...
-
     def plan(self, layout: AttentionLayout) -> Any:
         """What all layers of a step share about its sequences."""
         ...
@@ -75,7 +71,10 @@ class Kernels(Protocol):
         ...
 
     def gated(self, x: Tensor, weight: Any, activation: str) -> Tensor:
-        """[T, H] -> activation(gate) * up, [T, I]. The activation is "silu" or "gelu_tanh"."""
+        """[T, H] -> activation(gate) * up, [T, I]; the weight holds the gate's rows, then the up projection's, [2 * I, H].
+
+        The activation is "silu" or "gelu_tanh".
+        """
         ...
 
     def project_add_norm(

@@ -159,16 +159,16 @@ class LayerReader:
             count * config.head_dim for count in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
         ]
         names = [f"{name}qkv_proj"] if config.fused_checkpoint else [f"{name}{part}_proj" for part in "qkv"]
-        return self._column_parallel(names, sizes, config.qkv_bias, self.kernels.pack)
+        return self._column_parallel(names, sizes, config.qkv_bias)
 
     def _mlp(self, name: str) -> Mlp:
         config = self.config
         names = [f"{name}gate_up_proj"] if config.fused_checkpoint else [f"{name}gate_proj", f"{name}up_proj"]
         sizes = [config.intermediate_size] * 2
-        gate_up = self._column_parallel(names, sizes, config.mlp_bias, self.kernels.pack_gated)
+        gate_up = self._column_parallel(names, sizes, config.mlp_bias)
         return Mlp(gate_up, self._row_parallel(f"{name}down_proj", config.intermediate_size, config.mlp_bias))
 
-    def _column_parallel(self, names: list[str], sizes: list[int], bias: bool, pack: Any) -> Any:
+    def _column_parallel(self, names: list[str], sizes: list[int], bias: bool) -> Any:
         """Matrices stacked, each rank holding its share of the rows of each. One name: they are stacked on disk already."""
         pieces: dict[str, list[Piece]] = {"weight": [], "bias": []}
         before = 0
@@ -182,7 +182,9 @@ class LayerReader:
             pieces["weight"].append(Piece(f"{source}.weight", (height, self.config.hidden_size), rows))
             pieces["bias"].append(Piece(f"{source}.bias", (height,), rows))
             before += size
-        return pack(self.stacked(pieces["weight"]), self.stacked(pieces["bias"]) if bias else None)
+        return self.kernels.pack(
+            self.stacked(pieces["weight"]), self.stacked(pieces["bias"]) if bias else None
+        )
 
     def _row_parallel(self, name: str, width: int, bias: bool) -> Any:
         """A matrix whose columns are shared out; the results of all ranks must be summed, so that one adds the bias."""
