@@ -50,7 +50,7 @@ class NanochatApp(App[None], inherit_bindings=False):
     """
 
     TITLE = "nanochat"
-    CSS_PATH: ClassVar[list[str]] = [
+    CSS_PATH = [  # noqa: RUF012 - declared so by App
         "app.tcss",
         "screens/chat.tcss",
         "screens/dialogs.tcss",

@@ -72,8 +72,6 @@ KNOBS: tuple[Knob, ...] = (
 )
 """What the side panel and `/set` offer, in this order."""
 
-_PENALTIES = ("presence_penalty", "frequency_penalty")
-
 
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
@@ -120,11 +118,14 @@ class ChatSettings:
 
     def sampling(self) -> SamplingParams:
         """How the replies are sampled. Raises InvalidSampling."""
-        given = {knob.name: getattr(self, knob.name) for knob in KNOBS}
-        penalties = {name: given.pop(name) or 0.0 for name in _PENALTIES}
-        if given["max_tokens"] is not None and given["max_tokens"] < 1:
-            raise InvalidSampling(f"max_tokens must be 1 or more, not {given['max_tokens']}")
-        return SamplingParams(**given, **penalties)
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise InvalidSampling(f"max_tokens must be 1 or more, not {self.max_tokens}")
+        return SamplingParams(
+            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty, presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0, max_tokens=self.max_tokens, seed=self.seed,
+            stop=self.stop or (),
+        )  # fmt: skip
 
     def costs_prefix(self, after: ChatSettings) -> bool:
         """Whether going on with `after` makes the cached prefix of the chat useless."""

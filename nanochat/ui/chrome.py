@@ -8,7 +8,8 @@ from nanochat.ui import figures
 from nanochat.ui.conversation import Status
 from nanochat.ui.model_host import HostState, ModelHost
 from nanochat.ui.overflow import WARN_SHARE
-from nanochat.ui.session import ChatSession, TabState
+from nanochat.ui.services import TabState
+from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import short_name
 from nanochat.ui.status_fields import ChatFigures
 from nanochat.ui.widgets.tabs import TabLabel

@@ -32,7 +32,8 @@ from nanochat.ui.offers import Offers
 from nanochat.ui.open_chats import OpenChats
 from nanochat.ui.pump import Pump
 from nanochat.ui.screens.question import Answer, Question
-from nanochat.ui.session import ChatSession, Services
+from nanochat.ui.services import Services
+from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import Shelf
 from nanochat.ui.sidebar_flow import SidebarFlow
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from nanochat.errors import HistoryError, NanochatError
 from nanochat.history_records import Chat, Tab
 from nanochat.ui.chat_settings import ChatSettings
-from nanochat.ui.session import ChatSession, Services
+from nanochat.ui.services import Services
+from nanochat.ui.session import ChatSession
 
 log = logging.getLogger("nanochat.open_chats")
 

@@ -16,8 +16,8 @@ from nanochat.ui.draft import Draft
 from nanochat.ui.model_host import ReadyModel
 from nanochat.ui.overflow import Overflow
 from nanochat.ui.screens.question import Answer, Question
+from nanochat.ui.services import Choice
 from nanochat.ui.session import ChatSession
-from nanochat.ui.session import Overflow as Choice
 from nanochat.ui.shelf import reference
 
 if TYPE_CHECKING:

@@ -3,56 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Literal
 
 from nanochat.errors import NanochatError
-from nanochat.history import History
 from nanochat.history_records import Chat, Message, Role, Running, Status
 from nanochat.history_records import Conversation as Records
-from nanochat.ui import overflow
 from nanochat.ui.chat_settings import ChatSettings
 from nanochat.ui.conversation import Conversation, TranscriptMessage
 from nanochat.ui.draft import Draft
-from nanochat.ui.model_host import ModelHost, ReadyModel
+from nanochat.ui.overflow import measure
+from nanochat.ui.prompting import drop_oldest, prompt_ids
 from nanochat.ui.reply import Prepared, Reply, Stopped
+from nanochat.ui.services import Choice, Services, TabState
 from nanochat.ui.session_view import view, views
 
 VISIBLE, HIDDEN = 0, 1  # priorities in the engine; lower goes first
-
-
-class TabState(StrEnum):
-    """What a chat is doing, as its tab shows it."""
-
-    IDLE = "idle"
-    QUEUED = "waits for the model"
-    WAITING = "waiting"
-    PREFILLING = "prefilling"
-    STREAMING = "streaming"
-    UNSEEN = "done, not seen"
-    FAILED = "failed"
-
-
-Overflow = Literal["drop", "fork", "model"]
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What every chat shares. `ask_overflow` shows the chat and asks what to do when it does not fit."""
-
-    history: History
-    host: ModelHost
-    ring: Callable[[], None]  # any thread may call: text has come
-    notify: Callable[[str], None]
-    changed: Callable[[ChatSession], None]
-    ended: Callable[[ChatSession, Message | None], None]
-    ask_overflow: Callable[[ChatSession, overflow.Overflow], Awaitable[Overflow | None]]
-    withdrawn: Callable[
-        [ChatSession, str, Overflow | None], None
-    ]  # a message that did not fit was taken back
 
 
 class ChatSession:
@@ -82,7 +48,7 @@ class ChatSession:
         self.editing = ""  # the message that the draft will replace
         self._task: asyncio.Task[None] | None = None
         self._starting = False
-        self._taken_back: tuple[str, Overflow | None] | None = None
+        self._taken_back: tuple[str, Choice | None] | None = None
 
     # What it is --------------------------------------------------------------------------------
 
@@ -284,7 +250,7 @@ class ChatSession:
             await self.load()
             self._services.ended(self, record)
 
-    async def _take_back(self, record: Message, sent: str, choice: Overflow | None) -> None:
+    async def _take_back(self, record: Message, sent: str, choice: Choice | None) -> None:
         """Undo what did not fit: hide the empty reply, and the message with it when it was just sent."""
         self._taken_back = None
         hidden = record.parent if sent else record.id
@@ -294,10 +260,11 @@ class ChatSession:
 
     async def _prepare(self, running: Running, sent: str) -> Prepared:
         """Wait for the model, then make the prompt; asks what to do where the chat is longer than the context."""
+        history = self._services.history
         while True:
             ready = await self._services.host.ready(self.settings.model)
-            ids = await asyncio.to_thread(self._prompt_ids, ready, running)
-            needed = overflow.measure(len(ids), len(running.token_ids), ready.context)
+            ids = await asyncio.to_thread(prompt_ids, history, ready.language, running, self.settings)
+            needed = measure(len(ids), len(running.token_ids), ready.context)
             if needed is None:
                 self.context_tokens = len(ids)
                 params = self.settings.sampling()
@@ -308,42 +275,17 @@ class ChatSession:
                 )
                 return Prepared(ids, params, reader, ready.context)
             choice = await self._services.ask_overflow(self, needed)
-            if choice == "drop" and await self._drop(ready, running):
-                continue
+            if choice == "drop":
+                if await asyncio.to_thread(drop_oldest, history, ready, running, self.settings):
+                    await self.load()
+                    continue
+                self._services.notify(
+                    "The last message alone is longer than this model's context: shorten it."
+                )
             if choice == "model":
                 continue  # the settings have another model now
             self._taken_back = (sent, choice)
             raise Stopped
-
-    def _prompt_ids(self, ready: ReadyModel, running: Running) -> tuple[int, ...]:
-        records = self._services.history.messages.open(running.chat)
-        return ready.language.prompt(
-            records.in_context, system_prompt=self.settings.system_prompt, thinking=self.settings.thinking,
-            partial=running.token_ids,
-        )  # fmt: skip
-
-    async def _drop(self, ready: ReadyModel, running: Running) -> bool:
-        """Drop as few of the oldest turns as make the chat fit; False when even the last alone does not."""
-        history = self._services.history
-
-        def work() -> bool:
-            in_context = history.messages.open(running.chat).in_context
-            for first, turns in overflow.cuts(in_context):
-                kept = in_context[first:]
-                ids = ready.language.prompt(
-                    kept, system_prompt=self.settings.system_prompt, thinking=self.settings.thinking,
-                    partial=running.token_ids,
-                )  # fmt: skip
-                if overflow.measure(len(ids), len(running.token_ids), ready.context) is None:
-                    history.messages.drop_before(running.chat, kept[0].id, turns)
-                    return True
-            return False
-
-        if not await asyncio.to_thread(work):
-            self._services.notify("The last message alone is longer than this model's context: shorten it.")
-            return False
-        await self.load()
-        return True
 
     async def _ensure_chat(self) -> Chat:
         if self.chat is None:

@@ -158,7 +158,7 @@ class Sidebar(Vertical):
         kept = None if chats.highlighted is None else chats.get_option_at_index(chats.highlighted).id
         chats.set_options(options)
         places = {option.id: place for place, option in enumerate(options) if option.id}
-        chats.highlighted = places.get(kept, next(iter(places.values()), None))
+        chats.highlighted = places.get(kept or "", next(iter(places.values()), None))
 
 
 def _heading(text: str) -> Option:

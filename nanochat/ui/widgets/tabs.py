@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.widget import Widget
 
 from nanochat.sanitize import sanitize_line
-from nanochat.ui.session import TabState
+from nanochat.ui.services import TabState
 
 SIGNS: dict[TabState, str] = {
     TabState.IDLE: " ",
