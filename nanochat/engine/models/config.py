@@ -65,7 +65,6 @@ class ModelConfig:
     gemma: bool = False
     tied_embeddings: bool = False
     attention_scale: float = 1.0
-    attention_soft_cap: float = 0.0
     logits_soft_cap: float = 0.0
     embedding_scale: float = 1.0
     experts: Experts | None = None
@@ -239,7 +238,6 @@ def _traits(outer: Fields, config: Fields, architecture: str, hidden: int, head_
         "gemma": family.gemma,
         "tied_embeddings": tied,
         "attention_scale": scale if family.gemma else head_dim**-0.5,
-        "attention_soft_cap": config.number("attn_logit_softcapping", 0.0, 1e9, 0.0) if family.gemma else 0.0,
         "logits_soft_cap": config.number("final_logit_softcapping", 0.0, 1e9, 0.0) if family.gemma else 0.0,
         "embedding_scale": hidden**0.5 if family.gemma else 1.0,
     }

@@ -147,7 +147,6 @@ class LayerReader:
             head_dim=config.head_dim,
             scale=config.attention_scale,
             window=plan.window or 0,
-            soft_cap=config.attention_soft_cap,
             q_norm=self.norm(f"{name}q_norm.weight", config.head_dim) if normed else None,
             k_norm=self.norm(f"{name}k_norm.weight", config.head_dim) if normed else None,
             norm_eps=config.norm_eps,

@@ -1,0 +1,209 @@
+"""Any other decoder that Transformers can run with a pluggable attention function, inside the same paged cache.
+
+Transformers computes everything but the attention; its attention function is ours, which writes and reads
+the paged cache. It is imported here and nowhere else in the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from nanochat.engine.models.config import ModelConfig
+from nanochat.engine.weights import Checkpoint
+from nanochat.errors import InvalidModel, UnsupportedModel
+from nanochat.kernels import pick
+from nanochat.kernels.bundle import AttentionSpec, Kernels
+from nanochat.kernels.layout import AttentionLayout
+
+ATTENTION = "nanochat"
+_UNKNOWN_ARGUMENTS = ("s_aux", "position_bias", "alibi", "head_mask", "indices")  # attention that ours is not
+
+
+@dataclass(frozen=True, slots=True)
+class PagedStep:
+    """What our attention function needs to know of a step; Transformers carries it through every layer unread."""
+
+    config: ModelConfig
+    kernels: Kernels
+    plan: Any
+    kv_cache: list[tuple[Tensor, Tensor]]
+
+
+class TransformersModel:
+    """A model of Transformers' behind the `Model` interface."""
+
+    def __init__(self, config: ModelConfig, causal: nn.Module, device: torch.device) -> None:
+        self.config = config
+        self._kernels = pick(device)
+        name = str(causal.base_model_prefix)
+        self._decoder = cast(nn.Module, getattr(causal, name))
+        # What is left turns hidden states into logits, whatever scaling or capping that takes in this architecture.
+        setattr(causal, name, _Passed())
+        self._head = causal
+
+    @torch.inference_mode()
+    def forward(
+        self, ids: Tensor, positions: Tensor, layout: AttentionLayout, kv_cache: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """See `Model`."""
+        step = PagedStep(self.config, self._kernels, self._kernels.plan(layout), kv_cache)
+        output = self._decoder(
+            input_ids=ids[None], position_ids=positions[None], use_cache=False, paged_step=step
+        )
+        return output.last_hidden_state[0]
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Model`."""
+        return self._head(inputs_embeds=hidden[None], use_cache=False).logits[0].float()
+
+
+class _Passed(nn.Module):
+    """Stands where the decoder was: what comes in is already its result."""
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Hidden:
+        return _Hidden(inputs_embeds)
+
+
+class _Hidden:
+    """A decoder's output with nothing but hidden states; whatever else a head may pass on is None."""
+
+    def __init__(self, last_hidden_state: Tensor) -> None:
+        self.last_hidden_state = last_hidden_state
+
+    def __getitem__(self, index: int) -> Tensor:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
+def paged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    paged_step: PagedStep | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention interface: query [1, heads, T, head_dim], key and value [1, kv_heads, T, head_dim].
+
+    Returns [1, T, heads, head_dim] and no weights.
+    """
+    config = paged_step.config if paged_step is not None else None
+    odd = [name for name in _UNKNOWN_ARGUMENTS if rest.get(name) is not None]
+    if (
+        paged_step is None
+        or config is None
+        or odd
+        or attention_mask is not None
+        or rest.get("is_causal") is False
+    ):
+        what = (
+            f"its attention takes {', '.join(odd)}" if odd else "its attention is not plain causal attention"
+        )
+        raise UnsupportedModel(
+            f"{type(module).__name__} does not run in the paged cache ({what}): take another model"
+        )
+    kv_shape = (key.shape[1], key.shape[3])
+    if kv_shape != (config.num_kv_heads, config.head_dim) or value.shape != key.shape:
+        raise UnsupportedModel(
+            f"{config.architecture} has {key.shape[1]} key heads of {key.shape[3]} and value heads of {value.shape[3]} where its "
+            f"config has {config.num_kv_heads} of {config.head_dim}: take another model"
+        )
+    index = int(cast(Any, module.layer_idx))
+    cache = paged_step.kv_cache[index]
+    spec = AttentionSpec(
+        num_heads=query.shape[1],
+        num_kv_heads=key.shape[1],
+        head_dim=key.shape[3],
+        scale=config.head_dim**-0.5 if scaling is None else scaling,
+        window=sliding_window or config.layers[index].window or 0,
+        soft_cap=softcap or 0.0,
+    )
+    kernels, plan = paged_step.kernels, paged_step.plan
+    kernels.write_kv(key[0].transpose(0, 1), value[0].transpose(0, 1), cache, plan)
+    return kernels.attend(query[0].transpose(0, 1), spec, cache, plan)[None], None
+
+
+def load_fallback(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    ranks: int,
+    progress: Callable[[int, int], None] | None,
+) -> TransformersModel:
+    """See `load_model`. Safetensors only, and no code from the model's repository."""
+    if ranks > 1:
+        raise UnsupportedModel(
+            f"{config.architecture} runs through Transformers, on one device only: set tensor_parallel_size to 1"
+        )
+    with Checkpoint(folder) as checkpoint:  # every header is checked before Transformers opens a file
+        total = checkpoint.num_bytes
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    _register()
+    try:
+        theirs = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        raise InvalidModel(
+            f"Transformers cannot read the config of {folder.name}: {str(error)[:200]}"
+        ) from error
+    _refuse_unpluggable(config, theirs)
+    if progress is not None:
+        progress(0, total)
+    causal = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=theirs,
+        dtype=dtype,
+        attn_implementation=ATTENTION,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    causal = cast(nn.Module, causal).to(device).eval()
+    if progress is not None:
+        progress(total, total)
+    return TransformersModel(config, causal, device)
+
+
+def _register() -> None:
+    """Make our attention known by name. No mask is made: the paged attention knows what each token sees."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION, cast(Any, paged_attention))
+    AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)  # pyright: ignore[reportArgumentType]
+
+
+def _refuse_unpluggable(config: ModelConfig, theirs: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model_class = cast(Any, AutoModelForCausalLM)._model_mapping.get(type(theirs), None)
+    if isinstance(model_class, tuple):
+        model_class = model_class[0]
+    if model_class is None or not model_class._supports_attention_backend:
+        raise UnsupportedModel(
+            f"{config.architecture} cannot take this engine's attention in the installed Transformers: take another model"
+        )
+    odd = [
+        kind
+        for kind in getattr(theirs, "layer_types", None) or ()
+        if kind not in ("full_attention", "sliding_attention")
+    ]
+    if odd:
+        raise UnsupportedModel(
+            f"{config.architecture} has layers of type {odd[0]!r}; this engine runs full and sliding attention"
+        )
