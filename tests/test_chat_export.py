@@ -147,6 +147,23 @@ def test_markdown_is_readable_and_its_front_matter_is_yaml(history: History) -> 
     )
 
 
+def test_no_value_ends_a_comment_of_the_markdown() -> None:
+    turn = Turn(
+        role=Role.ASSISTANT,
+        content="x",
+        parent=None,
+        created=1.0,
+        model="a --> <b>",
+        status=Status.FAILED,
+        error="-->",
+    )
+    bundle = plant("a" * 16, "-->", [turn], head=0, created=1.0, updated=1.0)
+    text = to_markdown(bundle)
+    assert text.split("---\n", 2)[2].count("-->") == 1
+    (read,) = from_markdown(text)[0].path()
+    assert (read.model, read.error) == ("a --> <b>", "-->")
+
+
 def test_markdown_edited_by_hand_is_read(history: History) -> None:
     text = "---\nnanochat: 1\ntitle: My chat\n---\n"
     text += "## User <!-- nanochat -->\nHi\n## Assistant <!-- nanochat -->\nHello\n"

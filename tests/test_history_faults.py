@@ -136,6 +136,22 @@ def test_a_truncated_file_is_refused_and_the_backup_named(tmp_path: Path) -> Non
         assert (tmp_path / "chats.db").read_bytes() == whole[:kept]
 
 
+def test_a_page_of_zeros_is_refused_or_found_by_the_check(tmp_path: Path) -> None:
+    fill(tmp_path / "good", 30)
+    whole = (tmp_path / "good" / "chats.db").read_bytes()
+    refused: list[str] = []
+    for page in range(len(whole) // 4096):
+        folder = tmp_path / str(page)
+        folder.mkdir()
+        (folder / "chats.db").write_bytes(whole[: page * 4096] + bytes(4096) + whole[(page + 1) * 4096 :])
+        try:
+            with History.open(folder) as history:
+                assert history.check() != ()
+        except HistoryDamaged as error:
+            refused.append(str(error))
+    assert len(refused) > len(whole) // 4096 // 2
+
+
 def test_a_flipped_bit_is_refused_or_found_by_the_check_or_harms_nothing(tmp_path: Path) -> None:
     """Every message that such a history still shows is as it was written, or `check` says that it is not."""
     chat = fill(tmp_path / "good", 30)

@@ -102,11 +102,12 @@ class HistoryMachine(RuleBasedStateMachine):
     def another(self) -> str:
         return self.create()
 
-    @rule(chat=chats, text=TEXT)
-    def ask(self, chat: str, text: str) -> None:
-        message = self.history.messages.add(chat, Role.USER, text)
-        assert message.parent == self.expected[chat].head
-        self.expected[chat].add(message, stand=True)
+    @rule(chat=chats, texts=st.lists(TEXT, min_size=1, max_size=3))
+    def ask(self, chat: str, texts: list[str]) -> None:
+        for text in texts:
+            message = self.history.messages.add(chat, Role.USER, text)
+            assert message.parent == self.expected[chat].head
+            self.expected[chat].add(message, stand=True)
 
     @rule(target=running, chat=chats, choice=st.integers(0, 99))
     def begin(self, chat: str, choice: int) -> str:

@@ -155,6 +155,20 @@ def test_undoing_the_outer_of_two_deletions_leaves_the_inner_one(history: Histor
     assert texts(history, chat) == ["one", "1", "two", "2"]
 
 
+def test_going_on_under_a_deleted_message_brings_it_back(history: History) -> None:
+    chat = history.chats.create().id
+    question, answer = ask(history, chat, "one", "1")
+    for go_on in (
+        lambda: history.messages.add(chat, Role.USER, "more", parent=answer.id),
+        lambda: history.messages.edit(chat, answer.id, "more"),
+    ):
+        history.messages.hide(chat, question.id)
+        assert texts(history, chat) == []
+        go_on()
+        assert texts(history, chat)[0] == "one" and texts(history, chat)[-1] == "more"
+        assert history.check() == ()
+
+
 def test_deleting_a_variant_shows_the_other_one(history: History) -> None:
     chat = history.chats.create().id
     question, _ = ask(history, chat, "one", "1")

@@ -80,10 +80,11 @@ def test_continuing_keeps_the_interrupted_reply_as_a_variant(history: History) -
 def test_a_reply_to_a_message_deleted_meanwhile_comes_back_with_it(history: History) -> None:
     chat, running = begin(history)
     history.messages.hide(chat, running.parent)
-    history.replies.finish(running.id, Status.DONE, "late")
+    history.replies.finish(running.id, Status.DONE, "late answer")
     assert history.messages.open(chat).messages == ()
+    assert history.check() == () and not history.search("late")
     history.messages.unhide(chat, running.parent)
-    assert [m.content for m in history.messages.open(chat).messages] == ["go", "late"]
+    assert [m.content for m in history.messages.open(chat).messages] == ["go", "late answer"]
 
 
 def test_what_a_closed_process_left_running_is_interrupted_with_its_text(tmp_path: Path) -> None:
