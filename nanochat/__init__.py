@@ -12,12 +12,12 @@ __version__ = "0.1.0"
 __all__ = ["LLM", "RequestOutput", "SamplingParams", "__version__"]
 
 if TYPE_CHECKING:
-    from nanochat.engine.llm import LLM
+    from nanochat.api import LLM
     from nanochat.engine.outputs import RequestOutput
     from nanochat.engine.sampling_params import SamplingParams
 
 _HOMES = {
-    "LLM": "nanochat.engine.llm",
+    "LLM": "nanochat.api",
     "RequestOutput": "nanochat.engine.outputs",
     "SamplingParams": "nanochat.engine.sampling_params",
 }

@@ -18,15 +18,18 @@ from nanochat.engine.loading import Loaded
 from nanochat.engine.memory import is_out_of_memory
 from nanochat.engine.outputs import CompletionOutput, FinishReason
 from nanochat.engine.request import Request, Update
-from nanochat.engine.runner import PendingStep, Token
 from nanochat.engine.sampler import reply_seed
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.scheduler import Budget, Chunk, Scheduler
 from nanochat.engine.sequence import Sequence, Status
 from nanochat.engine.statistics import Statistics
+from nanochat.engine.step import PendingStep, Token
 from nanochat.errors import ContextOverflow, EmptyPrompt, InvalidSampling
 
 BESIDE_DECODES = {"cuda": 1024, "cpu": 128}  # prefill tokens in a step that also decodes: about 20 and 100 ms
+
+_LEAST_AHEAD, _MOST_AHEAD = 2, 48  # steps; 48 of a small model's are some 30 ms
+_QUIET_STEPS = 100
 
 _NOT_FINITE = (
     "the model's logits are NaN or Inf, so the reply was ended and nothing of it was cached: "
@@ -57,7 +60,9 @@ class EngineCore:
         self._sequences: dict[str, list[Sequence]] = {}
         self._updates: list[Update] = []
         self._in_flight: deque[PendingStep] = deque()
-        self._ahead = 0  # steps dispatched beyond the one whose tokens are being read
+        # Steps dispatched beyond the one whose tokens are being read: what keeps the device busy meanwhile.
+        self._ahead = _LEAST_AHEAD if loaded.device.type == "cuda" else 0
+        self._quiet = 0
 
     @property
     def has_work(self) -> bool:
@@ -142,6 +147,8 @@ class EngineCore:
 
     def step(self) -> list[Update]:
         """Run one step and return what it brought, finished and aborted replies included."""
+        if self._in_flight and self.device.type == "cuda":
+            self._keep_ahead()
         while len(self._in_flight) <= self._ahead and self._dispatch():
             pass
         if self._in_flight:
@@ -151,6 +158,15 @@ class EngineCore:
         self._check_idle()
         updates, self._updates = self._updates, []
         return updates
+
+    def _keep_ahead(self) -> None:
+        """Queue more steps when the device ran dry, since something held the interpreter lock; fewer in quiet times."""
+        if self._in_flight[-1].done():
+            self._ahead, self._quiet = min(self._ahead * 2, _MOST_AHEAD), 0
+        elif self._quiet > _QUIET_STEPS:
+            self._ahead, self._quiet = max(self._ahead - 1, _LEAST_AHEAD), 0
+        else:
+            self._quiet += 1
 
     def _dispatch(self) -> bool:
         chunks = self.scheduler.schedule()

@@ -123,6 +123,7 @@ class KVCache:
             elif twin != mine and self._contents[name] == content:
                 self.acquire([twin])
                 sequence.blocks[i] = twin
+                sequence.table_changed = True
                 self.release([mine])
             sequence.num_published = i + 1
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
-from nanochat.engine.memory import MemoryPlan, host_memory_free, plan
+from nanochat.engine.memory import MemoryPlan, gib, host_memory_free, plan
 from nanochat.engine.models import Model, load_model
 from nanochat.engine.models.config import ModelConfig
-from nanochat.engine.runner import KVTensors, ModelRunner, measure_reserve
+from nanochat.engine.runner import ModelRunner, measure_reserve
+from nanochat.engine.step import KVTensors
 from nanochat.engine.tokenizer import Tokenizer
 from nanochat.errors import OutOfMemory, UsageError
 
@@ -51,8 +52,8 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     free = memory_free(device, config)
     if weights > free:
         raise OutOfMemory(
-            f"the weights of {config.model.name} take {weights / 2**30:.2f} GiB in "
-            f"{str(dtype).removeprefix('torch.')} and {free / 2**30:.2f} GiB of {device.type} memory is free: free some, or take a smaller model"
+            f"the weights of {config.model.name} take {gib(weights)} in {str(dtype).removeprefix('torch.')} and "
+            f"{gib(free)} of {device.type} memory is free: free some, or take a smaller model"
         )
     model = load_model(config.model, model_config, dtype=dtype, device=device, progress=progress)
     block_bytes = BLOCK_SIZE * model_config.kv_bytes_per_token(dtype)
@@ -68,7 +69,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     kv_cache = allocate_kv(model_config, memory.num_blocks, dtype, device)
     return Loaded(
         model=model,
-        runner=ModelRunner(model, kv_cache, config, device),
+        runner=ModelRunner(model, kv_cache, config, device, memory.max_model_len),
         tokenizer=tokenizer,
         device=device,
         dtype=dtype,

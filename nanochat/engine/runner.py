@@ -2,103 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
-from nanochat.engine.outputs import Logprob
-from nanochat.engine.sampler import Sampled, sample
+from nanochat.engine.sampler import sample
 from nanochat.engine.scheduler import Chunk
+from nanochat.engine.step import EagerStep, KVTensors, PendingStep
 from nanochat.kernels.layout import AttentionLayout
 
 if TYPE_CHECKING:
+    from nanochat.engine.cuda_graphs import DecodeGraphs
     from nanochat.engine.models import Model
-
-KVTensors = list[tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One sampled token, on the host."""
-
-    id: int
-    finite: bool
-    logprob: float | None = None
-    logprobs: dict[int, Logprob] | None = None
-
-
-class PendingStep:
-    """A dispatched step whose tokens were not read yet."""
-
-    def __init__(self, chunks: list[Chunk], healthy: Tensor, sampled: Sampled | None) -> None:
-        self.chunks = chunks
-        self._healthy = healthy
-        self._sampled = sampled
-
-    def read(self) -> tuple[list[bool], list[Token]]:
-        """Wait for the device: whether each chunk's last hidden state is finite, and the sampled tokens."""
-        healthy: list[bool] = self._healthy.tolist()
-        return healthy, self._tokens() if self._sampled is not None else []
-
-    def _tokens(self) -> list[Token]:
-        sampled = self._sampled
-        assert sampled is not None
-        ids: list[int] = sampled.ids.tolist()
-        finite: list[bool] = sampled.finite.tolist()
-        if (
-            sampled.logprob is None
-            or sampled.rank is None
-            or sampled.top_ids is None
-            or sampled.top_logprobs is None
-        ):
-            return [Token(i, ok) for i, ok in zip(ids, finite, strict=True)]
-        tokens: list[Token] = []
-        chosen, ranks = sampled.logprob.tolist(), sampled.rank.tolist()
-        top_ids, top_logprobs = sampled.top_ids.tolist(), sampled.top_logprobs.tolist()
-        sequences = [chunk.sequence for chunk in self.chunks if chunk.samples]
-        for row, sequence in enumerate(sequences):
-            wanted = sequence.params.logprobs
-            if wanted is None:
-                tokens.append(Token(ids[row], finite[row]))
-                continue
-            pairs = zip(top_ids[row][:wanted], top_logprobs[row][:wanted], strict=True)
-            table = {token: Logprob(value, rank) for rank, (token, value) in enumerate(pairs, 1)}
-            table.setdefault(ids[row], Logprob(chosen[row], ranks[row]))
-            tokens.append(Token(ids[row], finite[row], chosen[row], table))
-        return tokens
 
 
 class ModelRunner:
     """Owns the model and the KV tensors, and turns chunks into tokens."""
 
-    def __init__(self, model: Model, kv_cache: KVTensors, config: EngineConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Model,
+        kv_cache: KVTensors,
+        config: EngineConfig,
+        device: torch.device,
+        max_model_len: int,
+    ) -> None:
         self.model = model
         self.kv_cache = kv_cache
         self.config = config
         self.device = device
         # The token that each seat sampled last: where the next step finds it before the host has read it.
-        self._last_ids = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=device)
+        self._last_ids = torch.zeros(config.max_num_seqs + 1, dtype=torch.int64, device=device)
+        self._graphs: DecodeGraphs | None = None
+        if device.type == "cuda" and not config.enforce_eager:
+            from nanochat.engine.cuda_graphs import DecodeGraphs
+            from nanochat.engine.device_state import DeviceState
+
+            state = DeviceState(config.max_num_seqs, -(-max_model_len // BLOCK_SIZE), self._last_ids)
+            self._graphs = DecodeGraphs(model, kv_cache, state, config.max_num_seqs, max_model_len)
 
     @torch.inference_mode()
     def dispatch(self, chunks: list[Chunk]) -> PendingStep:
         """Run one step over `chunks`. Their sequences' blocks must cover every position."""
+        if self._graphs is not None and all(map(_graphable, chunks)):
+            return self._graphs.dispatch(chunks)
         layout, positions = lay_out(chunks, self.device)
         hidden = self.model.forward(self._token_ids(chunks), positions, layout, self.kv_cache)
         last = hidden[(layout.query_start[1:] - 1).long()]
         healthy = torch.isfinite(last.float().sum(dim=-1))
         rows = [row for row, chunk in enumerate(chunks) if chunk.samples]
         if not rows:
-            return PendingStep(chunks, healthy, None)
+            return EagerStep(chunks, healthy, None)
         if len(rows) < len(chunks):
             last = last[torch.tensor(rows, device=self.device)]
         sequences = [chunk.sequence for chunk in chunks if chunk.samples]
         sampled = sample(self.model.logits(last), sequences)
         seats = torch.tensor([sequence.seat for sequence in sequences], device=self.device)
         self._last_ids.index_copy_(0, seats, sampled.ids)
-        return PendingStep(chunks, healthy, sampled)
+        return EagerStep(chunks, healthy, sampled)
 
     def _token_ids(self, chunks: list[Chunk]) -> Tensor:
         ids: list[int] = []
@@ -118,7 +81,22 @@ class ModelRunner:
     def close(self) -> None:
         """Drop the tensors."""
         self.kv_cache = []
+        self._graphs = None
         del self.model
+
+
+def _graphable(chunk: Chunk) -> bool:
+    """Whether a chunk is one decoded token that is sampled by nothing but its seat's parameters."""
+    sequence, params = chunk.sequence, chunk.sequence.params
+    return (
+        chunk.count == 1
+        and chunk.samples
+        and chunk.start >= len(sequence.prompt)
+        and not params.needs_history
+        and not params.logit_bias
+        and params.logprobs is None
+        and sequence.counter >= params.min_tokens
+    )
 
 
 def lay_out(chunks: list[Chunk], device: torch.device) -> tuple[AttentionLayout, Tensor]:

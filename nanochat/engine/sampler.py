@@ -83,6 +83,10 @@ class Sampled:
     top_logprobs: Tensor | None = None  # float32 [rows, n]
     top_ids: Tensor | None = None  # int64 [rows, n]
 
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The fields, in order."""
+        return (self.ids, self.finite, self.logprob, self.rank, self.top_logprobs, self.top_ids)
+
 
 def sample(logits: Tensor, sequences: list[Sequence]) -> Sampled:
     """Draw one token for each row.

@@ -64,6 +64,7 @@ class Sequence:
     blocks: list[int] = field(default_factory=list[int])
     chain: list[bytes] = field(default_factory=list[bytes])
     num_published: int = 0
+    table_changed: bool = False  # a block of the table was exchanged for its twin
     status: Status = Status.WAITING
     num_computed: int = 0
     pending: int = 0

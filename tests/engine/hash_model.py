@@ -78,7 +78,7 @@ def hash_loaded(config: EngineConfig, poison: int | None = None) -> Loaded:
     device = torch.device("cpu")
     return Loaded(
         model=model,  # type: ignore[arg-type]
-        runner=ModelRunner(model, kv, config, device),  # type: ignore[arg-type]
+        runner=ModelRunner(model, kv, config, device, memory.max_model_len),  # type: ignore[arg-type]
         tokenizer=None,
         device=device,
         dtype=torch.float32,
