@@ -41,12 +41,12 @@ class Answerer:
 
         Raises:
             NanochatError: the model cannot be loaded, or the request was refused or failed.
-            KeyboardInterrupt: Ctrl-C before there was a reply to stop, or a second one.
+            KeyboardInterrupt: Ctrl-C while the model was loading, or a second one.
         """
+        self._wait_for_load()
         stream = self._service.submit(Request(tuple(prompt_ids), params))
         finished: CompletionOutput | None = None
-        with _stopping(stream, lambda: self._load.done):
-            self._show_load()
+        with _stopping(stream):
             for delta in stream:
                 if delta.text:
                     write(delta.text)
@@ -62,7 +62,15 @@ class Answerer:
         """End the engine."""
         self._service.close()
 
-    def _show_load(self) -> None:
+    def __enter__(self) -> Answerer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close, except after Ctrl-C or a broken pipe: the process ends at once, whatever the engine is doing."""
+        if kind is None or issubclass(kind, NanochatError):
+            self.close()
+
+    def _wait_for_load(self) -> None:
         """Wait for the model; what takes longer than a second is shown on stderr."""
         line, started = ProgressLine(), time.monotonic()
         while not self._load.done:
@@ -77,14 +85,14 @@ class Answerer:
 
 
 @contextmanager
-def _stopping(stream: Stream, ready: Callable[[], bool]) -> Generator[None]:
-    """Inside, the first Ctrl-C ends the reply and the second one the program; before there can be a reply, the first."""
+def _stopping(stream: Stream) -> Generator[None]:
+    """Inside, Ctrl-C ends the reply; a second one ends the program."""
     before = signal.getsignal(signal.SIGINT)
     stopped = False
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal stopped
-        if stopped or not ready():
+        if stopped:
             raise KeyboardInterrupt
         stopped = True
         stream.cancel()

@@ -47,5 +47,6 @@ def read_piped_text(*, optional: bool) -> str | None:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"standard input is not UTF-8 text: byte 0x{content[error.start]:02x} at position {error.start}; convert it first"
+            f"standard input is not UTF-8 text: byte 0x{content[error.start]:02x} at position {error.start}; "
+            "convert it first"
         ) from error
