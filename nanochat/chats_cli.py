@@ -23,6 +23,8 @@ from nanochat.chat_json import to_json
 from nanochat.chat_markdown import iso_time, to_markdown
 from nanochat.errors import HistoryDamaged, HistoryError, UsageError
 from nanochat.history import History, chats_folder
+from nanochat.history_faults import newest_backup
+from nanochat.history_files import NAME, set_aside
 from nanochat.history_records import Chat, Found, Message, Role, Status
 from nanochat.sanitize import sanitize, sanitize_line
 
@@ -164,6 +166,25 @@ def check(rebuild_search: bool) -> None:
             f"The chats have {_count(len(faults), 'fault')}. Export what you can, and keep a backup."
         )
     click.echo(f"All is well: {_count(number, 'chat')}, every message as it was written.")
+
+
+@chats.command("set-aside")
+@click.option("--restore", is_flag=True, help="Start from the newest backup instead of an empty history.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def set_aside_chats(restore: bool, yes: bool) -> None:
+    """Move a damaged history aside. Nothing is deleted."""
+    folder = chats_folder()
+    backup = newest_backup(folder / NAME) if restore else None
+    if restore and backup is None:
+        raise HistoryError(
+            f"There is no backup in {folder / 'backups'}. Without --restore, an empty history is started."
+        )
+    if not (folder / NAME).exists():
+        raise HistoryError(f"There are no chats at {folder / NAME}.")
+    if not yes:
+        begin = f"go on from the backup {backup}" if backup else "begin with an empty history"
+        click.confirm(f"Move {folder / NAME} aside, and {begin}?", abort=True)
+    click.echo(f"The old history is kept at {set_aside(folder, backup=backup)}.")
 
 
 def _echo_json(values: Sequence[dict[str, Any]]) -> None:

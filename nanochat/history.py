@@ -29,6 +29,7 @@ from nanochat import history_search
 from nanochat.chat_bundle import ChatBundle, Imported, gather, store
 from nanochat.history_chats import Chats
 from nanochat.history_database import Database
+from nanochat.history_faults import newest_backup
 from nanochat.history_messages import Messages
 from nanochat.history_records import Found, Message
 from nanochat.history_replies import Replies
@@ -114,6 +115,13 @@ class History:
     def backup(self) -> Path:
         """Copy the whole history into `backups/`, of which the newest five are kept; returns the copy."""
         return self.database.backup()
+
+    def backup_if_due(self, days: float = 7.0) -> Path | None:
+        """Make a backup when the newest is older than `days`; for idle time. Returns it, or `None`."""
+        newest = newest_backup(self.database.path)
+        if newest is not None and self.database.clock() - newest.stat().st_mtime < days * 86_400:
+            return None
+        return self.backup()
 
     def close(self) -> None:
         """Let go. Replies still running are found by the next open, as after a crash."""

@@ -78,9 +78,10 @@ def damaged(path: Path, why: str) -> HistoryDamaged:
     """The file is damaged; it is left as it is until the user says otherwise."""
     saved = newest_backup(path)
     restore = f"The newest backup is {saved}." if saved else "There is no backup of it."
+    option = "; with --restore, it starts from the backup" if saved else ""
     return HistoryDamaged(
-        f"The chats at {path} are damaged ({why}). Nothing was changed. {restore} "
-        "Moving the damaged file aside starts with an empty history and keeps the file."
+        f"The chats at {path} are damaged ({why}). Nothing was changed. {restore} `nanochat chats set-aside` "
+        f"moves the damaged file aside, keeps it, and starts with an empty history{option}."
     )
 
 

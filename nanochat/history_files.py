@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import tempfile
 import time
@@ -38,20 +39,18 @@ def back_up(connection: sqlite3.Connection, folder: Path, now: float) -> Path:
         temporary.rename(target)
     finally:
         temporary.unlink(missing_ok=True)
-    for path in sorted(backups.glob("chats-*.db"), key=lambda each: (each.stat().st_mtime_ns, each.name))[
-        :-BACKUPS_KEPT
-    ]:
+    made = sorted(backups.glob("chats-*.db"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    for path in made[:-BACKUPS_KEPT]:
         path.unlink()
     return target
 
 
-def set_aside(folder: Path, *, busy_seconds: float = 5.0) -> Path:
+def set_aside(folder: Path, *, backup: Path | None = None, busy_seconds: float = 5.0) -> Path:
     """Move a damaged history out of the way, on the user's word; returns where it is now. Nothing is deleted.
 
-    Raises HistoryLocked while another nanochat uses it.
+    With `backup`, a copy of it becomes the history. Raises HistoryLocked while another nanochat uses it.
     """
     path = folder / NAME
-    stamp = time.strftime("%Y%m%d-%H%M%S")
     try:
         with opening(folder, busy_seconds):
             owner = Owner(folder / "owners")
@@ -60,19 +59,27 @@ def set_aside(folder: Path, *, busy_seconds: float = 5.0) -> Path:
                     raise HistoryLocked(
                         "Another nanochat uses these chats. Close it, then move the file aside."
                     )
-                target = next(each for each in _names(folder, f"chats-damaged-{stamp}") if not each.exists())
-                for suffix in (
-                    "-wal",
-                    "-shm",
-                    "",
-                ):  # the file itself last: until then it is still the history
-                    source = path.with_name(path.name + suffix)
-                    if source.exists():
-                        source.rename(target.with_name(target.name + suffix))
+                return _move_aside(path, backup)
             finally:
                 owner.release()
     except OSError as error:
         raise faults.explain(error, path) from error
+
+
+def _move_aside(path: Path, backup: Path | None) -> Path:
+    stem = f"chats-damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    target = next(each for each in _names(path.parent, stem) if not each.exists())
+    for suffix in ("-wal", "-shm", ""):  # the file itself last: until then it is still the history
+        source = path.with_name(path.name + suffix)
+        if source.exists():
+            source.rename(target.with_name(target.name + suffix))
+    if backup is not None:
+        descriptor, temporary = tempfile.mkstemp(prefix=".new-chats-", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as copy, backup.open("rb") as saved:
+            shutil.copyfileobj(saved, copy)
+            copy.flush()
+            os.fsync(copy.fileno())
+        os.rename(temporary, path)
     return target
 
 

@@ -192,9 +192,14 @@ class Conversation:
 
     @property
     def in_context(self) -> tuple[Message, ...]:
-        """The messages that the user did not drop: from the latest mark on this path on."""
+        """The messages that the user did not drop: from the latest mark on this path on.
+
+        A mark at the first message takes all of them in again.
+        """
         places = {message.id: place for place, message in enumerate(self.messages)}
-        start = max((places.get(mark.first_kept, 0) for mark in self.dropped), default=0)
+        start = next(
+            (places[mark.first_kept] for mark in reversed(self.dropped) if mark.first_kept in places), 0
+        )
         return self.messages[start:]
 
 

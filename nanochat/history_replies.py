@@ -98,26 +98,20 @@ class Replies:
 
         Called at open; call it again when another nanochat has gone away.
         """
-        alive = (self._database.owner.token, *self._database.owner.others())
         with self._database.read() as connection:
-            orphans = connection.execute(
-                f"{_RUNNING} WHERE {_NOT_OWNED.format(_marks(alive))}", alive
-            ).fetchall()
-        if not orphans:
-            return ()
+            if not self._orphans(connection):
+                return ()
         with self._database.write() as connection:
-            rows = connection.execute(
-                f"{_RUNNING} WHERE {_NOT_OWNED.format(_marks(alive))} ORDER BY seq", alive
-            ).fetchall()
+            rows = self._orphans(connection)  # asked again: who is alive now may have begun a reply meanwhile
             return tuple(_settle(connection, row, _interrupted(row, self._database.clock())) for row in rows)
+
+    def _orphans(self, connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
+        alive = (self._database.owner.token, *self._database.owner.others())
+        marks = ", ".join("?" * len(alive))
+        return connection.execute(f"{_RUNNING} WHERE owner NOT IN ({marks}) ORDER BY seq", alive).fetchall()
 
 
 _RUNNING = "SELECT seq, chat, parent, model, params, content, reasoning, token_ids FROM running"
-_NOT_OWNED = "owner NOT IN ({})"
-
-
-def _marks(values: Sequence[str]) -> str:
-    return ", ".join("?" * len(values))
 
 
 def _interrupted(row: tuple[Any, ...], now: float) -> tree.NewMessage:

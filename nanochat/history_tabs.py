@@ -40,8 +40,8 @@ class Tabs:
         A live process keeps its tabs: a second nanochat starts with none.
         """
         owner = self._database.owner.token
-        alive = set(self._database.owner.others())
         with self._database.write(durable=False) as connection:
+            alive = set(self._database.owner.others())  # inside: who took tabs over before this is among them
             rows = connection.execute(
                 "SELECT t.owner, t.position, c.id, coalesce(c.draft, t.draft), t.active, t.chat, t.saved, "
                 "t.chat IS NOT NULL AND c.deleted IS NOT NULL "

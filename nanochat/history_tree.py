@@ -85,7 +85,7 @@ def as_json(values: Mapping[str, Any]) -> str:
                 dict(values), ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False
             )
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise HistoryError(
             f"These values cannot be stored with a chat ({error}): only JSON's own types can."
         ) from error

@@ -155,6 +155,18 @@ def test_check_says_that_all_is_well_or_what_is_not(chat: str) -> None:
     assert isinstance(result.exception, HistoryDamaged) and "does not match its id" in result.stderr
 
 
+def test_a_damaged_history_is_set_aside_only_on_the_users_word(chat: str) -> None:
+    with History.open(chats_folder()) as history:
+        history.backup()
+    path = chats_folder() / "chats.db"
+    path.write_bytes(b"damaged")
+    assert "nanochat chats set-aside" in bad(HistoryDamaged, "list")
+    result = CliRunner().invoke(chats, ["set-aside"], input="n\n")
+    assert result.exit_code == 1 and path.read_bytes() == b"damaged"
+    assert "kept at" in good("set-aside", "--restore", "--yes") and chat in good("list")
+    assert "kept at" in good("set-aside", "--yes") and "No chats yet" in good("list")
+
+
 @pytest.mark.parametrize("title", ["", "../../etc/passwd", "a" * 500, "…/\0\n", "CON", "漢字" * 80])
 def test_a_file_is_named_safely_whatever_the_title(tmp_path: Path, title: str) -> None:
     with History.open(chats_folder()) as history:

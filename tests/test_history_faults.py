@@ -217,6 +217,21 @@ def test_a_damaged_file_is_moved_aside_only_on_the_users_word(tmp_path: Path) ->
             set_aside(tmp_path)
 
 
+def test_a_damaged_history_can_go_on_from_its_backup(tmp_path: Path) -> None:
+    chat = fill(tmp_path, 3)
+    with History.open(tmp_path) as history:
+        assert (backup := history.backup_if_due()) is not None and history.backup_if_due() is None
+        history.messages.add(chat, Role.USER, "after the backup")
+    (tmp_path / "chats.db").write_bytes(b"damaged")
+    with pytest.raises(HistoryDamaged, match=r"set-aside.*--restore"):
+        History.open(tmp_path)
+    assert set_aside(tmp_path, backup=backup).read_bytes() == b"damaged"
+    with History.open(tmp_path) as history:
+        assert len(history.messages.open(chat).messages) == 3 and history.check() == ()
+        history.messages.add(chat, Role.USER, "more")
+    assert backup.exists()
+
+
 def test_a_full_disk_loses_nothing_that_was_saved_and_says_what_to_do(tmp_path: Path) -> None:
     with History.open(tmp_path) as history:
         chat = history.chats.create().id

@@ -198,6 +198,8 @@ def test_dropped_turns_are_marked_and_kept(history: History) -> None:
     assert [(mark.first_kept, mark.turns) for mark in conversation.dropped] == [(second.id, 1)]
     fork = history.messages.open(history.chats.fork(chat, answer.id).id)
     assert [m.content for m in fork.in_context] == ["two", "2"]
+    history.messages.drop_before(chat, conversation.messages[0].id, 0)  # a longer window: all of it again
+    assert len(history.messages.open(chat).in_context) == 4
 
 
 def test_the_first_line_that_says_something_names_the_chat(history: History) -> None:
