@@ -91,7 +91,8 @@ class Checkpoint:
             )
         if entry.dtype not in TORCH_DTYPES:
             raise UnsupportedModel(
-                f"{name} in {entry.path.name} is {entry.dtype}, which this engine does not read: take the bfloat16 or float16 original"
+                f"{name} in {entry.path.name} is {entry.dtype}, which this engine does not read: take the bfloat16 or "
+                "float16 original"
             )
         return entry
 
@@ -154,7 +155,7 @@ class Checkpoint:
         file = self._files.get(entry.path)
         if file is None:
             file = self._files[entry.path] = FileIO(entry.path)
-        view = memoryview(to.numpy())
+        view = memoryview(cast(Any, to.numpy()))
         for at in range(0, len(view), _STAGING):
             part = view[at : at + _STAGING]
             _read_exactly(file, entry.path, part, start + at)
@@ -244,7 +245,8 @@ def _files(folder: Path) -> Iterator[tuple[Path, list[str] | None]]:
         missing = [shard for shard in sorted(shards) if not (folder / shard).is_file()]
         if missing:
             raise InvalidModel(
-                f"{folder.name} lacks {len(missing)} of its {len(shards)} weight files, the first is {missing[0]}: fetch the model again"
+                f"{folder.name} lacks {len(missing)} of its {len(shards)} weight files, first {missing[0][:100]}: "
+                "fetch the model again"
             )
         yield from ((folder / shard, names) for shard, names in sorted(shards.items()))
         return

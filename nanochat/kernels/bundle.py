@@ -59,7 +59,7 @@ class Kernels(Protocol):
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """`x / rms(x) * weight` over the last axis. Where the weight is wider than x, it is done in the weight's dtype."""
+        """`x / rms(x) * weight` over the last axis, in the weight's dtype where that is the wider one."""
         ...
 
     def add_rms_norm(self, delta: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ class Kernels(Protocol):
         ...
 
     def gated(self, x: Tensor, weight: Any, activation: str) -> Tensor:
-        """[T, H] -> activation(gate) * up, [T, I]; the weight holds the gate's rows, then the up projection's, [2 * I, H].
+        """[T, H] -> activation(gate) * up, [T, I]. The weight: the gate's rows, then the up projection's, [2 * I, H].
 
         The activation is "silu" or "gelu_tanh".
         """

@@ -138,8 +138,8 @@ def _refuse_pickles(path: Path, architecture: str) -> None:
     found = next((found.name for pattern in _PICKLES for found in sorted(path.glob(pattern))), None)
     if found is not None:
         raise UnsupportedModel(
-            f"{architecture} in {path.name} has only pickled weights ({found}), which can run code when opened; this engine "
-            "reads safetensors only: fetch a version with *.safetensors"
+            f"{architecture} in {path.name} has only pickled weights ({found}), which can run code when opened; "
+            "this engine reads safetensors only: fetch a version with *.safetensors"
         )
 
 

@@ -28,7 +28,13 @@ class DecoderWeights:
 
 
 class Decoder:
-    """One rank of a decoder. `reduce` sums over the ranks; None where there is one."""
+    """One rank of a decoder.
+
+    Attributes:
+        config: of the whole model.
+        weights: this rank's, packed by `kernels`.
+        reduce: sums over the ranks; None where there is one.
+    """
 
     def __init__(
         self,
@@ -40,9 +46,9 @@ class Decoder:
         reduce: Reduce | None,
     ) -> None:
         self.config = config
-        self._kernels = kernels
-        self._reduce = reduce
-        self._weights = weights
+        self.kernels = kernels
+        self.reduce = reduce
+        self.weights = weights
         self._like = torch.empty(0, dtype=dtype, device=device)
         self._ropes = [RopeFrequencies(rope, device) for rope in weights.ropes]
         self._scale = (
@@ -64,13 +70,13 @@ class Decoder:
             layout: whose tokens these are and where their keys and values go.
             kv_cache: for each layer (keys, values), each [num_blocks, BLOCK_SIZE, num_kv_heads, head_dim].
         """
-        kernels, eps = self._kernels, self.config.norm_eps
+        kernels, eps = self.kernels, self.config.norm_eps
         plan = kernels.plan(layout)
         rotations = [kernels.rotation(*rope.angles(positions, layout), self._like) for rope in self._ropes]
-        x = self._weights.embed(ids)
+        x = self.weights.embed(ids)
         if self._scale is not None:
             x = x * self._scale
-        h = kernels.rms_norm(x, self._weights.layers[0].input_norm, eps)
+        h = kernels.rms_norm(x, self.weights.layers[0].input_norm, eps)
         for (layer, next_norm), cache in zip(self._layers, kv_cache, strict=True):
             qkv = kernels.linear(h, layer.qkv)
             rotation = None if layer.rope is None else rotations[layer.rope]
@@ -86,7 +92,7 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [R, hidden_size] -> float32 [R, vocab_size]."""
-        logits = self._kernels.linear(hidden, self._weights.head).float()
+        logits = self.kernels.linear(hidden, self.weights.head).float()
         cap = self.config.logits_soft_cap
         return torch.tanh(logits / cap) * cap if cap else logits
 
@@ -96,16 +102,16 @@ class Decoder:
         """The end of half a layer: (the next half's input, the residual stream)."""
         eps = self.config.norm_eps
         if post_norm is None:
-            return self._kernels.project_add_norm(y, weight, x, norm, eps, self._reduce)
-        delta = self._kernels.linear(y, weight)
-        if self._reduce is not None:
-            delta = self._reduce(delta)
-        return self._kernels.add_rms_norm(self._kernels.rms_norm(delta, post_norm, eps), x, norm, eps)
+            return self.kernels.project_add_norm(y, weight, x, norm, eps, self.reduce)
+        delta = self.kernels.linear(y, weight)
+        if self.reduce is not None:
+            delta = self.reduce(delta)
+        return self.kernels.add_rms_norm(self.kernels.rms_norm(delta, post_norm, eps), x, norm, eps)
 
     def _choose(self, h: Tensor, mlp: SparseMlp) -> Tensor:
         experts = self.config.experts
         assert experts is not None
-        delta = self._kernels.experts(
+        delta = self.kernels.experts(
             h,
             mlp.router,
             mlp.gate_up,
@@ -114,7 +120,7 @@ class Decoder:
             experts.normalized,
             self.config.activation,
         )
-        return delta if self._reduce is None else self._reduce(delta)
+        return delta if self.reduce is None else self.reduce(delta)
 
 
 class RopeFrequencies:

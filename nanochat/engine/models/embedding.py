@@ -26,8 +26,9 @@ class Embedding:
 class RowsOnDisk:
     """A table that stays in its file, of which a step reads the few rows that it needs.
 
-    For a tied embedding on the CPU: the head holds the same numbers, packed for multiplying, and rows cannot be taken out of
-    that. A second copy would be a fifth of a small model's memory; a row costs about 2 us from the page cache.
+    For a tied embedding on the CPU: the head holds the same numbers, packed for multiplying, and rows cannot be
+    taken out of that. A second copy would be a fifth of a small model's memory; a row costs about 2 us from the
+    page cache.
     """
 
     def __init__(self, path: Path, offset: int, width: int, saved: torch.dtype, dtype: torch.dtype) -> None:

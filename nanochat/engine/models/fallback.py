@@ -120,8 +120,8 @@ def paged_attention(
     kv_shape = (key.shape[1], key.shape[3])
     if kv_shape != (config.num_kv_heads, config.head_dim) or value.shape != key.shape:
         raise UnsupportedModel(
-            f"{config.architecture} has {key.shape[1]} key heads of {key.shape[3]} and value heads of {value.shape[3]} where its "
-            f"config has {config.num_kv_heads} of {config.head_dim}: take another model"
+            f"{config.architecture} has {key.shape[1]} key heads of {key.shape[3]} and value heads of "
+            f"{value.shape[3]} where its config has {config.num_kv_heads} of {config.head_dim}: take another model"
         )
     index = int(cast(Any, module.layer_idx))
     cache = paged_step.kv_cache[index]
@@ -205,5 +205,5 @@ def _refuse_unpluggable(config: ModelConfig, theirs: Any) -> None:
     ]
     if odd:
         raise UnsupportedModel(
-            f"{config.architecture} has layers of type {odd[0]!r}; this engine runs full and sliding attention"
+            f"{config.architecture} has layers of type {odd[0]!r}; this engine runs full and sliding ones"
         )

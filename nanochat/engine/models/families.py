@@ -69,9 +69,10 @@ NATIVE: Mapping[str, Family] = MappingProxyType(
 
 _REFUSED = (
     (("qwen3_next", "qwen3_5", "kimi_linear", "minimax", "olmo_hybrid", "olmo3_hybrid"), "hybrid linear-attention"),
-    (("mamba", "jamba", "bamba", "falcon_h1", "zamba", "nemotron_h", "granitemoehybrid", "plamo2"), "state-space (Mamba)"),
+    (("mamba", "jamba", "bamba", "falcon_h1", "zamba", "nemotron_h"), "state-space (Mamba)"),
+    (("granitemoehybrid", "plamo2"), "state-space (Mamba)"),
     (("rwkv", "recurrent_gemma", "xlstm", "lfm2", "hgrn"), "recurrent or convolutional"),
-    (("deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4", "kimi_k2", "minicpm3", "longcat", "glm4_moe_lite"), "latent-attention (MLA)"),
+    (("deepseek_v", "kimi_k2", "minicpm3", "longcat", "glm4_moe_lite"), "latent-attention (MLA)"),
     (("gpt_oss",), "attention-sink"),
     (("llama4", "gemma3n", "gemma4"), "chunked or shared-cache attention"),
     (("bert", "electra", "deberta", "mpnet"), "encoder-only"),
@@ -114,7 +115,7 @@ def refuse_unsupported(config: Fields, architecture: str) -> None:
         _refuse(architecture, model_type, "non-generating (or encoder-only)")
     if "auto_map" in config and not model_type:
         raise UnsupportedModel(
-            f"{architecture} runs only with code from its own repository, which this engine never runs: take another model"
+            f"{architecture} runs only with code from its own repository, which this engine never does: take another"
         )
 
 
@@ -124,12 +125,13 @@ def _refuse_quantized(config: Fields, architecture: str) -> None:
     section = config.values.get("quantization_config") or config.values.get("compression_config")
     method = str(section.get("quant_method", "unknown") if isinstance(section, dict) else section)[:40]
     raise UnsupportedModel(
-        f"{architecture} is quantized ({method}), which this engine does not read: take the bfloat16 or float16 original"
+        f"{architecture} is quantized ({method}), which this engine does not read: take the bfloat16 original"
     )
 
 
 def _refuse(architecture: str, model_type: str, kind: str) -> None:
     raise UnsupportedModel(
-        f"{architecture} ({model_type or 'no model_type'}) is a {kind} model; this engine runs decoders whose layers all "
-        "have full or sliding-window attention (Llama, Qwen2/3, Mistral, Gemma 3, Phi-3/4, SmolLM and kin): take one of those"
+        f"{architecture} ({model_type or 'no model_type'}) is a {kind} model; this engine runs decoders "
+        "whose layers all have full or sliding-window attention (Llama, Qwen2/3, Mistral, Gemma 3, Phi-3/4, SmolLM and "
+        "kin): take one of those"
     )

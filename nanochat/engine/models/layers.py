@@ -18,7 +18,7 @@ from nanochat.kernels.bundle import AttentionSpec, Kernels
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a tensor in the checkpoint: its name, its whole shape, and the rows and columns that this rank holds."""
+    """A part of a tensor in the checkpoint: its name, its whole shape, the rows and columns that this rank holds."""
 
     name: str
     shape: tuple[int, ...]
@@ -84,7 +84,7 @@ class LayerReader:
         ):
             if count % ranks:
                 raise UsageError(
-                    f"{count} {name} cannot be split over {ranks} devices: choose a tensor_parallel_size that divides it"
+                    f"{count} {name} cannot be split over {ranks} devices: take a tensor_parallel_size that divides it"
                 )
         self.checkpoint, self.config, self.kernels = checkpoint, config, kernels
         self.dtype, self.device = dtype, device
@@ -120,7 +120,7 @@ class LayerReader:
         )
 
     def norm(self, name: str, size: int | None = None) -> Tensor:
-        """A norm's weight. Gemma's are stored less one; they become float32 so that the one does not round them away."""
+        """A norm's weight. Gemma's are stored less one; in float32 the one does not round them away."""
         weight = self.stacked(
             [Piece(name, (size or self.config.hidden_size,))], torch.float32 if self.config.gemma else None
         )
@@ -168,7 +168,7 @@ class LayerReader:
         return Mlp(gate_up, self._row_parallel(f"{name}down_proj", config.intermediate_size, config.mlp_bias))
 
     def _column_parallel(self, names: list[str], sizes: list[int], bias: bool) -> Any:
-        """Matrices stacked, each rank holding its share of the rows of each. One name: they are stacked on disk already."""
+        """Matrices stacked, of each this rank's share of its rows. One name: they are stacked on disk already."""
         pieces: dict[str, list[Piece]] = {"weight": [], "bias": []}
         before = 0
         for place, size in enumerate(sizes):

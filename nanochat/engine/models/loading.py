@@ -82,6 +82,6 @@ def _account_for_all(checkpoint: Checkpoint, reader: LayerReader) -> None:
             unknown.append(name)
     if unknown:
         raise InvalidModel(
-            f"{checkpoint.folder.name} has {len(unknown)} tensors that a {reader.config.architecture} of this config does not have, the "
-            f"first is {sorted(unknown)[0][:100]}: config and weights disagree; fetch the model again"
+            f"{checkpoint.folder.name} has {len(unknown)} tensors that this {reader.config.architecture} does "
+            f"not have, the first is {sorted(unknown)[0][:100]}: config and weights disagree; fetch the model again"
         )

@@ -10,14 +10,10 @@ from pathlib import Path
 import torch
 import transformers as tf
 
-COMMON = {
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "vocab_size": 131,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 131, "max_position_embeddings": 256}
+COMMON = {**SIZES, "bos_token_id": 1, "eos_token_id": 2}
+SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 131, "max_position_embeddings": 256}
+COMMON = {**SIZES, "bos_token_id": 1, "eos_token_id": 2}
 GQA = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
 MHA = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 80}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
@@ -56,6 +52,10 @@ def phi3(**changes):
     )
 
 
+def moe(**changes):
+    return tf.Qwen3MoeConfig(**COMMON, **GQA, head_dim=16, moe_intermediate_size=24, **changes)
+
+
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
@@ -79,15 +79,13 @@ NATIVE = {
     "smollm2": lambda: llama(num_attention_heads=9, num_key_value_heads=3, hidden_size=144, tie_word_embeddings=True),
     "mistral_window": lambda: tf.MistralConfig(**COMMON, **GQA, sliding_window=11),
     "qwen2": lambda: tf.Qwen2Config(**COMMON, **GQA, tie_word_embeddings=True),
-    "qwen2_window": lambda: tf.Qwen2Config(**COMMON, **GQA, use_sliding_window=True, sliding_window=9, max_window_layers=1),
+    "qwen2_window": lambda: tf.Qwen2Config(
+        **COMMON, **GQA, use_sliding_window=True, sliding_window=9, max_window_layers=1
+    ),
     "qwen3": lambda: qwen3(tie_word_embeddings=True),
     "qwen3_128_yarn": lambda: qwen3(head_dim=128, rope_parameters=YARN, attention_bias=True),
-    "qwen3_moe": lambda: tf.Qwen3MoeConfig(
-        **COMMON, **GQA, head_dim=16, moe_intermediate_size=24, num_experts=6, num_experts_per_tok=2, norm_topk_prob=True, mlp_only_layers=[1]
-    ),
-    "qwen3_moe_raw": lambda: tf.Qwen3MoeConfig(
-        **COMMON, **GQA, head_dim=16, moe_intermediate_size=24, num_experts=5, num_experts_per_tok=3, norm_topk_prob=False, decoder_sparse_step=2
-    ),
+    "qwen3_moe": lambda: moe(num_experts=6, num_experts_per_tok=2, norm_topk_prob=True, mlp_only_layers=[1]),
+    "qwen3_moe_raw": lambda: moe(num_experts=5, num_experts_per_tok=3, norm_topk_prob=False, decoder_sparse_step=2),
     "smollm3": lambda: tf.SmolLM3Config(**COMMON, **GQA, no_rope_layers=[1, 0, 1], pad_token_id=0),
     "phi3": lambda: phi3(),
     "phi3_window": lambda: phi3(sliding_window=10),
@@ -97,7 +95,7 @@ NATIVE = {
         layer_types=["sliding_attention", "sliding_attention", "full_attention"],
     ),
     "gemma3_capped": lambda: tf.Gemma3TextConfig(
-        **COMMON, **GQA, head_dim=32, sliding_window=10, attn_logit_softcapping=4.0, final_logit_softcapping=3.0, tie_word_embeddings=False
+        **COMMON, **GQA, head_dim=32, sliding_window=10, final_logit_softcapping=3.0, tie_word_embeddings=False
     ),
 }  # fmt: skip
 
