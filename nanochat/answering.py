@@ -67,7 +67,7 @@ class Answerer:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Close, except after Ctrl-C or a broken pipe: the process ends at once, whatever the engine is doing."""
-        if kind is None or issubclass(kind, NanochatError):
+        if kind is None or (issubclass(kind, Exception) and not issubclass(kind, BrokenPipeError)):
             self.close()
 
     def _wait_for_load(self) -> None:

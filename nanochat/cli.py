@@ -76,6 +76,17 @@ class _LazyGroup(click.Group):
         entry = _COMMANDS[cmd_name]
         return getattr(importlib.import_module(entry.module), entry.attribute)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. Ctrl-C and a reader that went away end the process at once: threads may be in torch."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            leave_quietly()
+        except KeyboardInterrupt:
+            interrupted()
+        return result
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, _COMMANDS[name].help) for name in self.list_commands(ctx)])
@@ -117,13 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             reconfigure(errors="replace")
     try:
         code = nanochat.main(arguments, prog_name="nanochat", standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        leave_quietly()
     except Exception as error:
         fail(error)
-    except KeyboardInterrupt:
-        interrupted()
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -152,6 +158,8 @@ def fail(error: Exception) -> NoReturn:
 
 def interrupted() -> NoReturn:
     """End at once after Ctrl-C; threads that still import torch are not waited for."""
+    if sys.stderr.isatty():
+        print(file=sys.stderr)  # the terminal has echoed ^C
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(INTERRUPTED)
