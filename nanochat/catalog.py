@@ -113,6 +113,7 @@ def search(text: str, limit: int = 20) -> tuple[Listing, ...]:
         Listing(
             repo_id=sanitize_line(row["repo_id"]),
             parameters=row["parameters"] or None,
+            download_size=row["download_size"] or None,
             licence=sanitize_line(row["licence"]),
             gated=row["gated"],
             downloads=row["downloads"],

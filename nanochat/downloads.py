@@ -61,7 +61,7 @@ class Downloads:
                 if entry.id in self._jobs or (claim := self.journal.claim(entry)) is None:
                     continue
                 state = State.QUEUED if start and not entry.paused else State.PAUSED
-                self._jobs[entry.id] = Job.of(entry, state, claim)
+                self._jobs[entry.id] = Job.of(self._counted(entry), state, claim)
             self._fill()
         self._ring()
         return self.all()
@@ -79,7 +79,9 @@ class Downloads:
             if known is not None and known.busy:
                 raise UsageError(f"{repo_id} is still being removed; try again in a moment")
             unfinished = next((e for e in self.journal.entries() if e.id == entry.id), entry)
-            job = Job.of(replace(unfinished, paused=False), State.QUEUED, self.journal.claim(entry))
+            job = Job.of(
+                replace(self._counted(unfinished), paused=False), State.QUEUED, self.journal.claim(entry)
+            )
             self._jobs[entry.id] = job
             self._write(job)
             self._fill()
@@ -171,6 +173,11 @@ class Downloads:
         if job is None:
             raise UsageError(f"there is no download {download_id!r}")
         return job
+
+    def _counted(self, entry: Entry) -> Entry:
+        """The entry with the bytes that are really here: the journal is written only now and then."""
+        here = Repository(self.cache, entry.repo_id).present(entry.etags)
+        return replace(entry, done=min(max(entry.done, here), entry.total or 0))
 
     def _ring(self) -> None:
         with self._changed:

@@ -69,7 +69,7 @@ class Fetch:
                 break
         names = {file.name: file.etag for file in files}
         folder = repository.publish(model.commit, spec.revision, names)
-        records.note_commit(model.commit, names)
+        records.note_commit(model.commit, names, (model.licence, model.gated))
         self.emit(tally.progress())
         self.emit(Ready(str(folder), model.commit))
 

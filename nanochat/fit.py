@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
-from nanochat.engine.memory import GIB, MemoryPlan, gib, host_memory_free, plan
+from nanochat.engine.memory import MemoryPlan, gib, host_memory_free, plan
 from nanochat.errors import OutOfMemory
+from nanochat.settings import Paths, Settings
 from nanochat.shape import Shape
 
 LEAST_CONTEXT = 2048
@@ -70,7 +71,7 @@ class Fit:
             f"device        {self.memory.name}: {gib(self.memory.free)} of {gib(self.memory.total)} free, "
             f"{gib(self.memory.usable)} for nanochat",
             f"weights       {gib(self.weights)} in {self.dtype}",
-            f"KV cache      {self.kv_bytes_per_token / 1024:.0f} KiB a token; "
+            f"KV cache      {self.kv_bytes_per_token:,} bytes a token; "
             + (
                 f"{self.context:,} tokens: {gib(kv)}"
                 if self.fits
@@ -176,6 +177,31 @@ class Reserves:
         write_whole(self.file, json.dumps(self._known))
 
 
+@dataclass(frozen=True, slots=True)
+class Ruler:
+    """Measures many models against one reading of the memory."""
+
+    memory: Memory
+    reserves: Reserves
+
+    @classmethod
+    def of(cls, paths: Paths, settings: Settings) -> Ruler:
+        """With the device of the settings, as it is now."""
+        memory = free_memory(settings.device, settings.gpu_memory_utilization)
+        return cls(memory, Reserves.load(paths.data))
+
+    def fit(self, key: str, shape: Shape | None) -> Fit | None:
+        """Whether it fits; `key` is the model's name. None when its shape is not known."""
+        return fit(shape, self.memory, reserves=self.reserves, key=key) if shape is not None else None
+
+    def weights_text(self, parameters: int | None) -> str:
+        """What can be said when only the number of parameters is known."""
+        if parameters is None:
+            return "?"
+        missing = 2 * parameters - self.memory.usable
+        return f"needs {missing / 1e9:.1f} GB more" if missing > 0 else "weights fit"
+
+
 def free_memory(device: str = "auto", utilization: float = 0.9) -> Memory:
     """The memory of the device that "auto", "cpu", "cuda" or "cuda:N" means, without importing torch."""
     gpu = None if device == "cpu" else _gpu(0 if ":" not in device else int(device.partition(":")[2]))
@@ -199,7 +225,7 @@ def _gpu(index: int) -> tuple[str, int, int] | None:
     except pynvml.NVMLError:
         return None
     try:
-        handle = _handle(pynvml, index, os.environ)
+        handle = gpu_handle(pynvml, index, os.environ)
         if handle is None:
             return None
         memory: Any = pynvml.nvmlDeviceGetMemoryInfo(handle)
@@ -223,7 +249,7 @@ def _torch_has_cuda() -> bool:
         return False
 
 
-def _handle(nvml: Any, index: int, environment: Mapping[str, str]) -> Any:
+def gpu_handle(nvml: Any, index: int, environment: Mapping[str, str]) -> Any:
     """The driver's handle of CUDA device `index`: CUDA_VISIBLE_DEVICES renumbers what programs see."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
@@ -234,6 +260,3 @@ def _handle(nvml: Any, index: int, environment: Mapping[str, str]) -> Any:
     if names[index].isdigit():
         return nvml.nvmlDeviceGetHandleByIndex(int(names[index]))
     return nvml.nvmlDeviceGetHandleByUUID(names[index])
-
-
-__all__ = ["GIB", "Fit", "Memory", "Reserves", "fit", "free_memory", "step_bytes", "tokens"]

@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +33,8 @@ from nanochat.transfer.verdict import judge, why_not
 
 CONNECT = 2.5
 POLICY = Policy(connect_timeout=CONNECT, read_timeout=8.0, tries=2, first_delay=0.2)
+STORED = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
+"""Bytes of a stored value by safetensors' name of its type."""
 PAGE = 4
 """How many models are asked for, for each that is wanted: some of them this engine does not run."""
 
@@ -58,7 +60,9 @@ def search(hub: HubClient, text: str, limit: int) -> list[dict[str, Any]]:
     for found in hub.search(text, limit * PAGE):
         config = found.pop("config")
         if why_not(found["repo_id"], config) is None:
-            rows.append(found | {"parameters": sum(found["parameters"].values())})
+            counts = found["parameters"]
+            size = sum(number * STORED.get(dtype, 2) for dtype, number in counts.items())
+            rows.append(found | {"parameters": sum(counts.values()), "download_size": size})
         if len(rows) == limit:
             break
     return rows
@@ -132,6 +136,9 @@ def main(question: dict[str, Any], emit: Callable[[Event], None]) -> None:
     hub = open_hub(POLICY)
     if question["what"] == "search":
         emit(Answer(search(hub, question["text"], question["limit"])))
+    elif question["what"] == "files":
+        model = hub.model(check_repo_id(question["repo_id"]), check_revision(question["revision"]))
+        emit(Answer([astuple(file) for file in model.files]))
     else:
         emit(Answer(describe(hub, question["repo_id"], question["revision"], Path(question["cache"]))))
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Any, Protocol
+
+from nanochat.errors import ModelError
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -85,6 +89,49 @@ class Shape:
             context=config.max_position_embeddings,
             dtype=config.dtype,
         )
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Shape | None:
+        """Of a model on disk: config.json's plain numbers and the weights' headers, read in a millisecond.
+
+        What the configuration leaves to its family's defaults is asked of ModelConfig. None for what is no model.
+        """
+        from nanochat.transfer.headers import count, local_tensors
+
+        try:
+            values: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+            inner: dict[str, Any] = values | (values.get("text_config") or {})
+            parameters = count(local_tensors(folder), tied=bool(inner.get("tie_word_embeddings", False)))
+            heads, hidden = inner["num_attention_heads"], inner["hidden_size"]
+            shape = cls(
+                parameters=parameters,
+                layers=inner["num_hidden_layers"],
+                kv_heads=inner.get("num_key_value_heads") or heads,
+                head_dim=inner.get("head_dim") or hidden // heads,
+                hidden=hidden,
+                intermediate=inner["intermediate_size"],
+                vocabulary=inner["vocab_size"],
+                context=inner["max_position_embeddings"],
+                dtype=inner.get("dtype") or inner.get("torch_dtype") or "bfloat16",
+            )
+            return (
+                shape if all(isinstance(value, int) and value > 0 for value in astuple(shape)[:-1]) else None
+            )
+        except KeyError:
+            return cls._by_model_config(folder)
+        except (OSError, ValueError, TypeError, AttributeError, ZeroDivisionError, ModelError):
+            return None
+
+    @classmethod
+    def _by_model_config(cls, folder: Path) -> Shape | None:
+        from nanochat.engine.models.config import ModelConfig
+        from nanochat.transfer.headers import count, local_tensors
+
+        try:
+            config = ModelConfig.from_folder(folder)
+            return cls.of(config, parameters=count(local_tensors(folder), tied=config.tied_embeddings))
+        except (OSError, ModelError):
+            return None
 
     @classmethod
     def from_json(cls, data: Any) -> Shape | None:

@@ -31,16 +31,18 @@ class Rule:
     times: int | None = None
     method: str = "GET"
     origin: str | None = None
+    skip: int = 0
+    """How many requests it lets pass first."""
 
     @classmethod
     def parse(cls, text: str) -> Rule:
-        """`PATTERN ACTION[=VALUE] [times=N] [method=HEAD] [origin=cdn]`."""
+        """`PATTERN ACTION[=VALUE] [times=N] [skip=N] [method=HEAD] [origin=cdn]`."""
         pattern, action, *options = text.split()
         name, _, value = action.partition("=")
         rule = cls(pattern, name, value)
         for option in options:
             key, _, given = option.partition("=")
-            setattr(rule, key, int(given) if key == "times" else given)
+            setattr(rule, key, int(given) if key in ("times", "skip") else given)
         return rule
 
 
@@ -85,9 +87,11 @@ class Hub:
             met: list[Rule] = []
             for rule in self.rules:
                 wanted = fnmatch.fnmatch(seen.path, rule.match) and rule.method in (seen.method, "ANY")
-                if any(other.action == rule.action for other in met):
+                if not wanted or rule.origin not in (None, seen.origin) or rule.times == 0:
                     continue
-                if wanted and rule.origin in (None, seen.origin) and rule.times != 0:
+                if rule.skip:
+                    rule.skip -= 1
+                elif not any(other.action == rule.action for other in met):
                     rule.times = None if rule.times is None else rule.times - 1
                     met.append(rule)
             self.changed.notify_all()

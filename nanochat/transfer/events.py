@@ -10,9 +10,11 @@ from nanochat.errors import (
     AccessDenied,
     DownloadError,
     InvalidModel,
+    ModelNotFound,
     NanochatError,
     Offline,
     UnsupportedModel,
+    UsageError,
 )
 
 
@@ -132,7 +134,16 @@ EVENTS: dict[str, type[Event]] = {
     kind.__name__: kind for kind in (Resolved, Progress, Note, CannotPause, Ready, Failed, Answer)
 }
 KINDS: dict[str, type[NanochatError]] = {
-    kind.__name__: kind for kind in (AccessDenied, DownloadError, InvalidModel, Offline, UnsupportedModel)
+    kind.__name__: kind
+    for kind in (
+        AccessDenied,
+        DownloadError,
+        InvalidModel,
+        ModelNotFound,
+        Offline,
+        UnsupportedModel,
+        UsageError,
+    )
 }
 
 

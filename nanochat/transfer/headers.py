@@ -20,6 +20,13 @@ from nanochat.transfer.store import BlobStore
 FIRST = 1 << 16
 LARGEST = 100_000_000
 CONNECTIONS = 8
+NOT_LOADED = (
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+)
+"""What the engine leaves out of models that see as well as speak."""
 
 Tensors = dict[str, tuple[str, int]]
 """Name -> (dtype, number of values)."""
@@ -90,9 +97,12 @@ def remote_tensors(store: BlobStore, files: list[RemoteFile]) -> Tensors:
 
 
 def count(tensors: Tensors, *, tied: bool) -> int:
-    """Parameters in memory: an output layer that is tied to the embedding is stored by some, and loaded by none."""
-    left_out = {"lm_head.weight"} if tied else set[str]()
-    return sum(values for name, (_, values) in tensors.items() if name not in left_out)
+    """Parameters in memory: some files hold an output layer that is tied to the embedding, or a part that sees."""
+    return sum(
+        values
+        for name, (_, values) in tensors.items()
+        if not (tied and name.endswith("lm_head.weight")) and not name.startswith(NOT_LOADED)
+    )
 
 
 def dtypes(tensors: Tensors) -> dict[str, int]:

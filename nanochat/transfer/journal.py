@@ -9,6 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from nanochat.errors import UsageError
 from nanochat.transfer.repository import check_repo_id, check_revision, write_whole
 
 
@@ -50,7 +51,7 @@ class Journal:
                 check_repo_id(entry.repo_id)
                 check_revision(entry.revision)
                 found.append((path.stat().st_mtime, entry))
-            except (OSError, ValueError, TypeError):
+            except (OSError, ValueError, TypeError, UsageError):
                 continue
         return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
 
@@ -59,8 +60,9 @@ class Journal:
         write_whole(self.folder / f"{entry.id}.json", json.dumps(asdict(entry)))
 
     def remove(self, entry: Entry) -> None:
-        """The download is finished or cancelled."""
-        (self.folder / f"{entry.id}.json").unlink(missing_ok=True)
+        """The download is finished or cancelled. To be called by the one who has the claim."""
+        for suffix in ("json", "lock"):
+            (self.folder / f"{entry.id}.{suffix}").unlink(missing_ok=True)
 
     def claim(self, entry: Entry) -> FileLock | None:
         """The right to run this download and to write its entry; None while another process has it."""

@@ -101,13 +101,18 @@ def _find_in(repository: Repository, in_use: set[str]) -> Iterator[Leftover]:
         stat = path.lstat()
         if not ours and time.time() - stat.st_mtime < QUIET:
             continue
-        if not _is_locked(repository, etag):
+        if not is_locked(repository, etag):
             what = "an unfinished download" if part else "a file that no model uses"
             yield Leftover(repository.repo_id, path, stat.st_size, what)
     for name in ("nanochat-staging", XET_FOLDER):
         folder = repository.folder / name
         if folder.exists() and time.time() - folder.stat().st_mtime > QUIET:
             yield Leftover(repository.repo_id, folder, _size_of(folder), "an unfinished step")
+
+
+def unfinished_bytes(repository: Repository) -> int:
+    """Bytes of unfinished files in a repository's folder."""
+    return sum(path.lstat().st_size for path in repository.folder.glob("blobs/*.incomplete"))
 
 
 def clean(cache: Path, leftovers: Iterable[Leftover]) -> int:
@@ -119,14 +124,15 @@ def clean(cache: Path, leftovers: Iterable[Leftover]) -> int:
         if leftover.path.is_dir():
             shutil.rmtree(leftover.path, ignore_errors=True)
             freed += leftover.size
-        elif not _is_locked(repository, leftover.path.name.partition(".")[0]):
+        elif not is_locked(repository, leftover.path.name.partition(".")[0]):
             freed += _remove(leftover.path)
     for repository in touched.values():
         tidy(repository)
     return freed
 
 
-def _is_locked(repository: Repository, etag: str) -> bool:
+def is_locked(repository: Repository, etag: str) -> bool:
+    """Whether some process is fetching the blob right now."""
     if not (repository.cache / ".locks" / repository.folder_name / f"{etag}.lock").exists():
         return False
     lock = repository.lock(etag)

@@ -43,11 +43,20 @@ class Records:
         if notes["blobs"].pop(etag, None) is not None:
             self._write(notes)
 
-    def note_commit(self, commit: str, files: dict[str, str]) -> None:
-        """A whole snapshot has been verified: the name of each file and its hash."""
+    def note_commit(self, commit: str, files: dict[str, str], origin: tuple[str, bool] | None = None) -> None:
+        """A whole snapshot has been verified: the name of each file and its hash; `origin` is (licence, gated)."""
         notes = self._read()
-        notes["commits"][commit] = {"verified": int(time.time()), "files": files}
+        known = notes["commits"].get(commit, {})
+        known |= {"verified": int(time.time()), "files": files}
+        if origin is not None:
+            known |= {"licence": origin[0], "gated": origin[1]}
+        notes["commits"][commit] = known
         self._write(notes)
+
+    def origin(self, commit: str) -> tuple[str, bool] | None:
+        """(licence, gated) as the hub said at the download; None when nanochat did not fetch it."""
+        note = self._read()["commits"].get(commit, {})
+        return (str(note["licence"]), bool(note["gated"])) if "licence" in note else None
 
     def verified_at(self, commit: str) -> float | None:
         """When the snapshot was last verified as a whole; None when it never was, or a file changed since."""

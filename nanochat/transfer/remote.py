@@ -133,7 +133,7 @@ class HubClient:
     def search(self, text: str, limit: int) -> list[dict[str, Any]]:
         """Chat models with safetensors whose names contain `text`, most downloaded first."""
         wanted = ["config", "safetensors", "gated", "private", "downloads", "cardData", "tags", "sha"]
-        with self._errors(text):
+        with self._errors(""):
             found = self.api.list_models(
                 search=text or None,
                 filter="safetensors",
@@ -210,6 +210,8 @@ class HubClient:
 
     def _refusal(self, status: int, headers: dict[str, str], names: set[str], repo_id: str) -> NanochatError:
         page = f"{self.endpoint}/{repo_id}"
+        if not repo_id and status not in (401, 429):
+            return DownloadError(f"the hub answered the search with status {status}; try again later")
         if "GatedRepoError" in names and self.token is None:
             return AccessDenied(
                 f"{repo_id} is gated and you are not logged in. 1. Accept its licence at {page} 2. Create a token at "

@@ -121,6 +121,16 @@ class Repository:
                 continue
         return max(sizes)
 
+    def present(self, etags: Iterable[str]) -> int:
+        """Bytes of these blobs that are here, whole or in parts."""
+        count = 0
+        for etag in etags:
+            for path in (self.blob(etag), self.part(etag)):
+                with suppress(FileNotFoundError):
+                    count += path.stat().st_size
+                    break
+        return count
+
     def prepare(self, commit: str, files: Iterable[RemoteFile]) -> None:
         """Create the folders, and write the commit's whole listing: with it nobody takes a part for the whole."""
         (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
