@@ -303,7 +303,7 @@ class NanochatApp(App[None], inherit_bindings=False):
 
     async def _count_draft(self, draft: Draft) -> None:
         await asyncio.sleep(0.15)
-        tokens = 0 if draft.empty else await self.count_tokens(draft.full)
+        tokens = 0 if draft.empty or draft.text.startswith("/") else await self.count_tokens(draft.full)
         self.chat_screen.show_draft_tokens(tokens)
 
     def show_session(self, session: ChatSession) -> None:
@@ -341,3 +341,30 @@ class NanochatApp(App[None], inherit_bindings=False):
     def on_app_focus(self, event: events.AppFocus) -> None:
         """Nothing changes when the terminal gets the focus."""
         event.prevent_default()
+
+
+def main(model: str | None = None) -> None:
+    """Open the chat in this terminal; returns when the user has left. Raises what made it impossible.
+
+    Args:
+        model: the name or folder of the model to begin with; `None` is the default one.
+    """
+    from nanochat.engine.service import EngineService
+    from nanochat.ui.language import Language
+    from nanochat.ui.terminal import TerminalDriver, held, speaks_utf8
+
+    paths = Paths.find()
+    settings = Settings.load(paths.settings_file)
+    desk = Desk(
+        paths, settings, engine=EngineService(), shelf=Shelf(paths, settings), read=Language.read, wanted=model or "",
+        driver=TerminalDriver,
+        ascii_only=settings.ascii == "always" or (settings.ascii == "auto" and not speaks_utf8()),
+    )  # fmt: skip
+    with held(paths.log_file):
+        app = NanochatApp(desk)
+        app.run()
+    if app.failure is not None:
+        raise app.failure
+
+
+run = main

@@ -20,6 +20,11 @@ class Piece:
 class ReplyReader(Protocol):
     """Splits one reply's text as it comes, cut anywhere."""
 
+    @property
+    def reasoned(self) -> bool:
+        """Whether the reply has a block of reasoning, if only an empty one."""
+        ...
+
     def push(self, text: str) -> Piece:
         """Take in the next piece; a marker that is not whole yet is held back."""
         ...
@@ -27,6 +32,15 @@ class ReplyReader(Protocol):
     def finish(self) -> Piece:
         """What was held back."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt, and how the reply to it is read."""
+
+    ids: tuple[int, ...]
+    reader: ReplyReader
+    skip_special_tokens: bool = True
 
 
 class ChatModel(Protocol):
@@ -52,25 +66,25 @@ class ChatModel(Protocol):
         ...
 
     def prompt(
-        self,
-        messages: Sequence[Message],
-        *,
-        system_prompt: str,
-        thinking: bool | None,
+        self, messages: Sequence[Message], *, system_prompt: str, thinking: bool | None, started: float = 0.0,
         partial: Sequence[int] = (),
-    ) -> tuple[int, ...]:
-        """The ids that ask for the next reply to `messages`; `partial` are ids that the reply already begins with.
+    ) -> Asked:  # fmt: skip
+        """What asks for the next reply to `messages`.
 
-        Raises NanochatError when the template cannot say this.
+        `started` is when the chat began, for templates that write a date; `partial` are ids that the reply already
+        begins with. Raises NanochatError when the template cannot say this.
         """
         ...
 
     def warm(
-        self, messages: Sequence[Message], *, system_prompt: str, thinking: bool | None
+        self, messages: Sequence[Message], *, system_prompt: str, thinking: bool | None, started: float = 0.0
     ) -> tuple[int, ...]:
-        """The ids that the turn after `messages` will begin with; they are put into the cache in idle time."""
+        """The ids that the turn after `messages` will begin with, where they are not in the cache yet; else none."""
         ...
 
-    def reader(self, *, thinking: bool | None, partial: str = "", partial_reasoning: str = "") -> ReplyReader:
-        """A reader for a reply, which goes on after what has come already."""
+    def first_kept(
+        self, messages: Sequence[Message], limit: int, *, system_prompt: str, thinking: bool | None,
+        started: float = 0.0,
+    ) -> int | None:  # fmt: skip
+        """How many of the oldest messages must go so that the prompt has at most `limit` tokens; None: it cannot."""
         ...

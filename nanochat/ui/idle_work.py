@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from time import monotonic
 
@@ -82,7 +83,11 @@ class IdleWork:
             return
         messages, settings = session.records.in_context, session.settings
         ids = await asyncio.to_thread(
-            language.warm, messages, system_prompt=settings.system_prompt, thinking=settings.thinking
+            language.warm,
+            messages,
+            system_prompt=settings.system_prompt,
+            thinking=settings.thinking,
+            started=session.chat.created,
         )
         if ids and len(ids) < self._host.context:
             await self._ask(ids, SamplingParams(max_tokens=0), WARM_PRIORITY)
@@ -93,17 +98,17 @@ class IdleWork:
         exchange = _first_exchange(session.records.messages)
         if not exchange:
             return
-        ids = await asyncio.to_thread(
+        asked = await asyncio.to_thread(
             language.prompt, title_request(exchange), system_prompt="", thinking=False
         )
-        if len(ids) + (TITLE_PARAMS.max_tokens or 0) >= self._host.context:
+        if len(asked.ids) + (TITLE_PARAMS.max_tokens or 0) >= self._host.context:
             return
-        text = await self._ask(ids, TITLE_PARAMS, TITLE_PRIORITY)
+        params = replace(TITLE_PARAMS, skip_special_tokens=asked.skip_special_tokens)
+        text = await self._ask(asked.ids, params, TITLE_PRIORITY)
         if text is None:  # interrupted
             self._title.setdefault(session.chat.id, session)
             return
-        reader = language.reader(thinking=False)
-        title = clean_title(reader.push(text).text + reader.finish().text)
+        title = clean_title(asked.reader.push(text).text + asked.reader.finish().text)
         if title and await asyncio.to_thread(
             self._history.chats.rename, session.chat.id, title, by=TitleBy.AUTO
         ):

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 STARTER_DOWNLOAD = 92_900_000
 _FIRST_RUN = (
     "A chat with a language model that runs in this program, on this machine.\n"
-    "There is no model here yet. Take one; you can write your first message meanwhile."
+    "There is no model here yet: ↑↓ and Enter take one. You can write your first message meanwhile."
 )
-_CHOOSE = "Which model do you want to talk to? You can write your first message meanwhile."
+_CHOOSE = "Which model do you want to talk to? ↑↓ and Enter take one; you can write meanwhile."
 _HINTS = (
-    "Enter sends · Ctrl+J new line · Esc stops · Ctrl+T new tab · Ctrl+G chats · F6 settings of this chat\n"
-    "/ commands · @ a text file · F1 help · F7 what the numbers mean"
+    "Enter sends · Ctrl+J new line · Esc stops · Ctrl+T new tab\n"
+    "Ctrl+G chats · F6 settings of this chat · F7 what the numbers mean\n"
+    "/ commands · @ a text file · F1 help"
 )
 _MOST = 6
 

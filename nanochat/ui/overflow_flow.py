@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
 
 SUMMARY_TOKENS = 400
+SUMMARY_PARAMS = SamplingParams(temperature=0.0, max_tokens=SUMMARY_TOKENS)
 _ASK = (
     "\n\nSummarise this conversation in at most two hundred words: "
     "what was asked, what was found, what is still open."
@@ -101,13 +102,11 @@ async def _summarise(app: NanochatApp, ready: ReadyModel, messages: tuple[Messag
         talk = "\n\n".join([*filter(None, (summary,)), *(_spoken(message) for message in rest[:taken])])
         rest = rest[taken:]
         ask = Message(id="", parent="", role=Role.USER, content=_cut(ready, talk, room) + _ASK)
-        ids = await asyncio.to_thread(ready.language.prompt, (ask,), system_prompt="", thinking=False)
-        stream = app.host.submit(
-            Request(ids, SamplingParams(temperature=0.0, max_tokens=SUMMARY_TOKENS)), lambda: None
-        )
+        asked = await asyncio.to_thread(ready.language.prompt, (ask,), system_prompt="", thinking=False)
+        params = replace(SUMMARY_PARAMS, skip_special_tokens=asked.skip_special_tokens)
+        stream = app.host.submit(Request(asked.ids, params), lambda: None)
         output = await asyncio.to_thread(stream.result, 600.0)
-        reader = ready.language.reader(thinking=False)
-        summary = (reader.push(output.text).text + reader.finish().text).strip()
+        summary = (asked.reader.push(output.text).text + asked.reader.finish().text).strip()
         if rest:
             app.say(f"Summing up: {figures.percent(len(messages) - len(rest), len(messages))} %")
     return summary

@@ -198,6 +198,8 @@ class Reply:
 
     async def _finish(self, status: Status, reason: str, error: str) -> Message | None:
         metrics = self.metrics.as_dict() if self.metrics.prompt_tokens else {}
+        if self.prepared is not None and self.prepared.reader.reasoned:
+            metrics["reasoned"] = True
         for attempt in range(_RETRIES):
             try:
                 return await asyncio.to_thread(

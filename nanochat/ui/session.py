@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from nanochat.errors import NanochatError
 from nanochat.history_records import Chat, Message, Role, Running, Status
@@ -13,10 +14,11 @@ from nanochat.ui.chat_settings import ChatSettings
 from nanochat.ui.conversation import Conversation, TranscriptMessage
 from nanochat.ui.draft import Draft
 from nanochat.ui.overflow import measure
-from nanochat.ui.prompting import drop_oldest, prompt_ids
+from nanochat.ui.prompting import ask, drop_oldest
 from nanochat.ui.reply import Prepared, Reply, Stopped
 from nanochat.ui.services import Choice, Services, TabState
 from nanochat.ui.session_view import view, views
+from nanochat.ui.shelf import reference
 
 VISIBLE, HIDDEN = 0, 1  # priorities in the engine; lower goes first
 
@@ -212,7 +214,7 @@ class ChatSession:
 
     async def _answer(self, parent: str, start: Message | None = None, sent: str = "") -> None:
         host, history = self._services.host, self._services.history
-        name = self.settings.model or (host.model.name if host.model else "")
+        name = self.settings.model or (reference(host.model) if host.model else "")
         running = await asyncio.to_thread(
             history.replies.begin, self._chat_id(), parent, model=name, params=self.settings.as_json(),
             content=start.content if start else "", reasoning=start.reasoning if start else "",
@@ -263,20 +265,17 @@ class ChatSession:
         history = self._services.history
         while True:
             ready = await self._services.host.ready(self.settings.model)
-            ids = await asyncio.to_thread(prompt_ids, history, ready.language, running, self.settings)
-            needed = measure(len(ids), len(running.token_ids), ready.context)
+            asked = await asyncio.to_thread(ask, history, ready.language, running, self.settings)
+            needed = measure(len(asked.ids), len(running.token_ids), ready.context)
             if needed is None:
-                self.context_tokens = len(ids)
-                params = self.settings.sampling()
-                reader = ready.language.reader(
-                    thinking=self.settings.thinking,
-                    partial=running.content,
-                    partial_reasoning=running.reasoning,
-                )
-                return Prepared(ids, params, reader, ready.context)
+                self.context_tokens = len(asked.ids)
+                params = replace(self.settings.sampling(), skip_special_tokens=asked.skip_special_tokens)
+                return Prepared(asked.ids, params, asked.reader, ready.context)
             choice = await self._services.ask_overflow(self, needed)
             if choice == "drop":
-                if await asyncio.to_thread(drop_oldest, history, ready, running, self.settings):
+                if await asyncio.to_thread(
+                    drop_oldest, history, ready.language, running, self.settings, needed.limit
+                ):
                     await self.load()
                     continue
                 self._services.notify(

@@ -17,7 +17,7 @@ from nanochat.engine.stream import Stream
 from nanochat.errors import NanochatError
 from nanochat.history_records import Message, Role
 from nanochat.hub import LocalModel
-from nanochat.ui.chat_model import Piece
+from nanochat.ui.chat_model import Asked, Piece
 
 Script = Callable[[Request], Iterable[str]]
 MODEL = LocalModel(
@@ -172,13 +172,14 @@ class FakeReader:
     """Reasoning between <think> and </think>; the markers come in pieces of their own."""
 
     def __init__(self) -> None:
-        self._thinking = False
+        self._thinking = self.reasoned = False
 
     def push(self, text: str) -> Piece:
         answer, reasoning = [], []
         for part in re.split(r"(</?think>)", text):
             if part in ("<think>", "</think>"):
                 self._thinking = part == "<think>"
+                self.reasoned = True
             else:
                 (reasoning if self._thinking else answer).append(part)
         return Piece("".join(answer), "".join(reasoning))
@@ -199,26 +200,29 @@ class FakeLanguage:
         return len(text.split())
 
     def prompt(
-        self,
-        messages: Sequence[Message],
-        *,
-        system_prompt: str,
-        thinking: bool | None,
+        self, messages: Sequence[Message], *, system_prompt: str, thinking: bool | None, started: float = 0.0,
         partial: Sequence[int] = (),
-    ) -> tuple[int, ...]:
+    ) -> Asked:  # fmt: skip
         total = self.count(system_prompt) + sum(self.count(message.content) + 4 for message in messages)
         assert not messages or messages[-1].role is not Role.ASSISTANT
-        return (*range(total), *partial)
+        return Asked((*range(total), *partial), FakeReader())
 
     def warm(
-        self, messages: Sequence[Message], *, system_prompt: str, thinking: bool | None
+        self, messages: Sequence[Message], *, system_prompt: str, thinking: bool | None, started: float = 0.0
     ) -> tuple[int, ...]:
         return tuple(
             range(self.count(system_prompt) + sum(self.count(message.content) + 4 for message in messages))
         )
 
-    def reader(self, *, thinking: bool | None, partial: str = "", partial_reasoning: str = "") -> FakeReader:
-        return FakeReader()
+    def first_kept(
+        self, messages: Sequence[Message], limit: int, *, system_prompt: str, thinking: bool | None,
+        started: float = 0.0,
+    ) -> int | None:  # fmt: skip
+        for first, message in enumerate(messages):
+            asked = self.prompt(messages[first:], system_prompt=system_prompt, thinking=thinking)
+            if message.role is Role.USER and len(asked.ids) <= limit:
+                return first
+        return None
 
 
 class FakeShelf:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from nanochat.errors import UsageError
 from nanochat.ui.actions import Action
 from nanochat.ui.chat_settings import ChatSettings
 
@@ -58,6 +59,13 @@ def go(index: int) -> Callable[[NanochatApp, str], None]:
     return run
 
 
+def go_to(app: NanochatApp, number: str) -> None:
+    """Go to the tab of this number."""
+    if not number.isdigit() or not 1 <= int(number) <= len(app.chats):
+        raise UsageError(f"/tab takes a number from 1 to {len(app.chats)}")
+    go(int(number) - 1)(app, "")
+
+
 ACTIONS: tuple[Action, ...] = (
     Action(
         id="tab.new", title="New tab", help="Begin a chat in a new tab.", group=_GROUP, run=new, keys="ctrl+t",
@@ -78,10 +86,14 @@ ACTIONS: tuple[Action, ...] = (
         id="tab.previous", title="Previous tab", help="Go to the tab to the left.", group=_GROUP, run=step(-1),
         keys="ctrl+pageup", priority=True,
     ),
+    Action(
+        id="tab.go", title="Go to tab", help="Alt+1 to Alt+9 go to a tab: /tab 3.", group=_GROUP, run=go_to,
+        slash="tab", argument="number",
+    ),
     *(
         Action(
             id=f"tab.{number}", title=f"Tab {number}", help=f"Go to tab {number}.", group=_GROUP, run=go(number - 1),
-            keys=f"alt+{number}", priority=True, listed=number in (1, 9),
+            keys=f"alt+{number}", priority=True, listed=False,
         )
         for number in range(1, 10)
     ),

@@ -64,6 +64,7 @@ class ChatScreen(Screen[None]):
     def on_mount(self) -> None:
         """Sidebar and panel begin hidden."""
         self.sidebar.display = self.panel.display = False
+        self.query_one(PromptBar).when_empty = self.query_one(Welcome).answer
         self.prompt.count_tokens = self.nanochat.count_tokens
         self.prompt.placeholder = "Message · / for commands · F1 for help"
 

@@ -7,17 +7,16 @@ from collections.abc import Iterable, Mapping
 from textual.binding import Binding
 
 from nanochat.ui.actions import Registry, key_name, keys_of
-from nanochat.ui.screens.page import Page, definitions
+from nanochat.ui.screens.page import Page
+from nanochat.ui.widgets.definitions import Definitions, Entry
 from nanochat.ui.widgets.prompt_box import PromptBox
 from nanochat.ui.widgets.sidebar import ChatList
 from nanochat.ui.widgets.transcript import Transcript
 
-_WIDTH = 26
-
 
 def help_page(registry: Registry, keymap: Mapping[str, str]) -> Page:
     """The help as a page."""
-    entries: list[tuple[str, str]] = []
+    entries: list[Entry] = []
     for group, actions in registry.groups().items():
         entries.append((group, ""))
         for action in actions:
@@ -42,7 +41,7 @@ def help_page(registry: Registry, keymap: Mapping[str, str]) -> Page:
             'Any key can be changed: [ui.keymap], "chat.new" = "ctrl+n"; ids as the palette names them.',
         ),
     ]
-    return Page("Keys and commands", definitions(entries, width=_WIDTH))
+    return Page("Keys and commands", Definitions(entries))
 
 
 def _bindings(entries: Iterable[object]) -> Iterable[Binding]:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from textual.content import Content
+from textual.widgets import Static
 
 from nanochat.sanitize import sanitize
 from nanochat.ui.screens.page import Page
@@ -27,4 +28,4 @@ def tail(file: Path) -> str:
 
 def log_page(file: Path, text: str) -> Page:
     """The log as a page, read from its end."""
-    return Page(f"Log · {file}", Content(text), at_end=True)
+    return Page(f"Log · {file}", Static(Content(text), classes="page-log"), at_end=True)

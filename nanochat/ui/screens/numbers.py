@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from nanochat.ui.screens.page import Page, definitions
+from nanochat.ui.screens.page import Page
+from nanochat.ui.widgets.definitions import Definitions, Entry
 
-_MEANINGS = [
+_MEANINGS: tuple[Entry, ...] = (
     ("The status bar", ""),
     ("state", "What this chat is doing: ready, loading, waiting, prefilling, streaming."),
     ("model", "The model that is loaded."),
@@ -33,9 +34,9 @@ _MEANINGS = [
     ("●", "The reply is streaming."),
     ("◆", "The reply is done and you have not seen it."),
     ("✗", "The reply failed."),
-]  # fmt: skip
+)  # fmt: skip
 
 
 def numbers_page() -> Page:
     """The words as a page."""
-    return Page("What the numbers mean", definitions(_MEANINGS, width=26))
+    return Page("What the numbers mean", Definitions(_MEANINGS))

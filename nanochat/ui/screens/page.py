@@ -9,13 +9,14 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
+from textual.widget import Widget
 from textual.widgets import Label, Static
 
 from nanochat.sanitize import sanitize_line
 
 
 class Page(ModalScreen[None]):
-    """Shows one text; Esc or the key that opened it goes back."""
+    """Shows one widget in a frame that scrolls; Esc or the key that opened it goes back."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,enter", "dismiss", "Back", id="page.back", show=False),
@@ -27,16 +28,16 @@ class Page(ModalScreen[None]):
         Binding("G,end", "scroll('end')", "End", id="page.end", show=False),
     ]
 
-    def __init__(self, title: str, text: Content, *, at_end: bool = False) -> None:
+    def __init__(self, title: str, body: Widget, *, at_end: bool = False) -> None:
         super().__init__()
-        self._title, self._text, self._at_end = title, text, at_end
+        self._title, self._body, self._at_end = title, body, at_end
 
     def compose(self) -> ComposeResult:
         """A box with the text."""
         with Vertical(classes="page"):
             yield Label(Content(sanitize_line(self._title)), classes="dialog-title")
             with VerticalScroll(classes="page-text", can_focus=False):
-                yield Static(self._text, id="page-text")
+                yield self._body
             yield Static("Esc back · ↑↓ PgUp PgDn scroll", classes="dialog-hint")
 
     def on_mount(self) -> None:
@@ -51,18 +52,3 @@ class Page(ModalScreen[None]):
             "down": text.scroll_down, "up": text.scroll_up, "page_down": text.scroll_page_down,
             "page_up": text.scroll_page_up, "home": text.scroll_home, "end": text.scroll_end,
         }[where](animate=False)  # fmt: skip
-
-
-def definitions(entries: list[tuple[str, str]], *, width: int) -> Content:
-    """Terms and what they mean, the terms in a column of `width`."""
-    lines: list[Content] = []
-    for term, meaning in entries:
-        if not meaning:
-            lines.append(
-                Content.assemble(("\n" if lines else "", ""), (sanitize_line(term), "bold $primary"))
-            )
-            continue
-        lines.append(
-            Content.assemble((sanitize_line(term).ljust(width) + " ", "bold"), sanitize_line(meaning))
-        )
-    return Content("\n").join(lines)

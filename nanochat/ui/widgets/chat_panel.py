@@ -9,15 +9,20 @@ from typing import Any, ClassVar
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.widgets import Button, Input, Label, Static, TextArea
 
 from nanochat.errors import InvalidSampling
 from nanochat.sanitize import sanitize, sanitize_line
-from nanochat.ui.chat_settings import KNOBS, ChatSettings, Knob
+from nanochat.ui.chat_settings import KNOBS, ChatSettings
 
+_HELP = {
+    "model": "Enter chooses another model for this chat.",
+    "thinking": "Enter turns the model's reasoning on or off.",
+    "system": "What the model is told before the chat begins.",
+}
 _THINKING: tuple[bool | None, ...] = (None, True, False)
 _THINKING_WORDS = {None: "Thinking: model's default", True: "Thinking: on", False: "Thinking: off"}
 
@@ -66,9 +71,12 @@ class ChatPanel(VerticalScroll, can_focus=False):
         yield Button(_THINKING_WORDS[None], id="panel-thinking", compact=True)
         yield Label("System prompt", classes="panel-label")
         yield SystemPrompt(id="panel-system", compact=True, highlight_cursor_line=False, placeholder="none")
+        yield Label("Sampling; empty is the model's own default", classes="panel-label")
         for knob in KNOBS:
-            yield Label(_label(knob), classes="panel-label")
-            yield Input(id=f"panel-{knob.name}", compact=True, select_on_focus=False)
+            with Horizontal(classes="panel-knob"):
+                yield Label(knob.name.removesuffix("_penalty").replace("_", " "))
+                yield Input(id=f"panel-{knob.name}", compact=True, select_on_focus=False)
+        yield Static("", id="panel-help", classes="panel-help")
         yield Static("", id="panel-error", classes="panel-error")
 
     def show(
@@ -112,6 +120,13 @@ class ChatPanel(VerticalScroll, can_focus=False):
         self._take(event.input)
         self.screen.focus_next()
 
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        """Say what the focused line does, and its range."""
+        name = (event.widget.id or "").removeprefix("panel-")
+        knob = next((knob for knob in KNOBS if knob.name == name), None)
+        words = _HELP.get(name, "") if knob is None else f"{knob.name}: {knob.span}. {knob.help}"
+        self.query_one("#panel-help", Static).update(Content(words))
+
     def on_descendant_blur(self, event: events.DescendantBlur) -> None:
         """Take what was typed when the focus leaves."""
         if isinstance(event.widget, Input):
@@ -142,10 +157,6 @@ class ChatPanel(VerticalScroll, can_focus=False):
         fault = self.query_one("#panel-error", Static)
         fault.update(Content(sanitize(text)))
         fault.display = bool(text)
-
-
-def _label(knob: Knob) -> Content:
-    return Content.assemble((knob.name, ""), ("  " + knob.help, "dim"))
 
 
 def _shown(value: object) -> str:

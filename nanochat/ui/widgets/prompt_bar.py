@@ -40,6 +40,7 @@ class PromptBar(Vertical):
         super().__init__(id=id)
         self._history, self._commands = history, commands
         self.folder = Path.cwd()
+        self.when_empty: Callable[[str], bool] = lambda _verb: False
 
     def compose(self) -> ComposeResult:
         """The list above the box."""
@@ -85,7 +86,7 @@ class PromptBar(Vertical):
         """What the box asks before it acts: whether the list takes the key."""
         completions = self.query_one(Completions)
         if not completions.is_open:
-            return False
+            return not self.box.text and self.when_empty(verb)
         if verb in ("up", "down"):
             completions.step(-1 if verb == "up" else 1)
             return True

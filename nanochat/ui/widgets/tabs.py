@@ -91,9 +91,10 @@ class TabStrip(Widget):
         for index in range(first, last):
             text, style = pieces[index]
             active = index == self._active
-            put(text[:3], f"{'bold reverse' if active else 'dim'}", index)
-            put(text[3:5], f"{style} {'reverse' if active else ''}".strip(), index)
-            put(text[5:], "bold reverse" if active else "", index)
+            here = ("bold reverse" if self.app.no_color else "bold $primary on $background") if active else ""
+            put(text[:2], here or "$foreground 55%", index)
+            put(text[2:3], f"{style} {here and 'on $background'}".strip(), index)
+            put(text[3:], here, index)
         put("›" if last < len(pieces) else " ", "dim", last if last < len(pieces) else None)
         put(" + ", "dim", -1)
         return Content.assemble(*parts)
@@ -108,7 +109,7 @@ class TabStrip(Widget):
                 return
 
     def _piece(self, index: int, label: TabLabel) -> tuple[str, str]:
-        number = f" {index + 1} " if index < 9 else "   "
+        number = f" {index + 1}" if index < 9 else "  "
         title = sanitize_line(label.title) or "New chat"
         if cell_len(title) > _TITLE_CELLS:
             title = set_cell_size(title, _TITLE_CELLS - 1).rstrip() + "…"

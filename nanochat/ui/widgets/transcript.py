@@ -10,8 +10,9 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
 
+from nanochat.ui import block_cursor
+from nanochat.ui.block_cursor import BlockCursor
 from nanochat.ui.conversation import Conversation, TranscriptMessage
-from nanochat.ui.conversation_view import Cursor
 from nanochat.ui.inline import is_web_address
 from nanochat.ui.rows import Row
 from nanochat.ui.widgets.row_painter import ACTION
@@ -100,7 +101,7 @@ class Transcript(TranscriptView, can_focus=True):
     # The block cursor
 
     @property
-    def cursor(self) -> Cursor | None:
+    def cursor(self) -> BlockCursor | None:
         """What is selected."""
         return None if self._view is None else self._view.cursor
 
@@ -109,14 +110,13 @@ class Transcript(TranscriptView, can_focus=True):
         view = self._view
         if view is None:
             return
-        cursor = view.move_cursor(step)
-        if cursor is None:
-            return
+        view.cursor = block_cursor.last(view) if view.cursor is None else view.cursor.moved(view, step)
         self.focus(scroll_visible=False)
-        self._dirty.add(None)  # messages above may have been drawn for the first time
+        self._dirty.add(None)
         self._flush()
-        self._show(*view.span(cursor))
-        self.refresh()
+        if view.cursor is not None:
+            for _ in range(2):  # drawing what came on screen may have changed where it is
+                self._show(*view.cursor.span(view))
 
     def clear_cursor(self) -> None:
         """Take the block cursor away."""
@@ -129,24 +129,14 @@ class Transcript(TranscriptView, can_focus=True):
         view, cursor = self._view, self.cursor
         if view is None or cursor is None or cursor.message_id not in view.conversation:
             return None
-        message = view.conversation.get(cursor.message_id)
-        if cursor.what == "code":
-            text, language = view.view(cursor.message_id).code(cursor.key)
-            return text, f"{language} code"
-        if cursor.what == "reasoning":
-            return message.reasoning, "reasoning"
-        return message.text, "reply" if message.role == "assistant" else "message"
+        return cursor.text(view)
 
     def toggle_reasoning(self) -> None:
         """Unfold every reasoning block of this conversation, or fold them all when one is unfolded."""
         view = self._view
         if view is None:
             return
-        drawn = [view.view(name) for name in view.conversation.ids if view.view(name).has_reasoning]
-        fold = any(not message.is_folded for message in drawn)
-        for message in drawn:
-            message.folded = not fold
-            message.toggle()
+        view.fold_all()
         self._dirty.add(None)
         self._flush()
 
@@ -156,15 +146,14 @@ class Transcript(TranscriptView, can_focus=True):
         if view is None or message_id not in view.conversation:
             return
         view.view(message_id).toggle()
-        view.remeasure(message_id)
-        self._place()
-        self.refresh()
+        self._dirty.add(None)
+        self._flush()
 
     def gutter_style(self, row: Row, index: int) -> str:
         """The bar left of a row: the block cursor's, or a question's."""
         view, cursor = self._view, self.cursor
         if view is not None and cursor is not None:
-            first, end = view.span(cursor)
+            first, end = cursor.span(view)
             if first <= index < end:
                 return "cursor"
         return super().gutter_style(row, index)

@@ -6,6 +6,7 @@ one repaint, and focus, timers and resizing never restyle a tree of widgets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 from weakref import WeakKeyDictionary
@@ -24,13 +25,15 @@ from textual.widget import Widget
 from nanochat.ui.conversation import Conversation
 from nanochat.ui.conversation_view import ConversationView
 from nanochat.ui.markdown import MarkdownRenderer
-from nanochat.ui.rows import Row, Run
+from nanochat.ui.rows import BLANK, Row, Run
 from nanochat.ui.widgets.row_painter import RowPainter, selected
 
 #: Rows from the end within which the view counts as being there.
 NEAR_END = 2
 #: Cells left of the text (bar and blank) and right of it.
 GUTTER, MARGIN = 2, 1
+#: Rows around the screen that are drawn at once in idle time.
+AT_ONCE = 8
 #: Added to row numbers in text selections, which must not change when heights above are corrected.
 ORIGIN = 1_000_000
 
@@ -53,6 +56,8 @@ class TranscriptView(ScrollView):
         self._dirty: set[str | None] = set()
         self._moving = False  # the scroll position is being set by us, not by the reader
         self._busy = False  # idle work is under way
+        self._thumb = (0, 0, 0)  # rows, and the thumb's size and place in eighths of one
+        self._around = 0  # rows above and below the screen that are drawn, too
         self._origin = ORIGIN
 
     # What is shown
@@ -107,29 +112,45 @@ class TranscriptView(ScrollView):
             view.reconcile(width)
             self._place()
             return
-        changed = min(view.refresh(message_id) for message_id in dirty if message_id is not None)
-        self._place(changed)
+        ids = [
+            message_id for message_id in dirty if message_id is not None and message_id in view.conversation
+        ]
+        for message_id in ids:
+            view.refresh(message_id)
+        self._place(ids)
 
-    def _place(self, changed: int = 0) -> None:
-        """Put the view where it belongs after heights have changed, and repaint from row `changed` on."""
+    def _place(self, changed: Sequence[str] | None = None) -> None:
+        """Put the view where it belongs after heights have changed, and repaint these messages; None: all."""
         view, (_, rows) = self._view, self._room
         if view is None or not rows:
             return
         if view.following:
-            view.settle_end(rows)
-            top = max(0, view.height - rows)
+            top = view.settle_end(rows)
         else:
             top = view.find(view.place) if view.place else 0
             top = view.settle(min(top, max(0, view.height - rows)), rows)
         self._set_height(view.height)
         moved = self._move_to(top)
-        if not moved:
-            first = max(0, changed - top)
-            if first < rows:
-                self.refresh(Region(0, first, self.size.width, rows - first))
-            elif not view.following:
+        if changed is None:
+            self.refresh()
+        elif not moved:
+            self._repaint(
+                min([view.take_changed(message_id) for message_id in changed], default=view.height),
+                view.height,
+            )
+            if not view.following:
                 self.refresh(Region(0, rows - 1, self.size.width, 1))  # the badge
         self._start_idle_work()
+
+    def _repaint(self, first: int, end: int) -> None:
+        """Paint rows `first` to `end` (exclusive) anew, as far as they are on screen, and what is after the end."""
+        top, rows = round(self.scroll_y), self._room[1]
+        first, end = (
+            max(0, first - top),
+            rows if self._view and end >= self._view.height else min(rows, end - top),
+        )
+        if first < end:
+            self.refresh(Region(0, first, self.size.width, end - first))
 
     @property
     def _room(self) -> tuple[int, int]:
@@ -143,9 +164,17 @@ class TranscriptView(ScrollView):
         # Not by assignment: that would lay out the whole screen, and only the scrollbar has to change.
         virtual_size = cast("Reactive[Size]", Widget.virtual_size)
         self.set_reactive(virtual_size, Size(self.scrollable_content_region.width, height))
-        if self.show_vertical_scrollbar:
-            self.vertical_scrollbar.window_virtual_size = height
-            self.vertical_scrollbar.window_size = self.scrollable_content_region.height
+
+    def _sync_scrollbar(self) -> None:
+        """Move the scrollbar's thumb, when that can be seen: painting it costs as much as a screen of text."""
+        height, rows = self.virtual_size.height, self._room[1]
+        if not self.show_vertical_scrollbar or not rows:
+            return
+        thumb = (rows, 8 * rows * rows // max(1, height), round(8 * rows * self.scroll_y / max(1, height)))
+        if thumb != self._thumb:
+            self._thumb = thumb
+            bar = self.vertical_scrollbar
+            bar.window_virtual_size, bar.window_size, bar.position = height, rows, self.scroll_y
 
     def _move_to(self, top: int) -> bool:
         """Scroll so that `top` is the first row; whether that was a change."""
@@ -154,6 +183,7 @@ class TranscriptView(ScrollView):
         self.scroll_target_y = self.scroll_y = top
         self._moving = False
         self._remember(top)
+        self._sync_scrollbar()
         return before != round(self.scroll_y)
 
     def _remember(self, top: int) -> None:
@@ -166,9 +196,11 @@ class TranscriptView(ScrollView):
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         """The view has moved; by the reader, unless we are moving it."""
-        super().watch_scroll_y(old_value, new_value)
         view = self._view
-        if self._moving or view is None or round(old_value) == round(new_value):
+        if round(old_value) == round(new_value):
+            return
+        self.refresh()
+        if self._moving or view is None:
             return
         if new_value < old_value:
             self._set_following(False)
@@ -176,12 +208,19 @@ class TranscriptView(ScrollView):
             self._set_following(True)
             self._place()
             return
-        height = view.height
-        top = view.settle(round(new_value), self._room[1])
-        self._shift_selection(view.height - height, top)
-        self._set_height(view.height)
-        self._move_to(top)
+        self._settle(round(new_value))
+        self._around = 0
         self._start_idle_work()
+
+    def _settle(self, wanted: int, around: int = 0) -> None:
+        """Draw what is on screen when it begins at row `wanted`, and stay there."""
+        view, rows = self._view, self._room[1]
+        if view is None:
+            return
+        top = view.settle(wanted, rows, around)
+        self._origin -= top - wanted  # selected rows keep their numbers
+        self._set_height(view.height)
+        self._move_to(min(top, max(0, view.height - rows)))
 
     def scroll_to(
         self,
@@ -210,14 +249,11 @@ class TranscriptView(ScrollView):
         self.post_message(self.FollowChanged(following))
         self.refresh()
 
-    def _shift_selection(self, grown: int, top: int) -> None:
-        """Heights above the screen were corrected: selected rows keep their numbers."""
-        del top
-        self._origin -= grown
-
     def on_resize(self, event: events.Resize) -> None:
         """Wrap everything anew, and stay at the same place."""
+        del event
         self._dirty.add(None)
+        self._around = 0
         self._flush()
 
     def notify_style_update(self) -> None:
@@ -241,42 +277,50 @@ class TranscriptView(ScrollView):
         top = round(self.scroll_y)
         changed = view.highlight(top, rows)
         if changed is not None:
-            self.refresh(
-                Region(0, max(0, changed[0] - top), self.size.width, max(0, changed[1] - changed[0]))
-            )
-            self._start_idle_work()
-            return
-        height = view.height
-        corrected = view.hydrate(top, rows)
-        if corrected is None:
+            self._repaint(*changed)
+        elif self._around < rows:
+            self._around += AT_ONCE
+            self._settle(top, self._around)
+        else:
             view.release(top, rows)
             return
-        self._shift_selection(corrected - top, top)
-        if view.height != height:
-            self._set_height(view.height)
-        self._move_to(corrected)
         self._start_idle_work()
 
     # Painting
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The rows of a part of the widget: there are no borders and no padding to work out, row by row."""
+        width, rows = self.scrollable_content_region.size
+        filters = self.get_line_filters()
+        background = self.background_colors[1]
+        whole = crop.column_span == (0, width)
+        strips: list[Strip] = []
+        for y in crop.line_range:
+            strip = self._paint(y, width, rows)
+            for line_filter in filters:
+                strip = strip.apply_filter(line_filter, background)
+            strips.append(strip if whole else strip.crop(*crop.column_span))
+        return strips
+
     def render_line(self, y: int) -> Strip:
         """Row `y` of the screen."""
-        width = self.scrollable_content_region.width
+        return self._paint(y, *self.scrollable_content_region.size)
+
+    def _paint(self, y: int, width: int, rows: int) -> Strip:
         view = self._view
         index = round(self.scroll_y) + y
         if view is None or index >= view.height:
-            return Strip.blank(width, self.painter.style(""))
+            return self.painter.strip(BLANK, "", width)
         row, _ = view.row(index)
         strip = self.painter.strip(row, self.gutter_style(row, index), width)
         selection = self.text_selection
         if selection is not None and (span := selection.get_span(index + self._origin)) is not None:
             begin = max(span[0], GUTTER + row.prefix)
             end = span[1] if span[1] >= 0 else GUTTER + len(row.text)
-            strip = selected(
-                strip, begin, end, self.screen.get_component_rich_style("screen--selection", partial=True)
-            )
+            style = self.screen.get_component_rich_style("screen--selection", partial=True)
+            strip = selected(strip, begin, end, style)
         strip = strip.apply_offsets(0, index + self._origin)
-        if y == self._room[1] - 1 and self.new_lines:
+        if y == rows - 1 and self.new_lines:
             strip = self._with_badge(strip, width)
         return strip
 

@@ -70,6 +70,19 @@ class Welcome(VerticalScroll, can_focus=False):
         if share is not None:
             bar.update(progress=share)
 
+    def answer(self, verb: str) -> bool:
+        """Keys of an empty prompt move among the offers and take one; returns whether there was one to take."""
+        offers = self.query_one(OptionList)
+        if not self.display or not offers.display:
+            return False
+        if verb == "up":
+            offers.action_cursor_up()
+        elif verb == "down":
+            offers.action_cursor_down()
+        elif verb == "enter":
+            offers.action_select()
+        return verb in ("up", "down", "enter")
+
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Take an offer."""
         event.stop()

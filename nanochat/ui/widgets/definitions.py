@@ -1,0 +1,51 @@
+"""Terms and what they mean, in two columns that wrap with the width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from textwrap import wrap
+
+from rich.cells import cell_len
+from textual.content import Content
+from textual.geometry import Size
+from textual.widget import Widget
+
+from nanochat.sanitize import sanitize_line
+
+Entry = tuple[str, str]
+"""A term and its meaning; an empty meaning makes the term a heading."""
+
+
+class Definitions(Widget):
+    """A list of entries; as high as it needs to be."""
+
+    DEFAULT_CSS = "Definitions { height: auto; }"
+
+    def __init__(self, entries: Sequence[Entry], *, term_width: int = 27) -> None:
+        super().__init__()
+        self._entries = [(sanitize_line(term), sanitize_line(meaning)) for term, meaning in entries]
+        self._term_width = term_width
+
+    def render(self) -> Content:
+        """The entries at the present width."""
+        return Content("\n").join(self._lines(self.size.width))
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """As many rows as the entries take."""
+        return len(self._lines(width))
+
+    def _lines(self, width: int) -> list[Content]:
+        column = min(self._term_width, max(width * 2 // 5, 8))
+        lines: list[Content] = []
+        for term, meaning in self._entries:
+            if not meaning:
+                lines += [Content("")] if lines else []
+                lines.append(Content.styled(term, "bold $primary"))
+                continue
+            first = term if cell_len(term) < column else ""
+            if not first:
+                lines.append(Content.styled(term, "bold"))
+            for number, line in enumerate(wrap(meaning, max(width - column, 16)) or [""]):
+                head = first if number == 0 else ""
+                lines.append(Content.assemble((head + " " * (column - cell_len(head)), "bold"), line))
+        return lines
