@@ -1,0 +1,146 @@
+"""The Python API on the starter model: shapes of prompts and results, stops, counts, errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanochat import LLM, SamplingParams
+from nanochat.engine.outputs import FinishReason
+from nanochat.errors import ContextOverflow, EmptyPrompt, InvalidSampling, ModelNotFound, OutOfMemory
+
+GREEDY = {"temperature": 0.0}
+COUNT = "1, 2, 3, 4, 5, 6, 7,"
+
+
+@pytest.fixture(scope="module")
+def llm(starter_model: Path) -> LLM:
+    return LLM(str(starter_model), max_model_len=1024, dtype="float32")
+
+
+def test_every_shape_of_prompts_gives_results_in_order(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=3, **GREEDY)
+    ids = llm.tokenizer.encode(COUNT, special=True)
+    one = llm.generate(COUNT, params, use_tqdm=False)
+    assert len(one) == 1 and one[0].text == one[0]["text"] == one[0].outputs[0].text
+    assert one[0].prompt == COUNT and one[0].prompt_token_ids == tuple(ids)
+    (from_ids,) = llm.generate(ids, params, use_tqdm=False)
+    assert from_ids.token_ids == one[0].token_ids and from_ids.prompt is None
+    mixed = llm.generate([COUNT, ids, {"prompt": "Hello"}, {"prompt_token_ids": ids}], params, use_tqdm=False)
+    assert [o.token_ids == one[0].token_ids for o in mixed] == [True, True, False, True]
+    each = llm.generate([COUNT] * 2, [params, SamplingParams(max_tokens=1, **GREEDY)], use_tqdm=False)
+    assert [len(o.token_ids) for o in each] == [3, 1]
+    with pytest.raises(InvalidSampling, match="2 prompts and 1"):
+        llm.generate([COUNT] * 2, [params], use_tqdm=False)
+
+
+def test_pieces_and_whole_are_one_text(llm: LLM) -> None:
+    (output,) = llm.generate("Once upon a time", SamplingParams(max_tokens=40, **GREEDY), use_tqdm=False)
+    assert output.text == llm.tokenizer.decode(list(output.token_ids))
+    assert output.finish_reason is FinishReason.LENGTH and output["finish_reason"] == "length"
+
+
+def test_a_stop_string_ends_the_reply_and_does_not_leak(llm: LLM) -> None:
+    (free,) = llm.generate(COUNT, SamplingParams(max_tokens=20, **GREEDY), use_tqdm=False)
+    stop = free.text[8:11]
+    (stopped,) = llm.generate(COUNT, SamplingParams(max_tokens=20, stop=stop, **GREEDY), use_tqdm=False)
+    assert stopped.text == free.text[: free.text.index(stop)]
+    assert stopped.finish_reason is FinishReason.STOP and stopped.outputs[0].stop_reason == stop
+    kept = SamplingParams(max_tokens=20, stop=stop, include_stop_str_in_output=True, **GREEDY)
+    assert llm.generate(COUNT, kept, use_tqdm=False)[0].text == free.text[: free.text.index(stop)] + stop
+
+
+def test_stop_ids_eos_and_min_tokens(llm: LLM) -> None:
+    chat = [{"role": "user", "content": "Say only: hi"}]
+    (natural,) = llm.chat(chat, SamplingParams(max_tokens=60, **GREEDY), use_tqdm=False)
+    assert (
+        natural.finish_reason is FinishReason.STOP
+        and natural.token_ids[-1] in llm.core.model_config.eos_token_ids
+    )
+    assert "<|im_end|>" not in natural.text
+    (longer,) = llm.chat(chat, SamplingParams(max_tokens=60, min_tokens=30, **GREEDY), use_tqdm=False)
+    assert len(longer.token_ids) > 30
+    (through,) = llm.chat(chat, SamplingParams(max_tokens=60, ignore_eos=True, **GREEDY), use_tqdm=False)
+    assert len(through.token_ids) == 60
+    first = natural.token_ids[0]
+    (stopped,) = llm.chat(chat, SamplingParams(stop_token_ids=[first], **GREEDY), use_tqdm=False)
+    assert stopped.token_ids == (first,) and stopped.outputs[0].stop_reason == first
+
+
+def test_logprobs_hold_the_sampled_and_the_likeliest_tokens(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=5, temperature=1.0, seed=3, logprobs=4)
+    (output,) = llm.generate(COUNT, params, use_tqdm=False)
+    tables = output.outputs[0].logprobs
+    assert tables is not None and len(tables) == 5
+    for token, table in zip(output.token_ids, tables, strict=True):
+        assert token in table and 4 <= len(table) <= 5
+        assert sorted(entry.rank for entry in table.values())[:4] == [1, 2, 3, 4]
+    total = sum(table[token].logprob for token, table in zip(output.token_ids, tables, strict=True))
+    assert output.outputs[0].cumulative_logprob == pytest.approx(total)
+
+
+def test_a_chat_reuses_the_turn_before(llm: LLM) -> None:
+    from nanochat.prompt import Message
+
+    llm.core.reset_prefix_cache()
+    question = Message("user", "Tell me about the river Rhine, its cities and its length, in a few words.")
+    params = SamplingParams(max_tokens=50, **GREEDY)
+    (first,) = llm.chat([question], params, use_tqdm=False)
+    reply = Message("assistant", first.text, token_ids=first.token_ids)
+    (second,) = llm.chat([question, reply, Message("user", "And the Danube?")], params, use_tqdm=False)
+    read = len(first.prompt_token_ids) + len(first.token_ids) - 1
+    assert second.num_cached_tokens == read // 16 * 16 > 0
+
+
+def test_what_cannot_run_is_refused_and_nothing_was_started(llm: LLM) -> None:
+    for prompts, error in (
+        ([COUNT, ""], EmptyPrompt),
+        ([COUNT, [5] * 1024], ContextOverflow),
+        ([COUNT, [49152]], InvalidSampling),
+    ):
+        with pytest.raises(error):
+            llm.generate(prompts, use_tqdm=False)
+        assert not llm.core.has_work
+    with pytest.raises(ModelNotFound):
+        LLM("no-such/model")
+
+
+def test_a_context_that_does_not_fit_is_refused_with_the_arithmetic(starter_model: Path) -> None:
+    with pytest.raises(OutOfMemory, match=r"8,192 tokens needs .* tokens fit"):
+        LLM(str(starter_model), max_model_len=8192, kv_cache_bytes=10 * 2**20)
+    assert LLM(str(starter_model), kv_cache_bytes=10 * 2**20).core.max_model_len == 10 * 2**20 // 368640 * 16
+
+
+NANO_VLLM_EXAMPLE = """
+import os
+from nanochat import LLM, SamplingParams
+
+def main():
+    path = os.path.expanduser({path!r})
+    llm = LLM(path, enforce_eager=True, tensor_parallel_size=1)
+    sampling_params = SamplingParams(temperature=0.6, max_tokens=8)
+    prompts = ["introduce yourself", "list all prime numbers within 100"]
+    outputs = llm.generate(prompts, sampling_params)
+    for prompt, output in zip(prompts, outputs):
+        print(f"Prompt: {{prompt!r}}")
+        print(f"Completion: {{output['text']!r}}")
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_a_script_for_nano_vllm_runs_after_changing_the_import(starter_model: Path, tmp_path: Path) -> None:
+    script = tmp_path / "example.py"
+    script.write_text(NANO_VLLM_EXAMPLE.format(path=str(starter_model)))
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Completion: ") == 2
+    assert "Prefill=" in done.stderr and "Decode=" in done.stderr
