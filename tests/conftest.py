@@ -15,6 +15,8 @@ os.environ.setdefault(
     "GOMP_SPINCOUNT", "1000"
 )  # two test processes on two cores: waiting threads must not spin
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not os.path.exists("/dev/nvidiactl"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, by whoever is first
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores already
 REAL_PATHS = Paths.find()
