@@ -121,6 +121,17 @@ def split_bounds(
 
 
 @triton.jit
+def add_part(total, top, mass, part, part_top, part_mass):
+    """Add one split's part to the sum of those before it. Written with fma, so that no context rounds it otherwise."""
+    new_top = tl.maximum(top, part_top)
+    base = tl.where(new_top == float("-inf"), 0.0, new_top)
+    keep = tl.exp2(top - base)
+    take = tl.exp2(part_top - base)
+    total = tl.fma(part, tl.broadcast_to(take[:, None], part.shape), total * keep[:, None])
+    return total, new_top, tl.fma(part_mass, take, mass * keep)
+
+
+@triton.jit
 def combine_splits(
     part_ptr, stat_ptr, used, row_valid,
     M: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -144,13 +155,7 @@ def combine_splits(
             part_ptr + split * (ROWS * HEAD_DIM) + rows[:, None] * HEAD_DIM + offs_d[None, :],
             mask=mask, other=0.0, cache_modifier=".cg",
         )  # fmt: skip
-        new_top = tl.maximum(top, part_top)
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        keep = tl.exp2(top - base)
-        take = tl.exp2(part_top - base)
-        total = total * keep[:, None] + part * take[:, None]
-        mass = mass * keep + part_mass * take
-        top = new_top
+        total, top, mass = add_part(total, top, mass, part, part_top, part_mass)
     return total / tl.where(mass == 0.0, 1.0, mass)[:, None]
 
 
@@ -183,7 +188,7 @@ def last_to_finish(counter_ptr, used):
 
 @triton.jit
 def owner_of_tile(query_start_ptr, tile, num_seqs, BLOCK_Q: tl.constexpr, SEQS: tl.constexpr):
-    """The sequence that owns `tile`, and the tile's number within it.
+    """The sequence that owns `tile`, and the tile's number within it (past its end for a tile that nobody owns).
 
     Sequence s owns the tiles from `query_start[s] // BLOCK_Q + s` on: at least as many as it has queries for,
     so the grid follows from the number of tokens and of sequences alone, whatever their lengths.
@@ -192,4 +197,8 @@ def owner_of_tile(query_start_ptr, tile, num_seqs, BLOCK_Q: tl.constexpr, SEQS: 
     starts = tl.load(query_start_ptr + index, mask=index < num_seqs, other=0)
     first_tile = starts // BLOCK_Q + index
     seq = tl.sum(((index < num_seqs) & (first_tile <= tile)).to(tl.int32), 0) - 1
-    return seq, tile - (tl.load(query_start_ptr + seq) // BLOCK_Q + seq)
+    # The first sequences may belong to another launch: then the first tiles lie before any of ours.
+    nobody = seq < 0
+    seq = tl.maximum(seq, 0)
+    own = tile - (tl.load(query_start_ptr + seq) // BLOCK_Q + seq)
+    return seq, tl.where(nobody, 1 << 24, own)

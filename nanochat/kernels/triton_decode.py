@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nanochat.kernels.sizes import next_power_of_2
 from nanochat.kernels.triton_attention import (
+    add_part,
     attend_span,
     attend_tile,
     cached_rows,
@@ -29,13 +30,13 @@ from nanochat.kernels.triton_attention import (
     split_bounds,
     store_split,
 )
-from nanochat.kernels.triton_rope import rotated_heads
+from nanochat.kernels.triton_rope import Rope, rotated_heads
 
 
 @triton.jit
 def _new_tokens(
     qkv_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, k_weight_ptr, cos_ptr, sin_ptr, eps,
-    token, count, first_position, kv_head, qkv_stride, block_stride, slot_stride, head_stride,
+    token, count, kv_head, qkv_stride, block_stride, slot_stride, head_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
@@ -44,9 +45,8 @@ def _new_tokens(
     offs_d = tl.arange(0, BLOCK_D)
     valid = offs_n < count
     rows = (token + offs_n) * qkv_stride + (HEADS + kv_head) * HEAD_DIM
-    position = (first_position + offs_n).to(tl.int64)
     k = rotated_heads(
-        qkv_ptr, rows, valid, k_weight_ptr, cos_ptr, sin_ptr, position, eps,
+        qkv_ptr, rows, valid, k_weight_ptr, cos_ptr, sin_ptr, token + offs_n, eps,
         HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
     ).to(k_cache_ptr.dtype.element_ty)  # fmt: skip
     mask = valid[:, None] & (offs_d < HEAD_DIM)[None, :]
@@ -135,7 +135,7 @@ def _decode(
         q_rows = (token + query) * q_stride + head * HEAD_DIM
         if FUSED:
             q = rotated_heads(
-                q_ptr, q_rows, row_valid, q_weight_ptr, cos_ptr, sin_ptr, row_position.to(tl.int64), eps,
+                q_ptr, q_rows, row_valid, q_weight_ptr, cos_ptr, sin_ptr, token + query, eps,
                 HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
             ).to(k_cache_ptr.dtype.element_ty)  # fmt: skip
         else:
@@ -149,15 +149,28 @@ def _decode(
                 q, early_k, early_v, total, top, mass, visible, scale, soft_cap, SOFT_CAP=SOFT_CAP, MASKED=True
             )
             begin += BLOCK_N
-        total, top, mass = attend_span(
-            q, total, top, mass, begin, stop, stop, row_position, row_valid,
-            k_base, v_base, table, block_stride, slot_stride, scale, soft_cap, window,
-            HEAD_DIM, BLOCK_D, BLOCK_N, WINDOW, SOFT_CAP, True, STAGES,
-        )  # fmt: skip
+        if SPLITS == 1 and SPLIT_SIZE > 0:
+            # One program walks all splits, and adds them up just as the last of many programs would.
+            for _ in range(used):
+                part, part_top, part_mass = attend_span(
+                    q, tl.zeros([M, BLOCK_D], tl.float32), tl.full([M], float("-inf"), tl.float32),
+                    tl.zeros([M], tl.float32), begin, stop, stop, row_position, row_valid,
+                    k_base, v_base, table, block_stride, slot_stride, scale, soft_cap, window,
+                    HEAD_DIM, BLOCK_D, BLOCK_N, WINDOW, SOFT_CAP, True, STAGES,
+                )  # fmt: skip
+                total, top, mass = add_part(total, top, mass, part, part_top, part_mass)
+                begin = stop
+                stop = tl.minimum(stop + SPLIT_SIZE, end)
+        else:
+            total, top, mass = attend_span(
+                q, total, top, mass, begin, stop, stop, row_position, row_valid,
+                k_base, v_base, table, block_stride, slot_stride, scale, soft_cap, window,
+                HEAD_DIM, BLOCK_D, BLOCK_N, WINDOW, SOFT_CAP, True, STAGES,
+            )  # fmt: skip
         if FUSED and share == used - 1:
             new_k, new_v = _new_tokens(
                 q_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, k_weight_ptr, cos_ptr, sin_ptr, eps,
-                token, count, first_position, kv_head, q_stride, block_stride, slot_stride, head_stride,
+                token, count, kv_head, q_stride, block_stride, slot_stride, head_stride,
                 HEADS, KV_HEADS, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
             )  # fmt: skip
             new_position = first_position + tl.arange(0, 16)
@@ -188,27 +201,6 @@ def _decode(
 
 
 @dataclass(frozen=True, slots=True)
-class Rope:
-    """How queries and keys are normalised and turned before attention.
-
-    Attributes:
-        cos, sin: float32 [positions, rotary / 2].
-        rotary: how many of a head's first elements turn.
-        interleaved: pairs are (2i, 2i + 1), not (i, i + rotary / 2).
-        q_weight, k_weight: [head_dim], the per-head RMS norms' weights; `None` without them.
-        eps: of those norms.
-    """
-
-    cos: Tensor
-    sin: Tensor
-    rotary: int
-    interleaved: bool = False
-    q_weight: Tensor | None = None
-    k_weight: Tensor | None = None
-    eps: float = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
 class DecodePlan:
     """The constants of a decode launch: they follow from shapes and the chip, never from a context length."""
 
@@ -222,35 +214,39 @@ class DecodePlan:
     stages: int = 3
 
 
-
-
 def decode_plan(
-    *, tiles: int, queries: int, heads: int, kv_heads: int, head_dim: int, element: int,
-    max_context: int, multiprocessors: int,
-) -> DecodePlan:  # fmt: skip
-    """Constants for `tiles` sequences of up to `queries` queries; `element` is the cache's bytes an element."""
+    *, seqs: int, queries: int, heads: int, kv_heads: int, head_dim: int, element: int, multiprocessors: int
+) -> DecodePlan:
+    """Constants for `seqs` sequences of up to `queries` queries; `element` is the cache's bytes an element.
+
+    `seqs` is rounded up to a power of two, so that a padded batch computes the same bits as one without padding.
+    """
     group = heads // kv_heads
     tile_heads = min(group, max(1, 64 // queries))
     width = next_power_of_2(head_dim) * element
-    block_n = 64 if width <= 256 else 32
-    programs = tiles * kv_heads * -(-group // tile_heads)
-    wanted = max(1, 4 * multiprocessors // programs)
+    block_n = 64 if width <= 256 else 32 if width <= 512 else 16
+    programs = next_power_of_2(seqs) * kv_heads * -(-group // tile_heads)
     few = programs <= multiprocessors
-    splits = min(next_power_of_2(wanted), 32 if few else 4, max(1, -(-max_context // block_n)))
-    min_split = block_n if few else 256
+    splits = min(next_power_of_2(max(1, 4 * multiprocessors // programs)), 32 if few else 4)
     return DecodePlan(
-        block_q=queries, tile_heads=tile_heads, block_n=block_n, splits=splits, min_split=min_split,
+        block_q=queries, tile_heads=tile_heads, block_n=block_n, splits=splits, min_split=block_n if few else 256,
         stages=3 if width <= 256 else 2,
     )  # fmt: skip
 
 
-def invariant_plan(*, heads: int, kv_heads: int, head_dim: int, element: int, max_context: int) -> DecodePlan:
-    """Constants that no batch changes: 16 rows a program, splits of 512 positions."""
+def invariant_plan(
+    *, tiles: int, heads: int, kv_heads: int, head_dim: int, element: int, max_context: int, multiprocessors: int
+) -> DecodePlan:
+    """Constants for bits that no batch changes: 16 rows a program, splits of 512 positions.
+
+    Whether the splits run side by side (few tiles) or one after the other (many) changes no bit.
+    """
     group = heads // kv_heads
     tile_heads = min(group, 16)
+    width = next_power_of_2(head_dim) * element
     return DecodePlan(
-        block_q=16 // tile_heads, tile_heads=tile_heads, block_n=64 if next_power_of_2(head_dim) * element <= 256 else 32,
-        splits=-(-max_context // 512), min_split=512, split_size=512, stages=2,
+        block_q=16 // tile_heads, tile_heads=tile_heads, block_n=64 if width <= 256 else 32 if width <= 512 else 16,
+        splits=-(-max_context // 512) if tiles * kv_heads <= 4 * multiprocessors else 1, min_split=512, split_size=512, stages=2,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nanochat.kernels.sizes import next_power_of_2
 from nanochat.kernels.triton_activation import activated
 
 MAX_ROWS = 8
@@ -272,6 +273,11 @@ class GemvShape:
     gated: bool
     norm: bool
 
+    @classmethod
+    def of(cls, rows: int, n: int, k: int, gated: bool, norm: bool) -> GemvShape:
+        """The shape that stands for `rows` rows: 3 are tuned and computed like 4, so that padding changes no bit."""
+        return cls(next_power_of_2(rows), n, k, gated, norm)
+
     @property
     def name(self) -> str:
         """A key for the cache on disk."""
@@ -325,7 +331,7 @@ def gemv(
     n = weight.shape[0] // 2 if activation else weight.shape[0]
     if out is None:
         out = torch.empty(rows, n, dtype=out_dtype or x.dtype, device=x.device)
-    config = config or default_config(GemvShape(rows, n, k, bool(activation), norm is not None))
+    config = config or default_config(GemvShape.of(rows, n, k, bool(activation), norm is not None))
     arguments = (
         x, weight, weight if norm is None else norm, weight if bias is None else bias,
         out if residual is None else residual, out, eps, rows,

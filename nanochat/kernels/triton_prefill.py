@@ -124,17 +124,22 @@ class PrefillPlan:
 
 def prefill_plan(
     *, tokens: int, seqs: int, heads: int, kv_heads: int, head_dim: int, element: int,
-    max_context: int, multiprocessors: int,
+    max_context: int, multiprocessors: int, shared_memory: int,
 ) -> PrefillPlan:  # fmt: skip
-    """Constants for `tokens` queries of `seqs` sequences; `element` is the cache's bytes an element."""
+    """Constants for `tokens` queries of `seqs` sequences.
+
+    Args:
+        element: the cache's bytes an element.
+        shared_memory: bytes of shared memory that a program may have.
+    """
     group = heads // kv_heads
     width = next_power_of_2(head_dim) * element
     if element > 2:
         m, block_n, warps, stages = (32, 32, 4, 2) if width <= 512 else (16, 16, 4, 1)
     elif width > 256:
-        m, block_n, warps, stages = 64, 32, 4, 2
+        m, block_n, warps, stages = 64, 32, 4, 2 if shared_memory >= 100_000 else 1
     else:
-        m, block_n, warps, stages = 128, 64, 8, 3
+        m, block_n, warps, stages = 128, 64, 8, 3 if shared_memory >= 140_000 or width <= 128 else 2
     if element == 2 and tokens * group <= 2 * m * seqs:
         m, warps = 64, 4
     tile_heads = min(group, m)

@@ -1,23 +1,49 @@
 """Rotary positions (Su et al., 2021), with the norm of queries and keys before them and the KV write after.
 
 A head's first `ROTARY` elements turn by pairs: (i, i + ROTARY / 2), or (2i, 2i + 1) when interleaved.
-`cos` and `sin` are float32 tables [positions, ROTARY / 2]. All arithmetic is float32, rounded once.
+`cos` and `sin` are float32 [tokens, ROTARY / 2], a row for each token of the step. All arithmetic is float32,
+rounded once.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from nanochat.kernels.sizes import next_power_of_2
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """How queries and keys are normalised and turned before attention.
+
+    Attributes:
+        cos, sin: float32 [tokens, rotary / 2], contiguous: a row for each token of the step.
+        rotary: how many of a head's first elements turn; 0 leaves them as they are.
+        interleaved: pairs are (2i, 2i + 1), not (i, i + rotary / 2).
+        q_weight, k_weight: [head_dim], the per-head RMS norms' weights; `None` without them.
+        eps: of those norms.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    rotary: int
+    interleaved: bool = False
+    q_weight: Tensor | None = None
+    k_weight: Tensor | None = None
+    eps: float = 1e-6
+
 
 @triton.jit
 def rotated_heads(
-    x_ptr, rows, row_valid, weight_ptr, cos_ptr, sin_ptr, position, eps,
+    x_ptr, rows, row_valid, weight_ptr, cos_ptr, sin_ptr, tokens, eps,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """Heads [R, BLOCK_D] in float32 from offsets `rows` [R]: RMS-normalised if NORM, then rotated to `position` [R]."""
+    """Heads [R, BLOCK_D] in float32 from offsets `rows` [R]: RMS-normalised if NORM, then rotated by the angles of `tokens` [R]."""
     offs = tl.arange(0, BLOCK_D)
     in_head = offs < HEAD_DIM
     mask = row_valid[:, None] & in_head[None, :]
@@ -26,9 +52,11 @@ def rotated_heads(
         inverse = tl.rsqrt(tl.sum(x * x, 1) / HEAD_DIM + eps)[:, None]
         x = x * inverse * tl.load(weight_ptr + offs, mask=in_head, other=0.0).to(tl.float32)[None, :]
     half: tl.constexpr = ROTARY // 2
-    if ROTARY == BLOCK_D:
+    if ROTARY == 0:
+        pass
+    elif ROTARY == BLOCK_D:
         # Turn the pairs where they are: no element is loaded twice.
-        table = position[:, None] * half + tl.arange(0, half)[None, :]
+        table = tokens[:, None] * half + tl.arange(0, half)[None, :]
         cos = tl.load(cos_ptr + table, mask=row_valid[:, None], other=1.0)
         sin = tl.load(sin_ptr + table, mask=row_valid[:, None], other=0.0)
         if INTERLEAVED:
@@ -53,7 +81,7 @@ def rotated_heads(
         y = tl.load(x_ptr + rows[:, None] + partner[None, :], mask=mask, other=0.0).to(tl.float32)
         if NORM:
             y = y * inverse * tl.load(weight_ptr + partner, mask=in_head, other=0.0).to(tl.float32)[None, :]
-        table = position[:, None] * half + tl.where(turns, angle, 0)[None, :]
+        table = tokens[:, None] * half + tl.where(turns, angle, 0)[None, :]
         table_mask = row_valid[:, None] & turns[None, :]
         cos = tl.load(cos_ptr + table, mask=table_mask, other=1.0)
         sin = tl.load(sin_ptr + table, mask=table_mask, other=0.0)
@@ -63,7 +91,7 @@ def rotated_heads(
 
 @triton.jit
 def _rope_and_write(
-    qkv_ptr, q_out_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, positions_ptr, cos_ptr, sin_ptr,
+    qkv_ptr, q_out_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, cos_ptr, sin_ptr,
     q_weight_ptr, k_weight_ptr, eps, qkv_stride, block_stride, slot_stride, head_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
@@ -73,7 +101,6 @@ def _rope_and_write(
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     token = tl.program_id(0).to(tl.int64)
-    position = tl.load(positions_ptr + token)
     slot = tl.load(slots_ptr + token)
     offs = tl.arange(0, BLOCK_D)
     in_head = (offs < HEAD_DIM)[None, :]
@@ -83,7 +110,7 @@ def _rope_and_write(
     valid = heads < HEADS
     q = rotated_heads(
         qkv_ptr, source + heads * HEAD_DIM, valid, q_weight_ptr, cos_ptr, sin_ptr,
-        position + tl.zeros([BLOCK_Q_HEADS], tl.int64), eps, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
+        token + tl.zeros([BLOCK_Q_HEADS], tl.int64), eps, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
     )  # fmt: skip
     to = q_out_ptr + (token * HEADS + heads[:, None]) * HEAD_DIM + offs[None, :]
     tl.store(to, q.to(q_out_ptr.dtype.element_ty), mask=valid[:, None] & in_head)
@@ -92,7 +119,7 @@ def _rope_and_write(
     valid = (heads < KV_HEADS) & (slot >= 0)
     k = rotated_heads(
         qkv_ptr, source + (HEADS + heads) * HEAD_DIM, valid, k_weight_ptr, cos_ptr, sin_ptr,
-        position + tl.zeros([BLOCK_KV_HEADS], tl.int64), eps, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
+        token + tl.zeros([BLOCK_KV_HEADS], tl.int64), eps, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
     )  # fmt: skip
     mask = valid[:, None] & in_head
     v_source = source + (HEADS + KV_HEADS + heads[:, None]) * HEAD_DIM + offs[None, :]
@@ -100,3 +127,60 @@ def _rope_and_write(
     to = (slot // 16) * block_stride + (slot % 16) * slot_stride + heads[:, None] * head_stride + offs[None, :]
     tl.store(k_cache_ptr + to, k.to(k_cache_ptr.dtype.element_ty), mask=mask)
     tl.store(v_cache_ptr + to, v.to(v_cache_ptr.dtype.element_ty), mask=mask)
+
+
+def rope_and_write(
+    qkv: Tensor, num_heads: int, rope: Rope, k_cache: Tensor, v_cache: Tensor, slots: Tensor, *, pdl: bool = False
+) -> Tensor:
+    """Norm and rotate a projection's rows, write keys and values to their slots, return the queries.
+
+    Args:
+        qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], bias already added; the row stride is free.
+        k_cache, v_cache: [num_blocks, 16, num_kv_heads, head_dim].
+        slots: int64 [num_tokens]; nothing is written for a negative one.
+
+    Returns:
+        [num_tokens, num_heads * head_dim].
+    """
+    tokens, (kv_heads, head_dim) = qkv.shape[0], k_cache.shape[2:]
+    q = torch.empty(tokens, num_heads * head_dim, dtype=qkv.dtype, device=qkv.device)
+    if not tokens:
+        return q
+    norm = rope.q_weight is not None
+    block_d = next_power_of_2(head_dim)
+    parts = max(1, num_heads * block_d // 4096)
+    _rope_and_write[(tokens, parts)](
+        qkv, q, k_cache, v_cache, slots, rope.cos, rope.sin, rope.q_weight if norm else qkv,
+        rope.k_weight if norm else qkv, rope.eps, qkv.stride(0), k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
+        HEADS=num_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_D=block_d,
+        ROTARY=rope.rotary, INTERLEAVED=rope.interleaved, NORM=norm,
+        BLOCK_Q_HEADS=next_power_of_2(-(-num_heads // parts)), BLOCK_KV_HEADS=next_power_of_2(-(-kv_heads // parts)),
+        PDL=pdl, num_warps=4, **({"launch_pdl": True} if pdl else {}),
+    )  # fmt: skip
+    return q
+
+
+@triton.jit
+def _write(
+    k_ptr, v_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, k_stride, v_stride, block_stride, slot_stride,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + token)
+    offs = tl.arange(0, BLOCK)
+    mask = (offs < WIDTH) & (slot >= 0)
+    to = (slot // 16) * block_stride + (slot % 16) * slot_stride + offs
+    tl.store(k_cache_ptr + to, tl.load(k_ptr + token * k_stride + offs, mask=mask), mask=mask)
+    tl.store(v_cache_ptr + to, tl.load(v_ptr + token * v_stride + offs, mask=mask), mask=mask)
+
+
+def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    """Put keys and values [num_tokens, num_kv_heads, head_dim] into their slots; a negative slot takes nothing."""
+    tokens, kv_heads, head_dim = k.shape
+    k, v = k.reshape(tokens, -1), v.reshape(tokens, -1)
+    width = kv_heads * head_dim
+    if tokens:
+        _write[(tokens,)](
+            k, v, k_cache, v_cache, slots, k.stride(0), v.stride(0), k_cache.stride(0), k_cache.stride(1),
+            WIDTH=width, BLOCK=next_power_of_2(width), num_warps=4,
+        )  # fmt: skip

@@ -186,7 +186,7 @@ def test_replayed_steps_draw_what_eager_steps_draw(kernels: CudaKernels) -> None
         alive = rows.context_lens > 0
         graph.replay()
         drawn.append(torch.where(alive, ids, -1).tolist())
-    assert [row[0] for row in drawn[:20]] == [row[0] for row in eager[:20]] or drawn == eager
+    assert drawn == eager
     for name in ("ids", "positions", "context_lens", "slots", "counter"):
         assert torch.equal(getattr(rows, name), getattr(rows_eager, name)), name
     assert rows.context_lens.tolist()[:3] == [0, 0, 0] and rows.context_lens[3] == 140

@@ -1,0 +1,243 @@
+"""The decoder's operations in Triton: what a CUDA GPU (sm_80 and later) runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat.kernels.bundle import AttentionSpec, Reduce
+from nanochat.kernels.layout import AttentionLayout
+from nanochat.kernels.routing import run_experts
+from nanochat.kernels.triton_activation import gate_mul
+from nanochat.kernels.triton_decode import decode_attention, decode_plan, invariant_plan
+from nanochat.kernels.triton_gemv import MAX_ROWS, GemvShape, gemv
+from nanochat.kernels.triton_matmul import invariant_linear
+from nanochat.kernels.triton_norm import add_rms_norm, rms_norm
+from nanochat.kernels.triton_prefill import prefill_attention, prefill_plan
+from nanochat.kernels.triton_rope import Rope, rope_and_write, write_kv
+from nanochat.kernels.tuning import TuningCache
+
+MAX_DECODE_QUERIES = 8
+_COUNTERS = 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A matrix [out, in] and its bias, as they are: every kernel here reads rows."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Sequences [first, first + count) of a step, of at most `queries` queries each."""
+
+    first: int
+    count: int
+    queries: int
+
+
+@dataclass(frozen=True, slots=True)
+class CudaPlan:
+    """A step's sequences: those in front that decode, and those behind them that prefill."""
+
+    layout: AttentionLayout
+    decode: Span
+    prefill: Span
+
+
+class CudaKernels:
+    """See `Kernels`.
+
+    Args:
+        deterministic: a row's bits depend on nothing but its own sequence: not on the batch, not on what was cached.
+        tuning: where measured configurations are kept; `None` keeps them in memory.
+    """
+
+    def __init__(self, device: torch.device, *, deterministic: bool = False, tuning: Path | None = None) -> None:
+        self.device = device
+        self.deterministic = deterministic
+        properties = torch.cuda.get_device_properties(device)
+        self.multiprocessors = int(properties.multi_processor_count)
+        self.shared_memory = int(properties.shared_memory_per_block_optin)
+        self.pdl = (properties.major, properties.minor) >= (9, 0)
+        self.tuning = TuningCache(tuning, properties.name)
+        self.counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
+
+    def pack(self, weight: Tensor, bias: Tensor | None = None) -> Weight:
+        """See `Kernels`."""
+        return Weight(weight.contiguous(), bias)
+
+    def plan(self, layout: AttentionLayout) -> CudaPlan:
+        """See `Kernels`."""
+        seqs, lens = layout.context_lens.shape[0], layout.query_lens
+        if not lens:  # a captured graph: every sequence brings the same few queries
+            return CudaPlan(layout, Span(0, seqs, layout.slots.shape[0] // seqs), Span(seqs, 0, 0))
+        decoding = next((i for i, n in enumerate(lens) if n > MAX_DECODE_QUERIES), len(lens))
+        return CudaPlan(
+            layout,
+            Span(0, decoding, max(lens[:decoding], default=0)),
+            Span(decoding, seqs - decoding, max(lens[decoding:], default=0)),
+        )
+
+    def rotation(self, cos: Tensor, sin: Tensor, like: Tensor) -> Rope:
+        """See `Kernels`."""
+        return Rope(cos.float().contiguous(), sin.float().contiguous(), 2 * cos.shape[-1])
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Kernels`."""
+        return rms_norm(x, weight, eps)
+
+    def add_rms_norm(self, delta: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """See `Kernels`."""
+        return add_rms_norm(delta, x, weight, eps)
+
+    def linear(self, x: Tensor, weight: Weight) -> Tensor:
+        """See `Kernels`."""
+        if self.deterministic:
+            return invariant_linear(x, weight.weight, weight.bias)
+        if 0 < x.shape[0] <= MAX_ROWS:
+            return self._product(x, weight)
+        return F.linear(x, weight.weight, weight.bias)
+
+    def gated(self, x: Tensor, weight: Weight, activation: str) -> Tensor:
+        """See `Kernels`."""
+        if not self.deterministic and 0 < x.shape[0] <= MAX_ROWS:
+            return self._product(x, weight, activation=activation)
+        return gate_mul(self.linear(x, weight), activation)
+
+    def project_add_norm(
+        self, y: Tensor, weight: Weight, x: Tensor, norm: Tensor, eps: float, reduce: Reduce | None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Kernels`."""
+        if not self.deterministic and reduce is None and 0 < y.shape[0] <= MAX_ROWS:
+            x = self._product(y, weight, residual=x)
+            return rms_norm(x, norm, eps), x
+        delta = self.linear(y, weight)
+        return add_rms_norm(delta if reduce is None else reduce(delta), x, norm, eps)
+
+    def attention(
+        self,
+        qkv: Tensor,
+        spec: AttentionSpec,
+        rotation: Rope | None,
+        cache: tuple[Tensor, Tensor],
+        plan: CudaPlan,
+    ) -> Tensor:
+        """See `Kernels`."""
+        rope = rope_of(spec, rotation, qkv)
+        if plan.prefill.count == 0 and not self.deterministic:
+            return self._decode(qkv, spec, cache, plan, rope)
+        q = rope_and_write(qkv, spec.num_heads, rope, *cache, plan.layout.slots)
+        return self._attend(q, spec, cache, plan)
+
+    def write_kv(self, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], plan: CudaPlan) -> None:
+        """See `Kernels`."""
+        write_kv(k, v, *cache, plan.layout.slots)
+
+    def attend(self, q: Tensor, spec: AttentionSpec, cache: tuple[Tensor, Tensor], plan: CudaPlan) -> Tensor:
+        """See `Kernels`."""
+        return self._attend(q.reshape(q.shape[0], -1), spec, cache, plan).view(q.shape)
+
+    def experts(
+        self,
+        x: Tensor,
+        router: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        per_token: int,
+        normalized: bool,
+        activation: str,
+    ) -> Tensor:
+        """See `Kernels`."""
+        return run_experts(x, router, gate_up, down, per_token, normalized, activation)
+
+    def _product(
+        self, x: Tensor, weight: Weight, *, activation: str = "", residual: Tensor | None = None
+    ) -> Tensor:
+        out, k = weight.weight.shape
+        shape = GemvShape.of(x.shape[0], out // 2 if activation else out, k, bool(activation), False)
+        return gemv(
+            x, weight.weight, config=self.tuning.config(shape), bias=weight.bias, activation=activation, residual=residual
+        )  # fmt: skip
+
+    def _attend(self, q: Tensor, spec: AttentionSpec, cache: tuple[Tensor, Tensor], plan: CudaPlan) -> Tensor:
+        """Queries [T, num_heads * head_dim], normed and rotated, over the cache."""
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if self.deterministic:
+            self._invariant(q, out, spec, cache, plan.layout)
+            return out
+        if plan.decode.count:
+            self._decode(q, spec, cache, plan, None, out)
+        if plan.prefill.count:
+            self._prefill(q, out, spec, cache, plan)
+        return out
+
+    def _decode(
+        self,
+        q: Tensor,
+        spec: AttentionSpec,
+        cache: tuple[Tensor, Tensor],
+        plan: CudaPlan,
+        rope: Rope | None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        span, layout = plan.decode, plan.layout
+        if out is None:
+            out = torch.empty(q.shape[0], spec.num_heads * spec.head_dim, dtype=q.dtype, device=q.device)
+        constants = decode_plan(
+            seqs=span.count, queries=span.queries, heads=spec.num_heads, kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim, element=cache[0].element_size(), multiprocessors=self.multiprocessors,
+        )  # fmt: skip
+        decode_attention(
+            q, *cache, out, block_tables=layout.block_tables[: span.count],
+            query_start=layout.query_start[: span.count + 1], context_lens=layout.context_lens[: span.count],
+            counters=self.counters, plan=constants, num_heads=spec.num_heads, scale=spec.scale,
+            window=spec.window or None, soft_cap=spec.soft_cap or None, rope=rope, slots=layout.slots,
+        )  # fmt: skip
+        return out
+
+    def _prefill(
+        self, q: Tensor, out: Tensor, spec: AttentionSpec, cache: tuple[Tensor, Tensor], plan: CudaPlan
+    ) -> None:
+        layout, first = plan.layout, plan.prefill.first
+        constants = prefill_plan(
+            tokens=q.shape[0], seqs=plan.prefill.count, heads=spec.num_heads, kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim, element=cache[0].element_size(), max_context=layout.max_context,
+            multiprocessors=self.multiprocessors, shared_memory=self.shared_memory,
+        )  # fmt: skip
+        prefill_attention(
+            q, *cache, out, block_tables=layout.block_tables[first:], query_start=layout.query_start[first:],
+            context_lens=layout.context_lens[first:], counters=self.counters, plan=constants,
+            num_heads=spec.num_heads, scale=spec.scale, window=spec.window or None, soft_cap=spec.soft_cap or None,
+        )  # fmt: skip
+
+    def _invariant(
+        self,
+        q: Tensor,
+        out: Tensor,
+        spec: AttentionSpec,
+        cache: tuple[Tensor, Tensor],
+        layout: AttentionLayout,
+    ) -> None:
+        constants = invariant_plan(
+            tiles=layout.context_lens.shape[0] + q.shape[0] // 8, heads=spec.num_heads, kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim, element=cache[0].element_size(), max_context=layout.max_context,
+            multiprocessors=self.multiprocessors,
+        )  # fmt: skip
+        decode_attention(
+            q, *cache, out, block_tables=layout.block_tables, query_start=layout.query_start,
+            context_lens=layout.context_lens, counters=self.counters, plan=constants, num_heads=spec.num_heads,
+            scale=spec.scale, window=spec.window or None, soft_cap=spec.soft_cap or None, tiled=True,
+        )  # fmt: skip
+
+
+def rope_of(spec: AttentionSpec, rotation: Rope | None, like: Tensor) -> Rope:
+    """A layer's norms and rotation as the kernels take them; without a rotation nothing turns."""
+    cos, sin, rotary = (like, like, 0) if rotation is None else (rotation.cos, rotation.sin, rotation.rotary)
+    return Rope(cos, sin, rotary, False, spec.q_norm, spec.k_norm, spec.norm_eps)

@@ -1,0 +1,143 @@
+"""A decode step of a dense decoder for a few rows, in five kernels a layer.
+
+Embedding with the angles; per layer: norm and projection, attention with everything around it, output projection with
+the residual, norm with the gated half of the feed-forward net, its other half with the residual; then norm and head.
+Every kernel is launched dependently where the chip can do that: it requests its weights while the one before ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nanochat.kernels.bundle import AttentionSpec
+from nanochat.kernels.cuda import CudaKernels, Weight
+from nanochat.kernels.triton_decode import decode_attention, decode_plan
+from nanochat.kernels.triton_gemv import GemvShape, gemv
+from nanochat.kernels.triton_rope import Rope
+from nanochat.kernels.triton_step import DecodeRows, embed
+
+
+class DenseMlp(Protocol):
+    """The two halves of a feed-forward net, packed by `CudaKernels`."""
+
+    gate_up: Weight
+    down: Weight
+
+
+class DenseLayer(Protocol):
+    """What a layer must hold; norms of what a half adds (Gemma's) are not part of it."""
+
+    rope: int | None
+    spec: AttentionSpec
+    qkv: Weight
+    output: Weight
+    mlp: DenseMlp
+    input_norm: Tensor
+    mlp_norm: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseModel:
+    """A decoder's weights and constants.
+
+    Attributes:
+        embedding: [vocab, H]; `embedding_scale` multiplies its rows.
+        frequencies: float32 [ropes, rotary / 2]; `rope_factor` scales cosines and sines.
+        head: [vocab, H], packed.
+        eps: of every norm over hidden states.
+        activation: "silu" or "gelu_tanh".
+    """
+
+    embedding: Tensor
+    layers: Sequence[DenseLayer]
+    final_norm: Tensor
+    head: Weight
+    frequencies: Tensor
+    eps: float
+    activation: str
+    embedding_scale: float = 1.0
+    rope_factor: float = 1.0
+
+
+class FusedDecoder:
+    """Runs `DenseModel` for up to eight rows. Launches only: nothing waits, so a graph can capture it."""
+
+    def __init__(self, model: DenseModel, kernels: CudaKernels) -> None:
+        self.model = model
+        self.kernels = kernels
+
+    def shapes(self, rows: int) -> list[GemvShape]:
+        """The distinct products of a step of so many rows, for tuning."""
+        layer, head = self.model.layers[0], self.model.head.weight
+        down = layer.mlp.down.weight.shape
+        found = [
+            GemvShape.of(rows, *layer.qkv.weight.shape, False, True),
+            GemvShape.of(rows, *layer.output.weight.shape, False, False),
+            GemvShape.of(rows, down[1], down[0], True, True),
+            GemvShape.of(rows, *down, False, False),
+            GemvShape.of(rows, *head.shape, False, True),
+        ]
+        return list(dict.fromkeys(found))
+
+    def logits(
+        self, rows: DecodeRows, query_start: Tensor, kv_cache: Sequence[tuple[Tensor, Tensor]], queries: int = 1
+    ) -> Tensor:
+        """Feed `rows.ids`, write their keys and values, and return logits, float32 [num_tokens, vocab].
+
+        Args:
+            rows: `queries` tokens in a row belong to one sequence; tables and contexts are by sequence.
+            query_start: int32 [num_seqs + 1].
+            kv_cache: for each layer (keys, values).
+        """
+        model, pdl = self.model, self.kernels.pdl
+        x, cos, sin = embed(
+            rows.ids, rows.positions, model.embedding, model.frequencies,
+            scale=model.embedding_scale, factor=model.rope_factor, pdl=pdl,
+        )  # fmt: skip
+        for layer, cache in zip(model.layers, kv_cache, strict=True):
+            # `late`: attention reads cached keys before it waits, so it may only start once this product's wait is over.
+            qkv = self._product(x, layer.qkv, norm=layer.input_norm, late=True)
+            rope = Rope(
+                x if layer.rope is None else cos[layer.rope], x if layer.rope is None else sin[layer.rope],
+                0 if layer.rope is None else 2 * cos.shape[2], False,
+                layer.spec.q_norm, layer.spec.k_norm, layer.spec.norm_eps,
+            )  # fmt: skip
+            attended = self._attend(qkv, layer.spec, rope, rows, query_start, cache, queries)
+            x = self._product(attended, layer.output, residual=x)
+            inner = self._product(x, layer.mlp.gate_up, norm=layer.mlp_norm, activation=model.activation)
+            x = self._product(inner, layer.mlp.down, residual=x)
+        return self._product(x, model.head, norm=model.final_norm, out_dtype=torch.float32)
+
+    def _product(
+        self, x: Tensor, weight: Weight, *, norm: Tensor | None = None, residual: Tensor | None = None,
+        activation: str = "", out_dtype: torch.dtype | None = None, late: bool = False,
+    ) -> Tensor:  # fmt: skip
+        out, k = weight.weight.shape
+        shape = GemvShape.of(x.shape[0], out // 2 if activation else out, k, bool(activation), norm is not None)
+        return gemv(
+            x, weight.weight, config=self.kernels.tuning.config(shape), norm=norm, eps=self.model.eps, bias=weight.bias,
+            residual=residual, activation=activation, out_dtype=out_dtype, pdl=self.kernels.pdl, late=late,
+        )  # fmt: skip
+
+    def _attend(
+        self, qkv: Tensor, spec: AttentionSpec, rope: Rope, rows: DecodeRows, query_start: Tensor,
+        cache: tuple[Tensor, Tensor], queries: int,
+    ) -> Tensor:  # fmt: skip
+        kernels = self.kernels
+        out = torch.empty(qkv.shape[0], spec.num_heads * spec.head_dim, dtype=qkv.dtype, device=qkv.device)
+        plan = decode_plan(
+            seqs=rows.context_lens.shape[0], queries=queries, heads=spec.num_heads, kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim, element=cache[0].element_size(), multiprocessors=kernels.multiprocessors,
+        )  # fmt: skip
+        decode_attention(
+            qkv, *cache, out, block_tables=rows.block_tables, query_start=query_start, context_lens=rows.context_lens,
+            counters=kernels.counters, plan=plan, num_heads=spec.num_heads, scale=spec.scale,
+            window=spec.window or None, soft_cap=spec.soft_cap or None, rope=rope, slots=rows.slots,
+            pdl=kernels.pdl, early=kernels.pdl,
+        )  # fmt: skip
+        return out
