@@ -54,7 +54,7 @@ class Clipboard:
         """Put the text on the clipboard; does not hold the screen up, and ends within a few seconds."""
         routes: list[str] = []
         warning = ""
-        if not self._remote and await asyncio.to_thread(_copy_to_system, text):
+        if not self._remote and await self._copy_to_system(text):
             routes.append("system clipboard")
         if "TMUX" in self._environ and await asyncio.to_thread(_copy_to_tmux, text, self._environ):
             routes.append("tmux buffer")
@@ -68,6 +68,13 @@ class Clipboard:
         elif not sure:
             warning = f"{size // 1000} kB is more than a terminal takes: export the chat to a file instead."
         return Copied(tuple(routes), sure, warning)
+
+    async def _copy_to_system(self, text: str) -> bool:
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(_copy_to_system, text), SECONDS)
+        except TimeoutError:
+            log.info("the system clipboard did not answer in %s s", SECONDS)
+            return False
 
     @property
     def _remote(self) -> bool:

@@ -30,8 +30,6 @@ class CodeView:
         self._style = style
         self._first, self._rest = margins(block, style)
         self._panel = block.kind in ("fence", "code")
-        self._width = max(NARROWEST, width - margin_cells(self._rest))
-        self._room = max(2, self._width - 2 if self._panel else self._width)
         self._head = 1 if block.kind == "fence" else 0
         self._lines: list[str] = []  # tabs expanded
         self._tops: list[int] = []  # the row that each line begins on, the head not counted
@@ -39,12 +37,21 @@ class CodeView:
         self._partial = False
         self._highlighter: Highlighter | None = None
         self._runs: list[list[Run]] | None = None
+        self.resize(width)
         self.sync(None)
 
     @property
     def height(self) -> int:
         """Rows, the head included; at least one."""
         return max(1, self._head + self._rows)
+
+    def resize(self, width: int) -> None:
+        """Draw as wide as this from now on; colours are kept."""
+        self._width = max(NARROWEST, width - margin_cells(self._rest))
+        self._room = max(2, self._width - 2 if self._panel else self._width)
+        lines, self._lines, self._tops, self._rows = self._lines, [], [], 0
+        for line in lines:
+            self._add_line(line)
 
     def sync(self, partial: str | None) -> int:
         """Take in new lines of the block, and the line that is still coming; returns the first row that changed."""
@@ -59,6 +66,12 @@ class CodeView:
         if partial is not None:
             self._add_line(partial)
         return changed
+
+    @property
+    def coloured(self) -> bool:
+        """Whether there is nothing left to highlight: an open block, and what is no fence, never has anything."""
+        done = self._runs is not None or not self.block.closed
+        return done or self.block.kind != "fence" or bool(self.block.continued)
 
     def highlight(self) -> bool:
         """Work on the colours of finished code for a moment; whether there is nothing left to do."""

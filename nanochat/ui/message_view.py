@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rich.cells import cell_len
 
 from nanochat.ui.block_stack import BlockStack
+from nanochat.ui.column import Column
 from nanochat.ui.conversation import Status, TranscriptMessage
 from nanochat.ui.inline import join
 from nanochat.ui.markdown import MEASURE, MarkdownRenderer
@@ -36,14 +36,6 @@ class Stop:
     key: str = ""
 
 
-@dataclass(slots=True)
-class _Section:
-    top: int
-    height: int
-    row: Callable[[int], Row]
-    source: Callable[[int, int, int], str] | None = None
-
-
 class MessageView:
     """Draws one message, `width` cells wide; text is added to it as it comes."""
 
@@ -55,7 +47,7 @@ class MessageView:
         self._reasoning = BlockStack(renderer, join(self._base, "reasoning"))
         self._text_seen = bool(message.text.strip())
         self._reasoning_seen = bool(message.reasoning.strip())
-        self._sections: list[_Section] = []
+        self.column = Column()
         self._width = 0
         self._stale = True
         self._finished = False
@@ -70,13 +62,9 @@ class MessageView:
         """Whether text can be added: to a reply that is not complete."""
         return self.message.role == "assistant" and not self._finished
 
-    @property
-    def height(self) -> int:
-        """Rows, the blank one after the message included, as of the last `layout`."""
-        return self._sections[-1].top + self._sections[-1].height + 1 if self._sections else 1
-
     def update(self, message: TranscriptMessage, text: str = "", reasoning: str = "") -> None:
         """Take the message's new state, and the text and reasoning that were added to it."""
+        self._all_changed |= message != self.message
         self.message = message
         if text:
             self._answer.feed(text)
@@ -90,44 +78,37 @@ class MessageView:
         self._finish_if_done()
         self._stale = True
 
+    @property
+    def height(self) -> int:
+        """Rows, the blank one after the message included; in part estimated until all was drawn."""
+        return self.column.height + 1
+
     def layout(self, width: int) -> None:
-        """Draw what has changed since the last time."""
+        """Take in what has changed since the last time."""
         if not self._stale and width == self._width:
             return
         self._all_changed |= width != self._width
         self._stale = False
         self._width = width
-        self._sections = []
-        draw = {"user": self._draw_user, "assistant": self._draw_reply, "notice": self._draw_notice}
-        draw[self.message.role]()
+        self.column = Column()
+        arrange = {"user": self._show_question, "assistant": self._show_reply, "notice": self._show_notice}
+        arrange[self.message.role]()
 
-    def row(self, y: int) -> Row:
-        """Row `y`, from 0 to `height` - 1."""
-        section = self._section(y)
-        return section.row(y - section.top) if section else BLANK
-
-    def source(self, y: int, begin: int, end: int) -> str:
-        """What characters `begin` to `end` of row `y`, decoration left out, are in the text."""
-        section = self._section(y)
-        if section is None:
-            return ""
-        if section.source is not None:
-            return section.source(y - section.top, begin, end)
-        row = section.row(y - section.top)
-        return row.text[row.prefix :][begin:end]
-
-    def highlight(self) -> bool:
-        """Work on the colours of finished code for a moment; whether there is nothing left to do."""
-        return self._answer.highlight() and self._reasoning.highlight()
+    def release(self) -> None:
+        """Forget what is drawn; heights are kept."""
+        self._answer.release()
+        self._reasoning.release()
 
     def take_changed(self) -> int:
-        """The first row that may have changed since the last call."""
+        """The first row that may have changed since the last call; `height` when none has."""
         changed = self._answer.take_changed()
-        if self._all_changed or self.message.role != "assistant":
+        if self._all_changed:
             self._all_changed = False
             return 0
-        answer = next((section for section in self._sections if section.row == self._answer.row), None)
-        return 0 if answer is None else answer.top + changed
+        answer = next((section for section in self.column.sections if section.stack is self._answer), None)
+        if answer is None or changed >= answer.height:
+            return self.height
+        return answer.top + changed
 
     def toggle(self) -> None:
         """Fold what is unfolded, and the other way round."""
@@ -149,13 +130,16 @@ class MessageView:
     def stops(self) -> list[Stop]:
         """Where the block cursor may stand, from top to bottom; the whole message is last."""
         stops: list[Stop] = []
-        top = 0
         if self.has_reasoning:
-            top = sum(section.height for section in self._sections[:2])
-            stops.append(Stop("reasoning", 0, top))
-        if self.message.role == "assistant":
-            start = next((s.top for s in self._sections if s.row == self._answer.row), 0)
-            stops += [Stop("code", start + at, height, key) for key, at, height, _ in self._answer.codes()]
+            height = sum(
+                section.height for section in self.column.sections if section.name.startswith("reasoning")
+            )
+            stops.append(Stop("reasoning", 0, height))
+        for section in self.column.sections:
+            if section.stack is self._answer:
+                stops += [
+                    Stop("code", section.top + at, height, key) for key, at, height, _ in self._answer.codes()
+                ]
         return [*stops, Stop("message", 0, self.height - 1)]
 
     def code(self, key: str) -> tuple[str, str]:
@@ -165,7 +149,7 @@ class MessageView:
                 return block.text, block.language
         raise KeyError(key)
 
-    # Drawing
+    # What stands one under the other
 
     def _finish_if_done(self) -> None:
         if self.message.role == "assistant" and not self.message.open and not self._finished:
@@ -173,66 +157,42 @@ class MessageView:
             self._answer.finish()
             self._reasoning.finish()
 
-    def _section(self, y: int) -> _Section | None:
-        for section in self._sections:
-            if y < section.top + section.height:
-                return section
-        return None
-
-    def _add(self, rows: list[Row]) -> None:
-        self._add_section(len(rows), rows.__getitem__)
-
-    def _add_section(
-        self, height: int, row: Callable[[int], Row], source: Callable[[int, int, int], str] | None = None
-    ) -> None:
-        before = self._sections[-1] if self._sections else None
-        self._sections.append(_Section(before.top + before.height if before else 0, height, row, source))
-
-    def _draw_user(self) -> None:
-        rows = wrapped(self.message.text.expandtabs(4), min(self._width, MEASURE), join(self._base, "user"))
+    def _show_question(self) -> None:
+        style = join(self._base, "user")
+        rows = wrapped(self.message.text.expandtabs(4), min(self._width, MEASURE), style)
         if len(rows) > LONG_MESSAGE and self.is_folded:
             hidden = len(rows) - FOLDED_ROWS
-            word = Run(f"… {hidden} more lines", join(self._base, "user fold"), ("fold", ""))
+            word = Run(f"… {hidden} more lines", join(style, "fold"), ("fold", ""))
             rows = [*rows[:FOLDED_ROWS], Row((word,), prefix=len(word.text))]
-        fill = join(self._base, "user")
-        self._add([Row(row.runs, row.prefix, row.joint, fill, self._width, full=True) for row in rows])
+        self.column.add("question", [replace(row, fill=style, width=self._width, full=True) for row in rows])
 
-    def _draw_notice(self) -> None:
-        self._add(wrapped(self.message.text, min(self._width, MEASURE), "notice"))
+    def _show_notice(self) -> None:
+        self.column.add("notice", wrapped(self.message.text, min(self._width, MEASURE), "notice"))
 
-    def _draw_reply(self) -> None:
+    def _show_reply(self) -> None:
         if self.has_reasoning:
-            self._draw_reasoning()
+            self._show_reasoning()
         self._answer.layout(self._width)
         if self._answer.height:
-            self._add_section(self._answer.height, self._answer.row, self._answer.source)
+            self.column.add("answer", [], self._answer)
         if self.message.error:
-            self._add(wrapped(self.message.error, min(self._width, MEASURE), "error"))
+            self.column.add("error", wrapped(self.message.error, min(self._width, MEASURE), "error"))
         footer = self._footer()
         if footer is not None:
-            self._add([footer])
+            self.column.add("footer", [footer])
 
-    def _draw_reasoning(self) -> None:
+    def _show_reasoning(self) -> None:
         message = self.message
         style = join(self._base, "reasoning_head")
         seconds = f" for {message.reasoning_seconds:.1f} s" if message.reasoning_seconds is not None else ""
-        thinking = message.open and not self._text_seen
-        words = "thinking…" if thinking else f"thought{seconds}"
+        words = "thinking…" if message.open and not self._text_seen else f"thought{seconds}"
         head = Run(f"{'▸' if self.is_folded else '▾'} {words}", style, ("fold", ""))
-        self._add([Row((head,), prefix=len(head.text))])
+        self.column.add("reasoning head", [Row((head,), prefix=len(head.text))])
         if not self.is_folded:
-            bar = Run("│ ", join(self._base, "reasoning_bar"))
             self._reasoning.layout(max(2, self._width - 2))
-
-            def row(y: int) -> Row:
-                inner = self._reasoning.row(y)
-                width = inner.width + 2 if inner.width else 0
-                return Row((bar, *inner.runs), inner.prefix + 2, inner.joint, inner.fill, width)
-
-            self._add_section(self._reasoning.height, row, self._reasoning.source)
-        else:
-            self._add([])
-        self._add([BLANK] if self._text_seen else [])
+            self.column.add("reasoning", [], self._reasoning, Run("│ ", join(self._base, "reasoning_bar")))
+        if self._text_seen:
+            self.column.add("after reasoning", [BLANK])
 
     def _footer(self) -> Row | None:
         message = self.message

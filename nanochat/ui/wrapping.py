@@ -54,7 +54,7 @@ def _wrap_ascii(line: str, width: int) -> Iterator[tuple[int, int, bool]]:
             found = line.rfind(" ", start, end)
             end = found if found > start and line[start:found].strip() else end
         blank = line[end] == " " or line[end - 1] == " "
-        yield start, start + len(line[start:end].rstrip(" ")) if start else end, blank
+        yield start, start + len(line[start:end].rstrip(" ")), blank
         start = end
         while start < length and line[start] == " ":
             start += 1
@@ -87,7 +87,7 @@ def _wrap_clusters(line: str, width: int) -> Iterator[tuple[int, int, bool]]:
         if used + size > width and at > start:
             if opportunity is None or opportunity[0] <= start:
                 opportunity, cells = (at, at, False), 0
-            yield start, opportunity[0], opportunity[2]
+            yield start, start + len(line[start : opportunity[0]].rstrip(" ")), opportunity[2]
             start, used, opportunity = opportunity[1], cells, None
         used += size
         cells += size
