@@ -135,8 +135,9 @@ def unigram() -> Backend:
     )
     backend.train_from_iterator(CORPUS, trainer)
     backend.decoder = decoders.Metaspace("▁", prepend_scheme="always")
+    backend = _add_markers(backend)
     backend.add_tokens([AddedToken(text, normalized=True) for text in PLAIN_ADDED])
-    return _add_markers(backend)
+    return backend
 
 
 def wordpiece() -> Backend:

@@ -26,6 +26,7 @@ class Tokenizer:
         added_tokens: text -> id of every added token, special or not.
         special_ids: ids that `decode` leaves out: added tokens marked special.
         added: id -> the added token with its flags.
+        unknown_ids: what stands for characters that the vocabulary lacks, where that is a special token.
         byte_level: every token is a run of bytes (`token_bytes`).
         holds_bytes: the decoder joins bytes to characters somewhere, so text may end in half a character.
         byte_ids: ids of byte tokens (`<0xE4>`), of which several make a character.
@@ -49,9 +50,11 @@ class Tokenizer:
         )
         self._prefix, self._suffix = self._affixes()
         # What nobody may type: every added token except runs of whitespace and single characters, which the
-        # model's own vocabulary may hold as well.
+        # model's own vocabulary may hold as well, and what stands for any character that it lacks.
+        unguarded = TextEncoder(backend, {}, frozenset())
+        self.unknown_ids = frozenset(unguarded.encode("\U0010fffe", Place.INSIDE)) & self.special_ids
         guarded = {i for i, token in added.items() if token.special or len(token.content.strip()) > 1}
-        self._plain = TextEncoder(backend, {}, frozenset(guarded))
+        self._plain = TextEncoder(backend, {}, frozenset(guarded) - self.unknown_ids)
         kinds = _decoder_kinds(backend)
         self.byte_level = kinds == ["ByteLevel"]
         self.holds_bytes = "ByteLevel" in kinds

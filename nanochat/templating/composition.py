@@ -151,9 +151,12 @@ class Composer:
         return False
 
     def reply(self, reply: Reply, *, whole: bool) -> None:
-        """Append a reply, or only its answer."""
-        self.ids += (reply.ids if reply.end is None else reply.ids[:-1]) if whole else reply.answer
-        self._end = reply.end
+        """Append a reply, or only its answer, which the template then ends in its own way."""
+        if whole:
+            self.ids += reply.ids if reply.end is None else reply.ids[:-1]
+            self._end = reply.end
+        else:
+            self.ids += reply.answer
 
     def _after_end(self, marked: Marked, end: int) -> Marked:
         """The text after a reply without the end that the reply has itself.

@@ -118,10 +118,12 @@ class ReasoningSplitter:
     def _start(self, *, final: bool) -> None:
         """Decide whether the reply starts with a block; until that is certain, hold."""
         assert self._markers is not None
-        opening, text = self._markers.open, self._held.lstrip()
+        opening, bare, text = self._markers.open, self._markers.bare, self._held.lstrip()
         if text.startswith(opening):
             self._held, self._state, self.reasoned = text[len(opening) :], "reasoning", True
-        elif (text and not opening.startswith(text)) or final:
+        elif bare and text.startswith(bare):
+            self._held, self._state = text[len(bare) :], "answer"
+        elif final or (text and not opening.startswith(text) and not bare.startswith(text)):
             # What was held is the answer, blank space in front of it included.
             self._state, self._begun = "answer", True
 

@@ -36,6 +36,10 @@ from nanochat.engine.text_encoder import Place, TextEncoder
 from nanochat.engine.tokenizer import Tokenizer
 from nanochat.errors import ChatRejected, InvalidTemplate
 
+_HTML_TAG = re.compile(
+    "</?(?:a|b|blockquote|br|caption|code|del|div|em|h[1-6]|hr|i|img|li|ol|p|pre|s|span|strong|sub|sup|table|tbody|td|"
+    "tfoot|th|thead|tr|u|ul)/?>"
+)
 Rewrite = Callable[[str], str]
 _PRIVATE_USE = re.compile("[\ue000-\uf8ff\U000f0000-\U000ffffd]")
 
@@ -79,8 +83,9 @@ class Marked:
 class Structure:
     """The protected tokens of one template and tokenizer.
 
-    Protected are all special tokens, the added tokens that the template is known to write, and `markers` (of
-    reasoning). Other added tokens, such as runs of blanks, are read in everybody's text as the tokenizer does.
+    Protected are all special tokens, the added tokens that the template is known to write, `markers` (of
+    reasoning), and added tokens that look like markers (`<tool_call>`). Other added tokens are read in everybody's
+    text as the tokenizer does: runs of blanks, HTML tags, words.
     """
 
     def __init__(self, tokenizer: Tokenizer, written: Sequence[str], markers: Iterable[str] = ()) -> None:
@@ -91,9 +96,11 @@ class Structure:
             index
             for index, token in tokenizer.added.items()
             if token.content.strip()
+            and index not in tokenizer.unknown_ids
             and (
                 token.special
                 or token.content in extra
+                or _looks_like_a_marker(token.content)
                 or (not token.content.isalnum() and any(token.content in text for text in written))
             )
         }
@@ -214,6 +221,12 @@ class Structure:
             start, swallow = span.end, token.rstrip
         piece = marked.text[start:].lstrip() if swallow else marked.text[start:]
         return ids + self._guarding.encode(piece, Place.AFTER_TOKEN if start else place)
+
+
+def _looks_like_a_marker(text: str) -> bool:
+    """Signs around something with a letter or digit, but for the HTML tags that some vocabularies hold."""
+    signs = all(not edge.isalnum() and not edge.isspace() for edge in (text[0], text[-1]))
+    return signs and len(text) > 2 and any(map(str.isalnum, text)) and not _HTML_TAG.fullmatch(text)
 
 
 def _same(text: str) -> str:

@@ -44,7 +44,7 @@ def hostile_text(kind: str) -> st.SearchStrategy[str]:
 def test_text_from_outside_never_becomes_a_marker(kind: str, data: st.DataObject) -> None:
     tok = tokenizer(kind)
     ids = tok.encode(data.draw(hostile_text(kind)), special=False)
-    guarded = {i for text, i in tok.added_tokens.items() if text.strip()}
+    guarded = {i for text, i in tok.added_tokens.items() if text.strip()} - tok.unknown_ids
     assert guarded.isdisjoint(ids)
 
 
@@ -57,6 +57,13 @@ def test_every_marker_typed_by_hand_still_reads_as_its_text(kind: str) -> None:
         text = f"a{marker}b"
         back = tok.decode(tok.encode(text, special=False))
         assert back == (text if kind == "byte_level" else text.replace("▁", " "))  # sentencepiece's own sign
+
+
+@pytest.mark.parametrize("kind", ["unigram", "wordpiece"])
+def test_characters_that_the_vocabulary_lacks_stay_unknown_ones(kind: str) -> None:
+    tok = tokenizer(kind)
+    assert len(tok.unknown_ids) == 1
+    assert tok.encode("a ☃ b", special=False) == tok.backend.encode("a ☃ b", add_special_tokens=False).ids
 
 
 def test_a_marker_in_the_vocabulary_itself_is_spelled_in_pieces() -> None:
