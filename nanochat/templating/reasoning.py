@@ -162,7 +162,7 @@ class ReasoningSplitter:
 def overlap(text: str, markers: Collection[str]) -> int:
     """The length of the longest end of `text` that a marker goes on from, without being complete."""
     longest = min(len(text), max((len(marker) for marker in markers), default=1) - 1)
-    ends = (
-        size for size in range(longest, 0, -1) if any(marker.startswith(text[-size:]) for marker in markers)
-    )
-    return next(ends, 0)
+    for size in range(longest, 0, -1):
+        if any(size < len(marker) and marker.startswith(text[-size:]) for marker in markers):
+            return size
+    return 0
