@@ -55,7 +55,14 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
             f"the weights of {config.model.name} take {gib(weights)} in {str(dtype).removeprefix('torch.')} and "
             f"{gib(free)} of {device.type} memory is free: free some, or take a smaller model"
         )
-    model = load_model(config.model, model_config, dtype=dtype, device=device, progress=progress)
+    model = load_model(
+        config.model,
+        model_config,
+        dtype=dtype,
+        device=device,
+        progress=progress,
+        drawn=config.random_weights,
+    )
     block_bytes = BLOCK_SIZE * model_config.kv_bytes_per_token(dtype)
     memory = plan(
         config,

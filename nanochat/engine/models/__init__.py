@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nanochat.engine.models.config import ModelConfig
+from nanochat.errors import UnsupportedModel
 from nanochat.kernels.bundle import Reduce
 from nanochat.kernels.layout import AttentionLayout
 
@@ -45,6 +46,7 @@ def load_model(
     world_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
     reduce: Reduce | None = None,
+    drawn: bool = False,
 ) -> Model:
     """Read a model's weights onto a device.
 
@@ -52,6 +54,7 @@ def load_model(
         rank, world_size: which share of a tensor-parallel model this is, and of how many.
         progress: called with (bytes read, bytes in all).
         reduce: sums a tensor over all ranks; needed when there is more than one.
+        drawn: draw random weights instead of reading any; for models that our own decoder runs.
 
     Raises:
         InvalidModel: weights are missing, damaged, or do not match the config.
@@ -60,7 +63,11 @@ def load_model(
     if config.native:
         from nanochat.engine.models.loading import load_decoder
 
-        return load_decoder(folder, config, dtype, device, rank, world_size, progress, reduce)
+        return load_decoder(folder, config, dtype, device, rank, world_size, progress, reduce, drawn)
+    if drawn:
+        raise UnsupportedModel(
+            f"random weights are drawn only for models of our own decoder, not {config.architecture}"
+        )
     from nanochat.engine.models.fallback import load_fallback
 
     return load_fallback(folder, config, dtype, device, world_size, progress)

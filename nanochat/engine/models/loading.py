@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.models.decoder import Decoder, DecoderWeights
+from nanochat.engine.models.drawn import DrawnWeights
 from nanochat.engine.models.embedding import Embedding, RowsOnDisk
 from nanochat.engine.models.layers import LayerReader, Piece
 from nanochat.engine.weights import TORCH_DTYPES, Checkpoint
@@ -37,11 +38,12 @@ def load_decoder(
     ranks: int,
     progress: Callable[[int, int], None] | None,
     reduce: Reduce | None,
+    drawn: bool = False,
 ) -> Decoder:
     """See `load_model`."""
     assert ranks == 1 or reduce is not None
     kernels = pick(device)
-    with Checkpoint(folder) as checkpoint:
+    with DrawnWeights(folder, config, device, dtype) if drawn else Checkpoint(folder) as checkpoint:
         checkpoint.progress = progress
         reader = LayerReader(checkpoint, config, kernels, dtype, device, rank, ranks)
         embed, head = _embedding_and_head(checkpoint, config, reader, kernels)
@@ -62,7 +64,7 @@ def _embedding_and_head(
         stored = next((head for head in _HEADS if head in checkpoint), _HEADS[0])
         return Embedding(table), kernels.pack(reader.stacked([Piece(stored, shape)]))
     head = kernels.pack(table)
-    if isinstance(head, tuple):
+    if isinstance(head, tuple) or isinstance(checkpoint, DrawnWeights):
         return Embedding(table), head
     entry = checkpoint.entry(name, shape)
     return RowsOnDisk(
