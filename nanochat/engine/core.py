@@ -11,7 +11,7 @@ from itertools import count
 
 import torch
 
-from nanochat.engine.config import EngineConfig
+from nanochat.engine.config import BLOCK_SIZE, EngineConfig
 from nanochat.engine.detokenizer import IncrementalDetokenizer
 from nanochat.engine.kv_cache import KVCache
 from nanochat.engine.loading import Loaded
@@ -50,9 +50,9 @@ class EngineCore:
         self.max_model_len = loaded.memory.max_model_len
         self.cache = KVCache(loaded.memory.num_blocks, loaded.block_size)
         beside = min(BESIDE_DECODES[loaded.device.type], config.max_num_batched_tokens)
-        self.scheduler = Scheduler(
-            self.cache, Budget(config.max_num_seqs, config.max_num_batched_tokens, beside)
-        )
+        budget = Budget(config.max_num_seqs, config.max_num_batched_tokens, beside)
+        lookahead = BLOCK_SIZE if loaded.device.type == "cuda" else 0
+        self.scheduler = Scheduler(self.cache, budget, lookahead)
         self.statistics = Statistics()
         self._runner = loaded.runner
         self._root = hashlib.sha256(f"{loaded.fingerprint}|{config.prefix_salt}".encode()).digest()

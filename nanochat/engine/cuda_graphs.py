@@ -1,8 +1,7 @@
 """Capture and replay of decode: one CUDA graph holds a whole step, from the last ids to the next ones.
 
-Graphs are captured when first needed, for batch sizes 1, 2, 4, 8, 16 and so on, and for contexts up to 1k,
-4k, 16k and so on, since the attention's grid follows from the longest context that it must cover. All share
-one memory pool. Rows beyond the batch are padding: they write nothing.
+Graphs are captured when first needed, for batch sizes 1, 2, 4, 8, 16 and so on up to the maximum, in one shared
+memory pool. Rows beyond the batch are empty: they write nothing.
 """
 
 from __future__ import annotations
@@ -13,41 +12,44 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nanochat.engine.device_state import DeviceState, send
+from nanochat.engine.device_state import DeviceRows, first_rows
+from nanochat.engine.fused_step import fused_decoder
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.step import KVTensors, Token
+from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.triton_sampling import sample_rows
+from nanochat.kernels.triton_step import DecodeRows, advance
 
 if TYPE_CHECKING:
     from nanochat.engine.models import Model
 
 _RING = 64  # steps whose ids may wait to be read
+_FUSED_ROWS = 8  # the matrix-vector kernels go so far
 
 
 @dataclass(frozen=True, slots=True)
 class CapturedStep:
-    """A graph, where it reads its seats from and where it leaves its ids (-1 where the logits are not finite)."""
+    """A graph and where it leaves its ids, int64 [batch]: -1 where the logits are not finite."""
 
     graph: torch.cuda.CUDAGraph
-    seats: Tensor  # int64 [batch]
-    ids: Tensor  # int64 [batch]
+    ids: Tensor
 
 
 class GraphStep:
     """A replayed step whose tokens were not read yet."""
 
-    def __init__(self, chunks: list[Chunk], ids: Tensor, done: torch.cuda.Event) -> None:
+    def __init__(self, chunks: list[Chunk], ids: Tensor, event: torch.cuda.Event) -> None:
         self.chunks = chunks
         self._ids = ids
-        self._done = done
+        self._event = event
 
     def done(self) -> bool:
         """Whether the device is through with it."""
-        return self._done.query()
+        return self._event.query()
 
     def read(self) -> tuple[list[bool], list[Token]]:
-        """Wait for the device: per chunk whether it is sound, and its token."""
-        self._done.synchronize()
+        """Wait for the device: whether each chunk is sound, and its token."""
+        self._event.synchronize()
         ids: list[int] = self._ids[: len(self.chunks)].tolist()
         return [i >= 0 for i in ids], [Token(i, i >= 0) for i in ids]
 
@@ -56,64 +58,76 @@ class DecodeGraphs:
     """The graphs of one model, made as they are needed."""
 
     def __init__(
-        self, model: Model, kv_cache: KVTensors, state: DeviceState, max_seqs: int, max_model_len: int
+        self, model: Model, kv_cache: KVTensors, last_ids: Tensor, max_seqs: int, max_blocks: int
     ) -> None:
         self._model = model
         self._kv_cache = kv_cache
-        self._state = state
-        self._max_model_len = max_model_len
         self._sizes = batch_sizes(max_seqs)
-        self._captured: dict[tuple[int, int], CapturedStep] = {}
-        self._batches: dict[tuple[int, int], list[int]] = {}  # the seats that each graph was last given
+        self._rows = DeviceRows(self._sizes[-1], max_blocks, last_ids)
+        self._query_start = torch.arange(self._sizes[-1] + 1, dtype=torch.int32, device=last_ids.device)
+        self._fused = fused_decoder(model)
+        self._captured: dict[int, CapturedStep] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        self._ring = [torch.empty(max_seqs, dtype=torch.int64, pin_memory=True) for _ in range(_RING)]
+        self._ring = [torch.empty(self._sizes[-1], dtype=torch.int64, pin_memory=True) for _ in range(_RING)]
         self._events = [torch.cuda.Event() for _ in range(_RING)]
         self._turn = 0
 
     def dispatch(self, chunks: list[Chunk]) -> GraphStep:
         """Queue one decode step for `chunks` behind whatever the device still does."""
-        self._state.upload(chunks)
         size = next(size for size in self._sizes if size >= len(chunks))
-        key = (size, self._context(max(chunk.start for chunk in chunks) + 1))
-        step = self._captured.get(key)
+        step = self._captured.get(size)
         if step is None:
-            step = self._captured[key] = self._capture(*key)
-        seats = [chunk.sequence.seat for chunk in chunks] + [self._state.padding] * (size - len(chunks))
-        if self._batches.get(key) != seats:
-            step.seats.copy_(send(seats, torch.int64, step.seats.device), non_blocking=True)
-            self._batches[key] = seats
+            self._rows.hand_back()  # capturing runs steps: they must find nothing to do
+            step = self._captured[size] = self._capture(size)
+        ordered = self._rows.upload(chunks)
         step.graph.replay()
-        ids, done = self._ring[self._turn], self._events[self._turn]
+        ids, event = self._ring[self._turn], self._events[self._turn]
         self._turn = (self._turn + 1) % _RING
         ids[:size].copy_(step.ids, non_blocking=True)
-        done.record()
-        return GraphStep(chunks, ids, done)
+        event.record()
+        return GraphStep(ordered, ids, event)
 
-    def _context(self, longest: int) -> int:
-        bound = 1024
-        while bound < longest:
-            bound *= 4
-        return min(bound, self._max_model_len)
+    def hand_back(self) -> None:
+        """Before a step outside of graphs: what this knows of the running sequences becomes everybody's."""
+        self._rows.hand_back()
 
-    def _capture(self, size: int, max_context: int) -> CapturedStep:
-        device = self._state.positions.device
-        seats = torch.full((size,), self._state.padding, dtype=torch.int64, device=device)
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
+    def _capture(self, size: int) -> CapturedStep:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # kernels are compiled and tuned outside of the capture
-            self._step(seats, max_context)
-        torch.cuda.current_stream(device).wait_stream(stream)
+            if self._fused is not None and size <= _FUSED_ROWS:
+                self._fused.tune(size)
+            self._step(size)
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            ids = self._step(seats, max_context)
-        return CapturedStep(graph, seats, ids)
+            ids = self._step(size)
+        return CapturedStep(graph, ids)
 
-    def _step(self, seats: Tensor, max_context: int) -> Tensor:
-        ids, positions, layout = self._state.layout(seats, max_context)
-        hidden = self._model.forward(ids, positions, layout, self._kv_cache)
-        drawn, finite = sample_rows(self._model.logits(hidden), self._state.sampling(seats))
-        self._state.advance(seats, drawn)
-        return torch.where(finite, drawn, -1)
+    def _step(self, size: int) -> Tensor:
+        rows, sampling = first_rows(self._rows.decode, self._rows.sampling, size)
+        logits = self._logits(rows, size)
+        ids, finite = sample_rows(logits, sampling)
+        advance(rows, ids, finite)
+        return torch.where(finite, ids, -1)
+
+    def _logits(self, rows: DecodeRows, size: int) -> Tensor:
+        query_start = self._query_start[: size + 1]
+        if self._fused is not None and size <= _FUSED_ROWS:
+            return self._fused.logits(rows, query_start, self._kv_cache)
+        layout = AttentionLayout(
+            slots=rows.slots,
+            block_tables=rows.block_tables,
+            query_start=query_start,
+            context_lens=rows.context_lens,
+            query_lens=[],
+            contexts=[],
+            tables=[],
+            max_query_len=1,
+            max_context=rows.block_tables.shape[1] * 16,
+        )
+        return self._model.logits(self._model.forward(rows.ids, rows.positions, layout, self._kv_cache))
 
 
 def batch_sizes(largest: int) -> list[int]:

@@ -1,8 +1,12 @@
-"""What decode steps read and write on the device without asking the host: a row for each seat.
+"""What decode steps read and write on the device without asking the host: one row for each sequence of the batch.
 
-A seat is a running sequence's row. One more row, the last, is the padding's: its table is never written
-to and its slot is -1. The host keeps a mirror of what it told the device, so that a step uploads only what
-changed: a new occupant's parameters, the blocks that were added to a table since.
+The batch owns rows 0 to n - 1; rows beyond it have context 0 and do nothing. A step takes its ids, positions and
+slots from here and leaves the next ones here, so the host can queue many steps before it reads the first. The host
+keeps a mirror of what it told the device and uploads only what changed: a newcomer's row, a table's new blocks, a
+batch that closed up because somebody left.
+
+A table must reach one block further than the position being computed, since a step finds the next position's slot
+(`Scheduler` allocates so, see `lookahead`).
 """
 
 from __future__ import annotations
@@ -13,120 +17,149 @@ from torch import Tensor
 from nanochat.engine.config import BLOCK_SIZE
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.sequence import Sequence
-from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.triton_sampling import SamplingRows
+from nanochat.kernels.triton_step import DecodeRows
+
+MAX_STOPS = 8  # ids that end a row on the device; further ones are only seen by the host
+_FAR = 2**62
 
 
-class DeviceState:
-    """Tensors of `seats + 1` rows on the device, and the host's mirror of them."""
+class DeviceRows:
+    """The tensors, and the host's mirror of them."""
 
-    def __init__(self, seats: int, max_blocks: int, last_ids: Tensor) -> None:
-        device, rows = last_ids.device, seats + 1
-        self.padding = seats
-        self.last_ids = last_ids
-        self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.tables = torch.zeros(rows, max_blocks, dtype=torch.int32, device=device)
-        self.parameters = SamplingRows(
-            temperature=torch.zeros(rows, dtype=torch.float32, device=device),
-            top_k=torch.zeros(rows, dtype=torch.int32, device=device),
-            top_p=torch.ones(rows, dtype=torch.float32, device=device),
-            min_p=torch.zeros(rows, dtype=torch.float32, device=device),
-            seed=torch.zeros(rows, dtype=torch.int64, device=device),
-            counter=torch.zeros(rows, dtype=torch.int64, device=device),
+    def __init__(self, num_rows: int, max_blocks: int, last_ids: Tensor) -> None:
+        device = last_ids.device
+        self._last_ids = last_ids
+        counter = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.decode = DecodeRows(
+            ids=torch.zeros(num_rows, dtype=torch.int64, device=device),
+            positions=torch.zeros(num_rows, dtype=torch.int64, device=device),
+            context_lens=torch.zeros(num_rows, dtype=torch.int32, device=device),
+            slots=torch.full((num_rows,), -1, dtype=torch.int64, device=device),
+            block_tables=torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device),
+            counter=counter,
+            stop_ids=torch.full((num_rows, MAX_STOPS), -1, dtype=torch.int32, device=device),
+            last_position=torch.full((num_rows,), _FAR, dtype=torch.int64, device=device),
         )
-        self._occupants: list[Sequence | None] = [None] * rows
-        self._position_of = [0] * rows
-        self._table_of: list[list[int]] = [[] for _ in range(rows)]
+        self.sampling = SamplingRows(
+            temperature=torch.zeros(num_rows, dtype=torch.float32, device=device),
+            top_k=torch.zeros(num_rows, dtype=torch.int32, device=device),
+            top_p=torch.ones(num_rows, dtype=torch.float32, device=device),
+            min_p=torch.zeros(num_rows, dtype=torch.float32, device=device),
+            seed=torch.zeros(num_rows, dtype=torch.int64, device=device),
+            counter=counter,
+        )
+        self._owners: list[Sequence] = []
+        self._positions: dict[Sequence, int] = {}  # the position that the device computes next
+        self._tables: dict[Sequence, list[int]] = {}
 
-    def upload(self, chunks: list[Chunk]) -> None:
-        """Bring the device up to date for a step that decodes `chunks`; what it knows already is not sent."""
-        moved: list[Chunk] = []
-        blocks: list[tuple[int, int]] = []
-        width = self.tables.shape[1]
-        for chunk in chunks:
-            sequence, seat = chunk.sequence, chunk.sequence.seat
-            if self._occupants[seat] is not sequence:
-                self._table_of[seat] = []
-            if self._occupants[seat] is not sequence or self._position_of[seat] != chunk.start:
-                moved.append(chunk)
-            known = self._table_of[seat]
-            if len(known) != len(sequence.blocks) or sequence.table_changed:
-                sequence.table_changed = False
-                for i, block in enumerate(sequence.blocks):
-                    if i >= len(known) or known[i] != block:
-                        blocks.append((seat * width + i, block))
-                self._table_of[seat] = list(sequence.blocks)
-            self._occupants[seat] = sequence
-            self._position_of[seat] = chunk.start + 1
-        if blocks:
-            at, values = self._send(blocks, torch.int64).T
-            self.tables.view(-1).index_copy_(0, at, values.to(torch.int32))
-        if moved:
-            self._upload_rows(moved)
-
-    def _upload_rows(self, chunks: list[Chunk]) -> None:
-        params = [chunk.sequence.params for chunk in chunks]
-        whole = [
-            (c.sequence.seat, c.start, c.sequence.counter, _signed(c.sequence.seed), p.top_k or 0)
-            for c, p in zip(chunks, params, strict=True)
+    def upload(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Make rows 0 to n - 1 those of `chunks`, ready for the step that decodes them; returns them in row order."""
+        chunk_of = {chunk.sequence: chunk for chunk in chunks}
+        kept = [
+            row
+            for row, sequence in enumerate(self._owners)
+            if sequence in chunk_of and self._positions[sequence] == chunk_of[sequence].start
         ]
-        seats, positions, counters, seeds, top_k = self._send(whole, torch.int64).T
-        real = [(p.temperature or 0.0, 1.0 if p.top_p is None else p.top_p, p.min_p or 0.0) for p in params]
-        temperature, top_p, min_p = self._send(real, torch.float32).T
-        to = self.parameters
-        for tensor, values in (
-            (self.positions, positions), (to.counter, counters), (to.seed, seeds), (to.top_k, top_k.to(torch.int32)),
-            (to.temperature, temperature), (to.top_p, top_p), (to.min_p, min_p),
-        ):  # fmt: skip
-            tensor.index_copy_(0, seats, values)
-        known = [
-            (c.sequence.seat, c.sequence.tokens[c.start]) for c in chunks if c.start < len(c.sequence.tokens)
-        ]  # the others' last tokens were sampled on the device, and only it knows them yet
-        if known:
-            at, ids = self._send(known, torch.int64).T
-            self.last_ids.index_copy_(0, at, ids)
+        stayed = {self._owners[row] for row in kept}
+        fresh = [chunk for chunk in chunks if chunk.sequence not in stayed]
+        if len(kept) < len(self._owners):
+            self._close_up(kept)
+        self._owners = [*(self._owners[row] for row in kept), *(chunk.sequence for chunk in fresh)]
+        if fresh:
+            self._settle(fresh, len(kept))
+        self._extend_tables()
+        ordered = [chunk_of[sequence] for sequence in self._owners]
+        self._positions = {chunk.sequence: chunk.start + 1 for chunk in ordered}
+        return ordered
 
-    def _send(self, values: list[tuple[int, ...]] | list[tuple[float, ...]], dtype: torch.dtype) -> Tensor:
-        return send(values, dtype, self.positions.device)
+    def hand_back(self) -> None:
+        """Put the rows' ids where steps outside of graphs look for them, and forget the batch."""
+        if self._owners:
+            device = self._last_ids.device
+            known = [(row, sequence.seat) for row, sequence in enumerate(self._owners) if sequence.seat >= 0]
+            if known:
+                rows, seats = send(known, torch.int64, device).T
+                self._last_ids.index_copy_(0, seats, self.decode.ids[rows])
+            self.decode.context_lens.zero_()
+            self.decode.slots.fill_(-1)
+        self._owners, self._positions, self._tables = [], {}, {}
 
-    def layout(self, seats: Tensor, max_context: int) -> tuple[Tensor, Tensor, AttentionLayout]:
-        """(ids, positions, layout) of a step that decodes one token for each of `seats`, read on the device.
+    def _close_up(self, kept: list[int]) -> None:
+        """Move the rows `kept` to the front and empty the others; what moves never visits the host."""
+        before = len(self._owners)
+        if kept != list(range(len(kept))):
+            at = send(kept, torch.int64, self._last_ids.device)
+            for tensor in (*_tensors(self.decode), *_tensors(self.sampling)[:-1]):
+                tensor[: len(kept)] = tensor[at]
+        self.decode.context_lens[len(kept) : before] = 0
+        self.decode.slots[len(kept) : before] = -1
+        self._tables = {self._owners[row]: self._tables[self._owners[row]] for row in kept}
 
-        Args:
-            seats: int64 [batch].
-            max_context: no sequence of the step is longer than this.
-        """
-        positions, real = self.positions[seats], seats != self.padding
-        tables = self.tables[seats, : -(-max_context // BLOCK_SIZE)]
-        block = tables.gather(1, (positions // BLOCK_SIZE)[:, None])[:, 0].long()
-        slots = torch.where(real, block * BLOCK_SIZE + positions % BLOCK_SIZE, -1)
-        layout = AttentionLayout(
-            slots=slots,
-            block_tables=tables,
-            query_start=torch.arange(seats.shape[0] + 1, dtype=torch.int32, device=seats.device),
-            context_lens=torch.where(real, positions + 1, 0).to(torch.int32),
-            query_lens=[],
-            contexts=[],
-            tables=[],
-            max_query_len=1,
-            max_context=max_context,
-        )
-        return self.last_ids[seats], positions, layout
+    def _settle(self, chunks: list[Chunk], first: int) -> None:
+        """Write the rows of newcomers from `first` on."""
+        device, rows = self._last_ids.device, slice(first, first + len(chunks))
+        whole: list[tuple[int, ...]] = []
+        real: list[tuple[float, ...]] = []
+        for chunk in chunks:
+            sequence, params, start = chunk.sequence, chunk.sequence.params, chunk.start
+            slot = sequence.blocks[start // BLOCK_SIZE] * BLOCK_SIZE + start % BLOCK_SIZE
+            stops = [*sequence.eos_ids, *params.stop_token_ids][:MAX_STOPS]
+            known = sequence.tokens[start] if start < len(sequence.tokens) else -1
+            head = (
+                known,
+                sequence.seat,
+                start,
+                slot,
+                sequence.counter,
+                signed(sequence.seed),
+                params.top_k or 0,
+            )
+            whole.append((*head, *stops, *[-1] * (MAX_STOPS - len(stops))))
+            real.append(
+                (
+                    params.temperature or 0.0,
+                    1.0 if params.top_p is None else params.top_p,
+                    params.min_p or 0.0,
+                )
+            )
+            self._tables[sequence] = []
+        numbers = send(whole, torch.int64, device)
+        known, seats, positions, slots, counters, seeds, top_k = numbers[:, :7].unbind(1)
+        to = self.decode
+        to.ids[rows] = torch.where(known >= 0, known, self._last_ids[seats])
+        to.positions[rows], to.context_lens[rows], to.slots[rows] = positions, (positions + 1).int(), slots
+        to.counter[rows], to.stop_ids[rows] = counters, numbers[:, 7:].int()
+        temperature, top_p, min_p = send(real, torch.float32, device).unbind(1)
+        draw = self.sampling
+        draw.seed[rows], draw.top_k[rows] = seeds, top_k.int()
+        draw.temperature[rows], draw.top_p[rows], draw.min_p[rows] = temperature, top_p, min_p
 
-    def sampling(self, seats: Tensor) -> SamplingRows:
-        """The sampling parameters of `seats`, as they are now."""
-        rows = self.parameters
-        return SamplingRows(
-            rows.temperature[seats], rows.top_k[seats], rows.top_p[seats], rows.min_p[seats],
-            rows.seed[seats], rows.counter[seats],
-        )  # fmt: skip
+    def _extend_tables(self) -> None:
+        width = self.decode.block_tables.shape[1]
+        news: list[tuple[int, int]] = []
+        for row, sequence in enumerate(self._owners):
+            known = self._tables[sequence]
+            if len(known) == len(sequence.blocks) and not sequence.table_changed:
+                continue
+            news += [
+                (row * width + i, block)
+                for i, block in enumerate(sequence.blocks)
+                if i >= len(known) or known[i] != block
+            ]
+            sequence.table_changed = False
+            self._tables[sequence] = list(sequence.blocks)
+        if news:
+            at, blocks = send(news, torch.int64, self._last_ids.device).T
+            self.decode.block_tables.view(-1).index_copy_(0, at, blocks.int())
 
-    def advance(self, seats: Tensor, ids: Tensor) -> None:
-        """Take in the sampled ids: the next step finds them, its positions and its counters here."""
-        self.last_ids.index_copy_(0, seats, ids)
-        real = (seats != self.padding).long()
-        self.positions.index_add_(0, seats, real)
-        self.parameters.counter.index_add_(0, seats, real)
+
+def first_rows(rows: DecodeRows, sampling: SamplingRows, count: int) -> tuple[DecodeRows, SamplingRows]:
+    """Views of the first `count` rows."""
+    return (
+        DecodeRows(*(tensor[:count] for tensor in _tensors(rows))),
+        SamplingRows(*(tensor[:count] for tensor in _tensors(sampling))),
+    )
 
 
 def send(values: object, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -135,5 +168,10 @@ def send(values: object, dtype: torch.dtype, device: torch.device) -> Tensor:
     return staged.to(device, non_blocking=True)
 
 
-def _signed(seed: int) -> int:
+def signed(seed: int) -> int:
+    """A 64-bit word as torch's int64 holds it."""
     return seed - 2**64 if seed >= 2**63 else seed
+
+
+def _tensors(rows: DecodeRows | SamplingRows) -> list[Tensor]:
+    return [getattr(rows, name) for name in rows.__slots__]

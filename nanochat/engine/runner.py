@@ -34,20 +34,21 @@ class ModelRunner:
         self.config = config
         self.device = device
         # The token that each seat sampled last: where the next step finds it before the host has read it.
-        self._last_ids = torch.zeros(config.max_num_seqs + 1, dtype=torch.int64, device=device)
+        self._last_ids = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=device)
         self._graphs: DecodeGraphs | None = None
         if device.type == "cuda" and not config.enforce_eager:
             from nanochat.engine.cuda_graphs import DecodeGraphs
-            from nanochat.engine.device_state import DeviceState
 
-            state = DeviceState(config.max_num_seqs, -(-max_model_len // BLOCK_SIZE), self._last_ids)
-            self._graphs = DecodeGraphs(model, kv_cache, state, config.max_num_seqs, max_model_len)
+            max_blocks = -(-max_model_len // BLOCK_SIZE)
+            self._graphs = DecodeGraphs(model, kv_cache, self._last_ids, config.max_num_seqs, max_blocks)
 
     @torch.inference_mode()
     def dispatch(self, chunks: list[Chunk]) -> PendingStep:
         """Run one step over `chunks`. Their sequences' blocks must cover every position."""
         if self._graphs is not None and all(map(_graphable, chunks)):
             return self._graphs.dispatch(chunks)
+        if self._graphs is not None:
+            self._graphs.hand_back()
         layout, positions = lay_out(chunks, self.device)
         hidden = self.model.forward(self._token_ids(chunks), positions, layout, self.kv_cache)
         last = hidden[(layout.query_start[1:] - 1).long()]

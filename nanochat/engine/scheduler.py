@@ -37,8 +37,11 @@ class Budget:
 class Scheduler:
     """Owns the queues. Sequences wait in order of (priority, arrival) and run until they finish or are preempted."""
 
-    def __init__(self, cache: KVCache, budget: Budget) -> None:
+    def __init__(self, cache: KVCache, budget: Budget, lookahead: int = 0) -> None:
         self.cache = cache
+        self.lookahead = (
+            lookahead  # positions beyond the next one that a decoding sequence's table must cover
+        )
         self.budget = budget
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -103,7 +106,9 @@ class Scheduler:
 
     def _extend(self, sequence: Sequence) -> bool:
         """Make room for one more position, preempting whoever is last in order; False if that is `sequence`."""
-        while len(sequence.blocks) * BLOCK_SIZE <= sequence.num_computed:
+        last = len(sequence.prompt) + sequence.max_tokens - 1
+        needed = min(sequence.num_computed + self.lookahead, last)
+        while len(sequence.blocks) * BLOCK_SIZE <= needed:
             block = self.cache.allocate(1)
             if block is not None:
                 sequence.blocks += block

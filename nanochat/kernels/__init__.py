@@ -5,13 +5,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from nanochat.kernels.bundle import Kernels
 
 
-def pick(device: torch.device) -> Kernels:
-    """The fastest kernels for a device."""
+def pick(device: torch.device, *, deterministic: bool = False, tuning: Path | None = None) -> Kernels:
+    """The fastest kernels for a device.
+
+    Args:
+        deterministic: a row's bits depend on nothing but its own sequence.
+        tuning: the file where measured configurations are kept; by default in the user's cache folder.
+    """
+    if device.type == "cuda":
+        import torch
+
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            from nanochat.kernels.cuda import CudaKernels
+
+            return CudaKernels(device, deterministic=deterministic, tuning=tuning or _tuning_file())
     from nanochat.kernels.reference import ReferenceKernels
 
     return ReferenceKernels(device)
+
+
+def _tuning_file() -> Path:
+    import os
+    from pathlib import Path
+
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanochat" / "kernels.json"

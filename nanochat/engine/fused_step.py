@@ -1,0 +1,80 @@
+"""A native dense decoder as the fused decode kernels take it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from nanochat.engine.models.decoder import Decoder
+from nanochat.engine.models.embedding import Embedding
+from nanochat.engine.models.layers import Mlp
+from nanochat.kernels.cuda import CudaKernels
+from nanochat.kernels.fused_decoder import DenseModel, FusedDecoder
+from nanochat.kernels.tuning import tune_gemv
+
+if TYPE_CHECKING:
+    from nanochat.engine.models import Model
+    from nanochat.engine.step import KVTensors
+    from nanochat.kernels.triton_step import DecodeRows
+
+_TUNING_SECONDS = 2.0  # for each shape, once per chip: the results are kept on disk
+
+
+class FusedStep:
+    """One decode step of up to eight rows in five kernels a layer."""
+
+    def __init__(self, model: DenseModel, kernels: CudaKernels, dtype: torch.dtype) -> None:
+        self._decoder = FusedDecoder(model, kernels)
+        self._kernels = kernels
+        self._dtype = dtype
+
+    def tune(self, rows: int) -> None:
+        """Measure what was never measured on this chip; a second start finds it on disk."""
+        kernels, measured = self._kernels, False
+        for shape in self._decoder.shapes(rows):
+            if kernels.tuning.get(shape) is None:
+                tune_gemv(
+                    shape, kernels.tuning, dtype=self._dtype, device=kernels.device, pdl=kernels.pdl,
+                    seconds=_TUNING_SECONDS,
+                )  # fmt: skip
+                measured = True
+        if measured:
+            kernels.tuning.save()
+
+    def logits(self, rows: DecodeRows, query_start: Tensor, kv_cache: KVTensors) -> Tensor:
+        """Float32 [rows, vocab_size]."""
+        return self._decoder.logits(rows, query_start, kv_cache)
+
+
+def fused_decoder(model: Model | Any) -> FusedStep | None:
+    """The fused form of a model, where it has one: dense, one rank, one scale of rope, in a 16-bit or 32-bit type."""
+    if (
+        not isinstance(model, Decoder)
+        or not isinstance(model.kernels, CudaKernels)
+        or model.reduce is not None
+    ):
+        return None
+    weights, config, kernels = model.weights, model.config, model.kernels
+    ropes = weights.ropes
+    plain = all(layer.post_attention_norm is None and isinstance(layer.mlp, Mlp) for layer in weights.layers)
+    same = len({(rope.dim, rope.attention_factor) for rope in ropes}) == 1
+    stretched = any(rope.long_frequencies() is not None for rope in ropes)
+    if kernels.deterministic or not plain or not same or stretched or config.logits_soft_cap:
+        return None
+    if not isinstance(weights.embed, Embedding):
+        return None
+    table = weights.embed.table
+    dense = DenseModel(
+        embedding=table,
+        layers=weights.layers,  # type: ignore[arg-type]
+        final_norm=weights.final_norm,
+        head=weights.head,
+        frequencies=torch.stack([rope.frequencies() for rope in ropes]).to(table.device),
+        eps=config.norm_eps,
+        activation=config.activation,
+        embedding_scale=config.embedding_scale,
+        rope_factor=ropes[0].attention_factor,
+    )
+    return FusedStep(dense, kernels, table.dtype)
