@@ -18,8 +18,9 @@ from typing import Any
 
 from nanochat.errors import DownloadError, NanochatError
 from nanochat.shape import Shape
-from nanochat.transfer.blob import XetOnly, disk_error
+from nanochat.transfer.blob import XetOnly
 from nanochat.transfer.events import CannotPause, Event, Failed, Note, Ready, Resolved, Spec, to_line
+from nanochat.transfer.part import disk_error
 from nanochat.transfer.records import Records
 from nanochat.transfer.remote import RemoteModel, open_hub
 from nanochat.transfer.repository import RemoteFile, Repository, check_repo_id, check_revision

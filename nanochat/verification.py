@@ -11,8 +11,8 @@ from typing import Any, cast
 from nanochat import starter
 from nanochat.errors import NanochatError
 from nanochat.hub import LocalModel, cache_folder
-from nanochat.transfer.blob import hash_of
 from nanochat.transfer.child import ask
+from nanochat.transfer.part import hash_of
 from nanochat.transfer.records import Records
 from nanochat.transfer.repository import COMMIT, ETAG, RemoteFile, Repository
 

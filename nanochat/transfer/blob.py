@@ -1,25 +1,22 @@
-"""Fetching one file: append to its part, resume inside it, check its hash, and only then give it its name."""
+"""Fetching one file: ask for what is missing of it, judge every answer, try again as long as that has a point."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import http.client
-import os
-import shutil
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from nanochat.errors import AccessDenied, DownloadError, NanochatError
 from nanochat.transfer.connection import Response, Session
 from nanochat.transfer.events import Policy
+from nanochat.transfer.part import Part
 from nanochat.transfer.repository import RemoteFile
 
-CHUNK = 1 << 20
+CHUNK = 1 << 19
 AGAIN = (408, 425, 429, 500, 502, 503, 504)
 GARBAGE_TRIES = 2
 """How often content with the wrong size or hash is fetched anew before it is the server's fault for good."""
@@ -53,75 +50,37 @@ class _WrongContent(_TryAgain):
     """The server sent something that is not the file; the part has been emptied."""
 
 
-def file_hash(file: RemoteFile) -> hashlib._Hash:  # pyright: ignore[reportPrivateUsage]
-    """The hash whose result is the blob's name: sha256, or git's sha1 of a blob for small files."""
-    return hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-
-
-def hash_of(path: Path, file: RemoteFile, seen: Callable[[int], None] = lambda _: None) -> str:
-    """Hash a file on disk; `seen` is called with the bytes read so far."""
-    digest, count = file_hash(file), 0
-    with path.open("rb", buffering=0) as source:
-        while piece := source.read(4 * CHUNK):
-            digest.update(piece)
-            count += len(piece)
-            seen(count)
-    return digest.hexdigest()
-
-
 @dataclass
 class BlobFetch:
-    """One file on its way from `url` into `part`. Run by one thread, under the blob's lock."""
+    """One file on its way from `url`. Run by one thread, under the blob's lock."""
 
     session: Session
     url: str
     file: RemoteFile
-    part: Path
     meter: Meter
     policy: Policy
     wait: Callable[[float], bool]
     """Sleep; True when the whole download has been given up meanwhile."""
-    _have: int = 0
-    _descriptor: int = -1
-    _digest: hashlib._Hash = field(default_factory=hashlib.sha256)  # pyright: ignore[reportPrivateUsage]
 
-    def run(self) -> None:
-        """Leave the whole, verified and synced file in `part`, or raise DownloadError (the good bytes stay)."""
-        self._descriptor = os.open(self.part, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            self._adopt()
-            self._fetch()
-            os.fsync(self._descriptor)
-        finally:
-            os.close(self._descriptor)
+    def run(self, path: Path) -> None:
+        """Leave the whole, verified and synced file at `path`, or raise DownloadError (the good bytes stay)."""
+        with Part(path, self.file) as part:
+            part.adopt(lambda present: self.meter.at(self.file, present))
+            self._fetch(part)
+            part.sync()
 
-    def _adopt(self) -> None:
-        """Take over what an earlier run left: its bytes are hashed again, the file continues after them."""
-        size = os.fstat(self._descriptor).st_size
-        self._digest = file_hash(self.file)
-        if size > self.file.size:
-            return self._empty()
-        while self._have < size:
-            piece = os.pread(self._descriptor, 4 * CHUNK, self._have)
-            if not piece:
-                break
-            self._digest.update(piece)
-            self._have += len(piece)
-            self.meter.at(self.file, max(self._have, size))
-
-    def _empty(self) -> None:
-        os.ftruncate(self._descriptor, 0)
-        self._digest, self._have = file_hash(self.file), 0
+    def _empty(self, part: Part) -> None:
+        part.empty()
         self.meter.at(self.file, 0)
 
-    def _fetch(self) -> None:
+    def _fetch(self, part: Part) -> None:
         failures, wrong = 0, 0
         while True:
-            before = self._have
+            before = part.have
             try:
-                if self._have < self.file.size:
-                    self._stream()
-                return self._check()
+                if part.have < self.file.size:
+                    self._stream(part)
+                return self._check(part)
             except _WrongContent as error:
                 wrong += 1
                 if wrong >= GARBAGE_TRIES:
@@ -131,10 +90,10 @@ class BlobFetch:
                 problem, after = error, error.after
             except _TryAgain as error:
                 problem, after = error, error.after
-            failures = 1 if self._have > before else failures + 1
+            failures = 1 if part.have > before else failures + 1
             if failures >= self.policy.tries:
                 raise DownloadError(
-                    f"{problem} ({failures} tries in a row). {self._have} of {self.file.size} bytes of "
+                    f"{problem} ({failures} tries in a row). {part.have} of {self.file.size} bytes of "
                     f"{self.file.name} are kept; pull again and it goes on there"
                 )
             self._pause(str(problem), after, failures)
@@ -148,22 +107,22 @@ class BlobFetch:
             raise DownloadError("the download was stopped")
         self.meter.note("")
 
-    def _check(self) -> None:
-        digest = self._digest.hexdigest()
+    def _check(self, part: Part) -> None:
+        digest = part.digest()
         if digest != self.file.etag:
-            self._empty()
+            self._empty(part)
             kind = "sha256" if self.file.sha256 else "git hash"
             raise _WrongContent(
                 f"{self.file.name} has {kind} {digest[:12]}… where the hub lists {self.file.etag[:12]}…"
             )
 
-    def _stream(self) -> None:
-        headers = {"Range": f"bytes={self._have}-"} if self._have else {}
+    def _stream(self, part: Part) -> None:
+        headers = {"Range": f"bytes={part.have}-"} if part.have else {}
         try:
             answer = self.session.get(self.url, headers)
             try:
-                self._accept(answer)
-                self._receive(answer)
+                self._accept(part, answer)
+                self._receive(part, answer)
             finally:
                 self.session.finish(answer)
         except NanochatError:
@@ -176,23 +135,23 @@ class BlobFetch:
         except (OSError, http.client.HTTPException) as error:
             raise _TryAgain(f"connection lost ({_plain(error)})") from error
 
-    def _accept(self, answer: Response) -> None:
+    def _accept(self, part: Part, answer: Response) -> None:
         """Decide what an answer's head means for the part."""
         if answer.status == 206:
-            return self._accept_range(answer)
+            return self._accept_range(part, answer)
         if answer.status == 200:
             length = answer.headers.get("Content-Length")
             if length is not None and int(length) != self.file.size:
                 page = "an HTML page, " if "html" in answer.headers.get("Content-Type", "") else ""
-                self._empty()
+                self._empty(part)
                 raise _WrongContent(
                     f"the server sent {page}{length} bytes for {self.file.name}, which has {self.file.size}"
                 )
-            if self._have:  # The server ignored the range: it starts over, so do we.
-                self._empty()
+            if part.have:  # The server ignored the range: it starts over, so do we.
+                self._empty(part)
             return
         if answer.status == 416:
-            self._empty()
+            self._empty(part)
             raise _WrongContent(f"the server refused to go on inside {self.file.name}")
         if answer.hop_header("X-Xet-Hash") and answer.status in (400, 403, 404):
             raise XetOnly(f"{self.file.name} is served through Xet alone")
@@ -208,56 +167,34 @@ class BlobFetch:
             raise _TryAgain(f"the storage server answered {answer.status}")
         raise DownloadError(f"the server answered {answer.status} for {self.file.name}")
 
-    def _accept_range(self, answer: Response) -> None:
+    def _accept_range(self, part: Part, answer: Response) -> None:
         given = answer.headers.get("Content-Range", "")
         span, _, total = given.removeprefix("bytes ").partition("/")
-        if span.partition("-")[0] != str(self._have) or total not in ("*", str(self.file.size)):
-            asked = self._have
-            self._empty()
+        if span.partition("-")[0] != str(part.have) or total not in ("*", str(self.file.size)):
+            asked = part.have
+            self._empty(part)
             raise _WrongContent(f"asked for {self.file.name} from byte {asked}, the server sent {given!r}")
 
-    def _receive(self, answer: Response) -> None:
-        mark, since = self._have, time.monotonic()
-        while self._have < self.file.size:
+    def _receive(self, part: Part, answer: Response) -> None:
+        mark, since = part.have, time.monotonic()
+        while part.have < self.file.size:
             piece = answer.read1(CHUNK)
             if not piece:
-                raise _TryAgain(f"the connection ended after {self._have} of {self.file.size} bytes")
-            if self._have + len(piece) > self.file.size:
+                raise _TryAgain(f"the connection ended after {part.have} of {self.file.size} bytes")
+            if part.have + len(piece) > self.file.size:
                 break
-            self._write(piece)
-            self._digest.update(piece)
-            self._have += len(piece)
-            self.meter.at(self.file, self._have, len(piece))
+            part.write(piece)
+            self.meter.at(self.file, part.have, len(piece))
             now = time.monotonic()
             if now - since > self.policy.slow_window:
-                if (self._have - mark) / (now - since) < self.policy.slowest:
-                    raise _TryAgain(f"only {self._have - mark} bytes came in {now - since:.0f} s")
-                mark, since = self._have, now
+                if (part.have - mark) / (now - since) < self.policy.slowest:
+                    raise _TryAgain(f"only {part.have - mark} bytes came in {now - since:.0f} s")
+                mark, since = part.have, now
             if self.wait(0):
                 raise DownloadError("the download was stopped")
-        if self._have < self.file.size or answer.read1(1):
-            self._empty()
+        if part.have < self.file.size or answer.read1(1):
+            self._empty(part)
             raise _WrongContent(f"the server sent more than the {self.file.size} bytes of {self.file.name}")
-
-    def _write(self, piece: bytes) -> None:
-        view, at = memoryview(piece), self._have
-        try:
-            while view:
-                count = os.pwrite(self._descriptor, view, at)
-                view, at = view[count:], at + count
-        except OSError as error:
-            raise disk_error(error, self.part, self.file.size - self._have) from error
-
-
-def disk_error(error: OSError, path: Path, needed: int) -> DownloadError:
-    """What a failed write means, with what is free and what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(path.parent).free
-        return DownloadError(
-            f"the disk is full: {free} bytes are free in {path.parent}, {needed} more are needed for this file. "
-            "What was fetched is kept; free some space and pull again"
-        )
-    return DownloadError(f"cannot write {path}: {_plain(error)}")
 
 
 def _plain(error: Exception) -> str:

@@ -14,9 +14,10 @@ from pathlib import Path
 from filelock import SoftFileLock, Timeout
 
 from nanochat.errors import DownloadError, InvalidModel
-from nanochat.transfer.blob import BlobFetch, XetOnly, hash_of
+from nanochat.transfer.blob import BlobFetch, XetOnly
 from nanochat.transfer.connection import Session
 from nanochat.transfer.events import Policy
+from nanochat.transfer.part import hash_of
 from nanochat.transfer.records import Records
 from nanochat.transfer.remote import USER_AGENT, HubClient
 from nanochat.transfer.repository import RemoteFile, Repository, check_file
@@ -105,7 +106,7 @@ class BlobStore:
 
     def _fetch(self, session: Session, file: RemoteFile, part: Path, tally: Tally) -> None:
         url = self.hub.file_url(self.repository.repo_id, self.commit, file.name)
-        BlobFetch(session, url, file, part, tally, self.policy, self.stopped.wait).run()
+        BlobFetch(session, url, file, tally, self.policy, self.stopped.wait).run(part)
 
     @contextmanager
     def locked(self, file: RemoteFile, tally: Tally) -> Generator[None]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from nanochat.errors import DownloadError, NanochatError
-from nanochat.transfer.blob import hash_of
+from nanochat.transfer.part import hash_of
 from nanochat.transfer.repository import RemoteFile
 from nanochat.transfer.store import BlobStore
 from nanochat.transfer.tally import Tally
