@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -159,9 +161,18 @@ class NanochatApp(App[None], inherit_bindings=False):
         answers = [Answer("quit", "Quit", "What has come is saved."), Answer("stay", "Stay")]
         return await self.ask(Question("Quit nanochat?", text, answers)) == "quit"
 
+    @property
+    def fault(self) -> Exception | None:
+        """What went wrong in our own code, when that ended the application."""
+        return self._exception
+
     async def action_quit(self) -> None:
         """Save everything and end."""
         await self.leave()
+
+    def _fatal_error(self) -> None:
+        """A fault of our own: `main` raises it once the terminal is as it was; nothing is dumped on the screen."""
+        self._close_messages_no_wait()
 
     # Doing -------------------------------------------------------------------------------------
 
@@ -363,8 +374,18 @@ def main(model: str | None = None) -> None:
     with held(paths.log_file):
         app = NanochatApp(desk)
         app.run()
-    if app.failure is not None:
-        raise app.failure
+    fault = app.failure or app.fault
+    if fault is not None:
+        raise fault
+    if any(thread.name == "nanochat-engine" for thread in threading.enumerate()):
+        leave_at_once()  # it is inside an import or a load, which nothing can interrupt
+
+
+def leave_at_once() -> None:
+    """End the process without waiting for threads; everything has been saved."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 run = main

@@ -67,12 +67,13 @@ class ChatModel(Protocol):
 
     def prompt(
         self, messages: Sequence[Message], *, system_prompt: str, thinking: bool | None, started: float = 0.0,
-        partial: Sequence[int] = (),
+        partial: Sequence[int] = (), begin: str = "",
     ) -> Asked:  # fmt: skip
         """What asks for the next reply to `messages`.
 
         `started` is when the chat began, for templates that write a date; `partial` are ids that the reply already
-        begins with. Raises NanochatError when the template cannot say this.
+        begins with, and `begin` a text that it shall begin with.
+        Raises NanochatError when the template cannot say this.
         """
         ...
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("nanochat.desk")
 
 CLOSE_SECONDS = 5.0
+ENGINE_SECONDS = 2.0
 GPU_SWITCH_INTERVAL = 0.0005  # a drawing screen costs a GPU engine least so (measured)
 
 
@@ -103,6 +104,7 @@ class Desk:
             self.history, self.host, busy=lambda: bool(self.chats.busy),
             titled=lambda chat_id: app.attempt(app.chats_changed(chat_id)),
         )  # fmt: skip
+        self.host.before_submit = self.idle.interrupt
         self.offers, self.sidebar = Offers(app), SidebarFlow(app)
         await self.chats.restore()
         self.opened.set()
@@ -155,7 +157,7 @@ class Desk:
             log.error("not every reply could be ended within %s s", CLOSE_SECONDS)
         for task in app.spawned:
             task.cancel()
-        await asyncio.to_thread(self.engine.close)
+        await asyncio.to_thread(self.engine.close, ENGINE_SECONDS)
         await asyncio.to_thread(self.history.close)
 
     def _handle_signals(self, app: NanochatApp) -> None:

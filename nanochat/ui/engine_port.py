@@ -42,8 +42,8 @@ class Engine(Protocol):
         """Give the memory back."""
         ...
 
-    def close(self) -> None:
-        """End the engine's thread."""
+    def close(self, timeout: float = 10.0) -> None:
+        """End the engine's thread; does not wait for longer than `timeout` seconds."""
         ...
 
     def submit(self, request: Request, on_ready: Callable[[], None] | None = None) -> Stream:

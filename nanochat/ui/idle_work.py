@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from time import monotonic
 
 from nanochat.engine.request import Request
@@ -14,11 +13,11 @@ from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.stream import Stream
 from nanochat.errors import NanochatError
 from nanochat.history import History
-from nanochat.history_records import Message, Role, TitleBy
+from nanochat.history_records import Role, TitleBy
 from nanochat.ui.chat_model import ChatModel
 from nanochat.ui.model_host import HostState, ModelHost
 from nanochat.ui.session import ChatSession
-from nanochat.ui.titles import TITLE_PARAMS, clean_title, title_request
+from nanochat.ui.titles import LEAD, TITLE_PARAMS, clean_title, title_request
 
 log = logging.getLogger("nanochat.idle_work")
 
@@ -95,12 +94,11 @@ class IdleWork:
     async def _name(self, session: ChatSession, language: ChatModel) -> None:
         if session.chat is None or session.records is None or session.chat.title_by is TitleBy.USER:
             return
-        exchange = _first_exchange(session.records.messages)
-        if not exchange:
+        first = next((each for each in session.records.messages if each.role is Role.USER), None)
+        ask = title_request(first) if first is not None else ()
+        if not ask:
             return
-        asked = await asyncio.to_thread(
-            language.prompt, title_request(exchange), system_prompt="", thinking=False
-        )
+        asked = await asyncio.to_thread(language.prompt, ask, system_prompt="", thinking=False, begin=LEAD)
         if len(asked.ids) + (TITLE_PARAMS.max_tokens or 0) >= self._host.context:
             return
         params = replace(TITLE_PARAMS, skip_special_tokens=asked.skip_special_tokens)
@@ -126,11 +124,3 @@ class IdleWork:
         finally:
             self._stream = None
         return None if output.finish_reason == "abort" else output.text
-
-
-def _first_exchange(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The first question and its answer."""
-    for question, answer in pairwise(messages):
-        if question.role is Role.USER and answer.role is Role.ASSISTANT and answer.content.strip():
-            return question, answer
-    return ()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import cached_property
 from typing import Any
 
 from nanochat import prompt
@@ -49,13 +48,18 @@ class Language:
 
     def __init__(self, model: LocalModel, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self._model, self._tokenizer, self._template = model, tokenizer, template
+        self._defaults: Mapping[str, Any] = {}
 
     @classmethod
     def read(cls, model: LocalModel) -> Language:
         """Read the tokenizer and the template. Raises InvalidModel, InvalidTemplate, UnsupportedModel."""
+        from nanochat.engine.models.config import (
+            ModelConfig,
+        )  # imports torch: in a worker, after the first frame
+
         tokenizer = Tokenizer.from_folder(model.path)
         language = cls(model, tokenizer, ChatTemplate.from_folder(model.path, tokenizer))
-        _ = language.defaults  # here, in a worker: reading it imports torch
+        language._defaults = ModelConfig.from_folder(model.path).generation_defaults
         return language
 
     @property
@@ -63,12 +67,10 @@ class Language:
         """How chats refer to the model."""
         return reference(self._model)
 
-    @cached_property
+    @property
     def defaults(self) -> Mapping[str, Any]:
         """The model's own sampling values."""
-        from nanochat.engine.models.config import ModelConfig
-
-        return ModelConfig.from_folder(self._model.path).generation_defaults
+        return self._defaults
 
     @property
     def can_think(self) -> bool:
@@ -81,13 +83,14 @@ class Language:
 
     def prompt(
         self, messages: Sequence[Message], *, system_prompt: str, thinking: bool | None, started: float = 0.0,
-        partial: Sequence[int] = (),
+        partial: Sequence[int] = (), begin: str = "",
     ) -> Asked:  # fmt: skip
         """What asks for the next reply."""
         rendered = self._template.render(self._turns(messages, system_prompt), _options(thinking, started))
         begun = list(partial)
         while begun and begun[-1] in self._tokenizer.special_ids:  # its own end: go on before it
             begun.pop()
+        begun += self._tokenizer.encode(begin, special=False)
         text = self._tokenizer.decode(begun, skip_special_tokens=self._template.skips_special)
         reader = Reader(self._template.splitter(rendered), text)
         return Asked((*rendered.ids, *begun), reader, self._template.skips_special)

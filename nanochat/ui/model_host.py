@@ -67,6 +67,7 @@ class ModelHost:
         self.context = 0
         self.error = ""
         self.last_used = time.monotonic()
+        self.before_submit: Callable[[], None] = lambda: None
         self._configure, self._find, self._read = configure, find, read
         self._may_unload, self._on_change = may_unload, on_change
         self._model: LocalModel | None = None
@@ -112,8 +113,10 @@ class ModelHost:
             await self._chosen.wait()
             model = self._model
         same = self._model is not None and model.path == self._model.path
-        if same and self._loading is not None and self.engine.stats().state != "dead":
-            return self._loading
+        if same and self._loading is not None:
+            died_since = self._loading.done() and self.engine.stats().state == "dead"
+            if not died_since:
+                return self._loading
         other = not same and self.state in (HostState.READY, HostState.LOADING)
         if other and not await self._may_unload(model.name):
             kept = self._model.name if self._model else "the other model"
@@ -131,7 +134,8 @@ class ModelHost:
         self._set(HostState.NONE)
 
     def submit(self, request: Request, on_ready: Callable[[], None]) -> Stream:
-        """Queue a request."""
+        """Queue a request that somebody waits for."""
+        self.before_submit()
         self.last_used = time.monotonic()
         return self.engine.submit(request, on_ready)
 

@@ -56,11 +56,12 @@ class Offers:
     def refresh(self) -> None:
         """Show what there is to show now."""
         view, host = self._app.chat_screen.query_one(Welcome), self._app.host
-        if host.model is not None:
+        if host.model is not None and host.state is not HostState.FAILED:
             view.offer(self._about_the_model(), (), _HINTS)
             view.progress("", host.progress[0] if host.state is HostState.LOADING else None)
         elif self._looked:
-            view.offer(self._fault or (_CHOOSE if self._installed else _FIRST_RUN), self._offers(), _HINTS)
+            fault = self._fault or (self._about_the_model() if host.state is HostState.FAILED else "")
+            view.offer(fault or (_CHOOSE if self._installed else _FIRST_RUN), self._offers(), _HINTS)
             view.progress(*self._progress())
 
     def take(self, offer: str) -> None:

@@ -44,7 +44,6 @@ async def _message(app: NanochatApp, session: ChatSession, draft: Draft) -> None
     if session.busy:
         raise UsageError("a reply is on its way in this chat: wait for it, or stop it with Esc")
     full, files = await asyncio.to_thread(attach, draft.full, app.folder)
-    app.idle.interrupt()
     app.chat_screen.transcript.follow()
     if session.editing:
         message, session.editing = session.editing, ""

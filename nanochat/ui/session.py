@@ -236,21 +236,26 @@ class ChatSession:
         record: Message | None = None
         try:
             record = await reply.run()
+            await self._settle(reply, record)
+        except NanochatError as error:
+            self._services.notify(f"The chat could not be read again: {error}")
         finally:
             self.reply = None
-            if record is not None:
-                self.failed = record.status is Status.FAILED and not self.visible
-                self.unseen = not self.visible and not self.failed
-                self.conversation.rename(reply.running.id, record.id)
-                self.conversation.update(view(record))
-            elif reply.running.id in self.conversation:
-                self.conversation.change(
-                    reply.running.id, status="failed", error="not saved: the disk does not take it"
-                )
-            if self._taken_back is not None and record is not None:
-                await self._take_back(record, *self._taken_back)
-            await self.load()
-            self._services.ended(self, record)
+        self._services.ended(self, record)
+
+    async def _settle(self, reply: Reply, record: Message | None) -> None:
+        """The reply has ended: show its message in the place of what streamed."""
+        if record is None:
+            fault = "not saved: the disk does not take it"
+            self.conversation.change(reply.running.id, status="failed", error=fault)
+            return
+        self.failed = record.status is Status.FAILED and not self.visible
+        self.unseen = not self.visible and not self.failed
+        self.conversation.rename(reply.running.id, record.id)
+        self.conversation.update(view(record))
+        if self._taken_back is not None:
+            await self._take_back(record, *self._taken_back)
+        await self.load()
 
     async def _take_back(self, record: Message, sent: str, choice: Choice | None) -> None:
         """Undo what did not fit: hide the empty reply, and the message with it when it was just sent."""

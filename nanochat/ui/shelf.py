@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nanochat import hub, starter
-from nanochat.errors import ModelError, ModelNotFound
+from nanochat.errors import ModelNotFound
 from nanochat.hub import LocalModel
 from nanochat.settings import Paths, Settings
 from nanochat.starter import StarterProgress
@@ -38,10 +38,7 @@ class Shelf:
         if wanted:
             return self.find(wanted)
         if self._settings.default_model:
-            try:
-                return self.find(self._settings.default_model)
-            except ModelError:
-                return None  # the first-run view says so
+            return self.find(self._settings.default_model)
         if self.has_starter:
             return self.find(hub.STARTER)
         installed = self.installed()

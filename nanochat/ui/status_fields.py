@@ -43,20 +43,21 @@ class ChatFigures:
 
 def fields(chat: ChatFigures, engine: EngineStats, device: Reading) -> list[Field]:
     """All fields, in their order on the bar."""
+    model = engine.model or "no model"
     return [
-        Field("state", chat.state, 12, 0, _state_tone(chat, engine)),
-        Field("model", engine.model or "no model", 22, 2),
-        Field("prefill", _prefill(chat, engine), 22, 5),
-        Field("decode", _decode(chat), 14, 3),
-        Field("spark", figures.sparkline(chat.decode_history, 8), 8, 9),
-        Field("ttft", "TTFT –" if chat.ttft is None else f"TTFT {chat.ttft:.2f} s", 11, 6),
-        Field("reused", _reused(chat), 18, 4),
-        Field("context", _context(chat), 20, 1, _context_tone(chat)),
-        Field("kv", _kv(engine), 24, 8),
-        Field("queue", f"queue {engine.waiting}", 8, 10),
-        Field("memory", _memory(device), 19, 7),
-        Field("power", "" if device.power is None else f"{device.power:.0f} W", 5, 11),
-        Field("note", chat.note, 18, 12 if not chat.note else 5),
+        Field("state", chat.state, 11, 0, _state_tone(chat, engine)),
+        Field("model", model, min(max(len(model), 8), 24), 2),
+        Field("prefill", _prefill(chat, engine), 24, 5),
+        Field("decode", _decode(chat), 11, 3),
+        Field("spark", figures.sparkline(chat.decode_history, 8), 8, 10),
+        Field("ttft", "TTFT –" if chat.ttft is None else f"TTFT {chat.ttft:.2f} s", 11, 7),
+        Field("reused", _reused(chat), 17, 4),
+        Field("context", _context(chat), 19, 1, _context_tone(chat)),
+        Field("kv", _kv(engine), 22, 8),
+        Field("queue", f"queue {engine.waiting}", 8, 11),
+        Field("memory", _memory(device), 16, 6),
+        Field("power", "" if device.power is None else f"{device.power:.0f} W", 5, 12),
+        Field("note", chat.note, 18, 9),
     ]
 
 

@@ -82,7 +82,7 @@ class FakeEngine:
             if not stream.finished:
                 self.finish(stream, FinishReason.ABORT)
 
-    def close(self) -> None:
+    def close(self, timeout: float = 10.0) -> None:
         self.unload()
         self.closed = True
         self.gate.set()
@@ -201,7 +201,7 @@ class FakeLanguage:
 
     def prompt(
         self, messages: Sequence[Message], *, system_prompt: str, thinking: bool | None, started: float = 0.0,
-        partial: Sequence[int] = (),
+        partial: Sequence[int] = (), begin: str = "",
     ) -> Asked:  # fmt: skip
         total = self.count(system_prompt) + sum(self.count(message.content) + 4 for message in messages)
         assert not messages or messages[-1].role is not Role.ASSISTANT
