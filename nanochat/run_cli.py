@@ -6,6 +6,7 @@ import json
 import secrets
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from nanochat.writer import Writer
 
 INTERRUPTED = 130
+# A model that has lost the thread never stops. What nobody watches must end all the same; the starter model is
+# small enough to lose it often.
+_LONGEST_REPLY = 16_384
+_LONGEST_STARTER_REPLY = 512
 _DTYPES = click.Choice(["auto", "bfloat16", "float16", "float32"])
 
 
@@ -43,7 +48,9 @@ _DTYPES = click.Choice(["auto", "bfloat16", "float16", "float32"])
 @click.option(
     "--frequency-penalty", type=float, default=0.0, help="Above 0: the more often, the less likely."
 )
-@click.option("--max-tokens", type=int, help="The longest reply; by default as far as the context goes.")
+@click.option(
+    "--max-tokens", type=int, help="The longest reply; by default 16384, and 512 for the starter model."
+)
 @click.option("--seed", type=int, help="The same seed gives the same reply.")
 @click.option(
     "--stop", multiple=True, metavar="TEXT", help="End the reply before this text; may be repeated."
@@ -71,6 +78,10 @@ def run(prompt: str | None, model: str | None, as_json: bool, thinking: bool | N
     if text is None and as_json:
         raise UsageError("--json needs a PROMPT or text on standard input")
     local = _find_model(model, settings)
+    if params.max_tokens is None:
+        params = replace(
+            params, max_tokens=_LONGEST_STARTER_REPLY if local.source == "starter" else _LONGEST_REPLY
+        )
     from nanochat.answering import Answerer
     from nanochat.plain_chat import PlainChat
     from nanochat.writer import Writer
@@ -89,7 +100,7 @@ def run(prompt: str | None, model: str | None, as_json: bool, thinking: bool | N
         writer.end()
         if as_json:
             click.echo(json.dumps(_as_json(reply, writer, local, params), ensure_ascii=False))
-        _print_figures(reply, suggestion.line())
+        _print_figures(reply, options["max_tokens"] is None, suggestion.line())
     if reply.finish_reason is FinishReason.ABORT:
         sys.exit(INTERRUPTED)
 
@@ -157,8 +168,15 @@ def _find_model(name: str | None, settings: Settings) -> LocalModel:
         line.erase()
 
 
-def _print_figures(reply: CompletionOutput, tip: str | None) -> None:
+def _print_figures(reply: CompletionOutput, by_default: bool, tip: str | None) -> None:
+    """The line of figures; a word when a limit that the user did not set has cut the reply; the tip."""
     print(reply.metrics.line(), file=sys.stderr)
+    if by_default and reply.finish_reason is FinishReason.LENGTH:
+        count = reply.metrics.output_tokens
+        print(
+            f"nanochat: cut after {count:,} tokens; --max-tokens allows more, if the context has room",
+            file=sys.stderr,
+        )
     if tip is not None:
         print(f"nanochat: {tip}", file=sys.stderr)
 
