@@ -203,9 +203,15 @@ def _proxy_credentials(parts: SplitResult) -> dict[str, str]:
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """This machine's certificates, and the bundled ones where it has none of its own (python.org on macOS)."""
-    context = ssl.create_default_context(cafile=os.environ.get("REQUESTS_CA_BUNDLE") or None)
-    if not any(os.environ.get(name) for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")):
+    """Trust what this machine trusts (SSL_CERT_FILE and SSL_CERT_DIR included), and what REQUESTS_CA_BUNDLE adds.
+
+    Where none of them is set the bundled certificates are trusted too: Python on macOS may have no others.
+    """
+    context = ssl.create_default_context()
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE")
+    if bundle:
+        context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
+    elif not (os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
         import certifi
 
         context.load_verify_locations(certifi.where())
