@@ -12,12 +12,19 @@ if TYPE_CHECKING:
     from nanochat.kernels.bundle import Kernels
 
 
-def pick(device: torch.device, *, deterministic: bool = False, tuning: Path | None = None) -> Kernels:
+def pick(
+    device: torch.device,
+    *,
+    deterministic: bool = False,
+    tuning: Path | None = None,
+    int8_weights: bool = False,
+) -> Kernels:
     """The fastest kernels for a device.
 
     Args:
         deterministic: a row's bits depend on nothing but its own sequence.
         tuning: the file where measured configurations are kept; by default in the user's cache folder.
+        int8_weights: on a CPU, matrices are quantized to 8 bits.
     """
     if device.type == "cuda":
         import torch
@@ -28,7 +35,7 @@ def pick(device: torch.device, *, deterministic: bool = False, tuning: Path | No
             return CudaKernels(device, deterministic=deterministic, tuning=tuning or _tuning_file())
     from nanochat.kernels.reference import ReferenceKernels
 
-    return ReferenceKernels(device)
+    return ReferenceKernels(device, int8_weights=int8_weights)
 
 
 def _tuning_file() -> Path:

@@ -8,21 +8,32 @@ from torch import Tensor
 
 from nanochat.kernels.bundle import AttentionSpec, Reduce
 from nanochat.kernels.layout import AttentionLayout
-from nanochat.kernels.packed import PackedLinear, can_pack
+from nanochat.kernels.packed import Int8Linear, PackedLinear, can_pack
 from nanochat.kernels.paged_attention import PagedPlan, attend, write_kv
 from nanochat.kernels.routing import run_experts
 
-Weight = PackedLinear | tuple[Tensor, Tensor | None]
+Weight = PackedLinear | Int8Linear | tuple[Tensor, Tensor | None]
 
 
 class ReferenceKernels:
-    """See `Kernels`. Correct on every device; made to be fast on the CPU, where fewer and larger calls count."""
+    """See `Kernels`. Correct on every device; made to be fast on the CPU, where fewer and larger calls count.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        int8_weights: on a CPU, matrices that are packed are quantized to 8 bits.
+    """
+
+    def __init__(self, device: torch.device, *, int8_weights: bool = False) -> None:
         self.device = device
+        self.int8_weights = int8_weights
 
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Weight:
         """See `Kernels`."""
+        if (
+            self.int8_weights
+            and weight.device.type == "cpu"
+            and weight.dtype in (torch.bfloat16, torch.float16)
+        ):
+            return Int8Linear(weight, bias)
         return PackedLinear(weight, bias) if can_pack(weight) else (weight, bias)
 
     def plan(self, layout: AttentionLayout) -> PagedPlan:
@@ -48,7 +59,7 @@ class ReferenceKernels:
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         """See `Kernels`."""
-        return weight(x) if isinstance(weight, PackedLinear) else F.linear(x, *weight)
+        return F.linear(x, *weight) if isinstance(weight, tuple) else weight(x)
 
     def gated(self, x: Tensor, weight: Weight, activation: str) -> Tensor:
         """See `Kernels`."""

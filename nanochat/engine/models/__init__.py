@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nanochat.engine.models.config import ModelConfig
 from nanochat.errors import UnsupportedModel
+from nanochat.kernels import pick
 from nanochat.kernels.bundle import Reduce
 from nanochat.kernels.layout import AttentionLayout
 
@@ -47,6 +48,7 @@ def load_model(
     progress: Callable[[int, int], None] | None = None,
     reduce: Reduce | None = None,
     drawn: bool = False,
+    int8_weights: bool = False,
 ) -> Model:
     """Read a model's weights onto a device.
 
@@ -54,6 +56,7 @@ def load_model(
         rank, world_size: which share of a tensor-parallel model this is, and of how many.
         progress: called with (bytes read, bytes in all).
         reduce: sums a tensor over all ranks; needed when there is more than one.
+        int8_weights: a native model on a CPU keeps its matrices in 8 bits: half the memory and up to twice as fast.
         drawn: draw random weights instead of reading any; for models that our own decoder runs.
 
     Raises:
@@ -63,7 +66,8 @@ def load_model(
     if config.native:
         from nanochat.engine.models.loading import load_decoder
 
-        return load_decoder(folder, config, dtype, device, rank, world_size, progress, reduce, drawn)
+        kernels = pick(device, int8_weights=int8_weights)
+        return load_decoder(folder, config, kernels, dtype, device, rank, world_size, progress, reduce, drawn)
     if drawn:
         raise UnsupportedModel(
             f"random weights are drawn only for models of our own decoder, not {config.architecture}"

@@ -16,7 +16,6 @@ from nanochat.engine.models.embedding import Embedding, RowsOnDisk
 from nanochat.engine.models.layers import LayerReader, Piece
 from nanochat.engine.weights import TORCH_DTYPES, Checkpoint
 from nanochat.errors import InvalidModel
-from nanochat.kernels import pick
 from nanochat.kernels.bundle import Kernels, Reduce
 
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
@@ -32,6 +31,7 @@ _OTHER_PARTS = (
 def load_decoder(
     folder: Path,
     config: ModelConfig,
+    kernels: Kernels,
     dtype: torch.dtype,
     device: torch.device,
     rank: int,
@@ -42,7 +42,6 @@ def load_decoder(
 ) -> Decoder:
     """See `load_model`."""
     assert ranks == 1 or reduce is not None
-    kernels = pick(device)
     with DrawnWeights(folder, config, device, dtype) if drawn else Checkpoint(folder) as checkpoint:
         checkpoint.progress = progress
         reader = LayerReader(checkpoint, config, kernels, dtype, device, rank, ranks)
@@ -64,7 +63,7 @@ def _embedding_and_head(
         stored = next((head for head in _HEADS if head in checkpoint), _HEADS[0])
         return Embedding(table), kernels.pack(reader.stacked([Piece(stored, shape)]))
     head = kernels.pack(table)
-    if isinstance(head, tuple) or isinstance(checkpoint, DrawnWeights):
+    if reader.device.type != "cpu" or isinstance(head, tuple) or isinstance(checkpoint, DrawnWeights):
         return Embedding(table), head
     entry = checkpoint.entry(name, shape)
     return RowsOnDisk(
