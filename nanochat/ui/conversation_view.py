@@ -44,7 +44,7 @@ class ConversationView:
         self.conversation = conversation
         self.following = True
         self.place: Place | None = None  # the first row on screen, when not following
-        self.seen = 0  # rows above this one have been on screen, or were there when the reader left the end
+        self.unseen = 0  # rows that have come since the reader left the end, and were not on screen
         self.cursor: BlockCursor | None = None
         self._folded: bool | None = None  # what the reader last wanted for all messages
         self._renderer = renderer

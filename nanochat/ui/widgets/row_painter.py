@@ -91,4 +91,5 @@ def selected(strip: Strip, begin: int, end: int, style: Style) -> Strip:
     if begin == end:
         return strip
     start, stop = cell_len(text[:begin]), cell_len(text[:end])
-    return Strip.join([strip.crop(0, start), strip.crop(start, stop).apply_style(style), strip.crop(stop)])
+    marked = Strip(Segment.apply_style(strip.crop(start, stop), post_style=style), stop - start)
+    return Strip.join([strip.crop(0, start), marked, strip.crop(stop)])

@@ -56,6 +56,7 @@ class TranscriptView(ScrollView):
         self._dirty: set[str | None] = set()
         self._moving = False  # the scroll position is being set by us, not by the reader
         self._busy = False  # idle work is under way
+        self._laid_out = 0  # the width that the rows were counted at
         self._thumb = (0, 0, 0)  # rows, and the thumb's size and place in eighths of one
         self._around = 0  # rows above and below the screen that are drawn, too
         self._origin = ORIGIN
@@ -76,7 +77,8 @@ class TranscriptView(ScrollView):
             self._view = self._views.setdefault(conversation, ConversationView(conversation, self._renderer))
             conversation.on_change = self._on_change
         self._dirty = {None}
-        self.screen.clear_selection()
+        if self.is_attached:
+            self.screen.clear_selection()
         self._flush()
         self.post_message(self.FollowChanged(self.following))
 
@@ -88,7 +90,7 @@ class TranscriptView(ScrollView):
     @property
     def new_lines(self) -> int:
         """Rows that have come since the reader left the end, and were not on screen yet."""
-        return 0 if self._view is None or self.following else max(0, self._view.height - self._view.seen)
+        return 0 if self._view is None else self._view.unseen
 
     def follow(self) -> None:
         """Go to the end and stay there."""
@@ -108,15 +110,17 @@ class TranscriptView(ScrollView):
             self._set_height(0 if view is None else view.height)
             self.refresh()
             return
+        height, known = view.height, self._laid_out == width
+        ids: list[str] | None = None
         if None in dirty:
             view.reconcile(width)
-            self._place()
-            return
-        ids = [
-            message_id for message_id in dirty if message_id is not None and message_id in view.conversation
-        ]
-        for message_id in ids:
-            view.refresh(message_id)
+        else:
+            ids = [name for name in dirty if name is not None and name in view.conversation]
+            for message_id in ids:
+                view.refresh(message_id)
+        if not view.following and known:
+            view.unseen = max(0, view.unseen + view.height - height)
+        self._laid_out = width
         self._place(ids)
 
     def _place(self, changed: Sequence[str] | None = None) -> None:
@@ -129,26 +133,22 @@ class TranscriptView(ScrollView):
         else:
             top = view.find(view.place) if view.place else 0
             top = view.settle(min(top, max(0, view.height - rows)), rows)
+        end = max(view.height, self.virtual_size.height)  # rows that are gone are painted over
         self._set_height(view.height)
         moved = self._move_to(top)
         if changed is None:
             self.refresh()
         elif not moved:
-            self._repaint(
-                min([view.take_changed(message_id) for message_id in changed], default=view.height),
-                view.height,
-            )
+            first = min([view.take_changed(message_id) for message_id in changed], default=end)
+            self._repaint(first, end)
             if not view.following:
                 self.refresh(Region(0, rows - 1, self.size.width, 1))  # the badge
         self._start_idle_work()
 
     def _repaint(self, first: int, end: int) -> None:
-        """Paint rows `first` to `end` (exclusive) anew, as far as they are on screen, and what is after the end."""
+        """Paint rows `first` to `end` (exclusive) anew, as far as they are on screen."""
         top, rows = round(self.scroll_y), self._room[1]
-        first, end = (
-            max(0, first - top),
-            rows if self._view and end >= self._view.height else min(rows, end - top),
-        )
+        first, end = max(0, first - top), min(rows, end - top)
         if first < end:
             self.refresh(Region(0, first, self.size.width, end - first))
 
@@ -190,9 +190,7 @@ class TranscriptView(ScrollView):
         view = self._view
         if view is not None:
             view.place = view.locate(top)
-            view.seen = max(view.seen, min(view.height, top + self._room[1]))
-            if view.following:
-                view.seen = view.height
+            view.unseen = 0 if view.following else min(view.unseen, max(0, view.height - top - self._room[1]))
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         """The view has moved; by the reader, unless we are moving it."""
@@ -203,7 +201,8 @@ class TranscriptView(ScrollView):
         if self._moving or view is None:
             return
         if new_value < old_value:
-            self._set_following(False)
+            if new_value < self.max_scroll_y:  # else the rows became fewer, or the screen higher
+                self._set_following(False)
         elif self.max_scroll_y - new_value <= NEAR_END:
             self._set_following(True)
             self._place()
@@ -245,7 +244,6 @@ class TranscriptView(ScrollView):
         if view is None or view.following == following:
             return
         view.following = following
-        view.seen = view.height
         self.post_message(self.FollowChanged(following))
         self.refresh()
 
@@ -317,8 +315,7 @@ class TranscriptView(ScrollView):
         if selection is not None and (span := selection.get_span(index + self._origin)) is not None:
             begin = max(span[0], GUTTER + row.prefix)
             end = span[1] if span[1] >= 0 else GUTTER + len(row.text)
-            style = self.screen.get_component_rich_style("screen--selection", partial=True)
-            strip = selected(strip, begin, end, style)
+            strip = selected(strip, begin, end, self.selection_style)
         strip = strip.apply_offsets(0, index + self._origin)
         if y == rows - 1 and self.new_lines:
             strip = self._with_badge(strip, width)
