@@ -16,6 +16,7 @@ from nanochat.hub import LocalModel
 from nanochat.settings import Paths, Settings
 from nanochat.ui.app import NanochatApp
 from nanochat.ui.desk import Desk
+from nanochat.ui.widgets.prompt_box import PromptBox
 
 SECONDS = 10.0
 
@@ -58,7 +59,12 @@ class Stage:
         await self.pilot.press(*keys)
 
     async def type(self, text: str) -> None:
-        names = {" ": "space", "\n": "ctrl+j", "/": "slash", "@": "at", ".": "full_stop"}
+        """Write into what has the focus: at once in the prompt, key by key elsewhere."""
+        if isinstance(self.app.focused, PromptBox):
+            self.app.focused.insert(text)
+            await self.pilot.pause()
+            return
+        names = {" ": "space", "/": "slash", "@": "at", ".": "full_stop"}
         await self.pilot.press(*(names.get(char, char) for char in text))
 
     async def send(self, text: str) -> None:

@@ -25,8 +25,7 @@ def sidebar(app: NanochatApp, _: str) -> None:
 
 def search(app: NanochatApp, query: str) -> None:
     """Search every message of every chat."""
-    app.chat_screen.toggle_sidebar(shown=True)
-    app.chat_screen.sidebar.search_for(query)
+    app.chat_screen.search_sidebar(query)
 
 
 async def rename(app: NanochatApp, title: str) -> None:

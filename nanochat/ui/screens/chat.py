@@ -167,6 +167,11 @@ class ChatScreen(Screen[None]):
         """Show the sidebar and go there; hide it when the user is in it."""
         self._toggle(self.sidebar, shown, self.nanochat.desk.sidebar.refresh, self.sidebar.action_to_list)
 
+    def search_sidebar(self, query: str) -> None:
+        """Show the sidebar and search."""
+        refresh = self.nanochat.desk.sidebar.refresh
+        self._toggle(self.sidebar, True, refresh, lambda: self.sidebar.search_for(query))
+
     def toggle_panel(self, shown: bool | None = None) -> None:
         """Show the side panel and go there; hide it when the user is in it."""
         self._toggle(

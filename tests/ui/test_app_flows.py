@@ -1,0 +1,403 @@
+"""The whole application on a stage: what a user does, with the real history and a scripted engine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from fake_engine import MODEL, OTHER, FakeEngine
+from stage import on_stage
+from textual import events
+
+from nanochat.errors import EngineDead, Offline
+from nanochat.settings import Settings
+from nanochat.ui.screens.question import Question, TextQuestion
+from nanochat.ui.services import TabState
+from nanochat.ui.widgets.completions import Completions
+from nanochat.ui.widgets.sidebar import ChatList
+from nanochat.ui.widgets.welcome import Welcome
+
+
+async def test_two_turns_and_the_figures_under_the_reply(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("hello you")
+        await stage.ask("again")
+        assert stage.texts() == ["hello you", "Hello there.", "again", "Hello there."]
+        footer = stage.app.chats.active.conversation.messages[-1].footer
+        assert re.fullmatch(r"100 tok/s · 3 tok · TTFT \d\.\d\d s · reused \d+ %", footer)
+
+
+async def test_a_message_sent_before_the_model_is_there_waits_and_goes(tmp_path: Path) -> None:
+    async with on_stage(tmp_path, FakeEngine(load_at_once=False)) as stage:
+        await stage.send("early")
+        assert stage.statuses() == ["done", "queued"]
+        await stage.until(lambda: "waits for" in stage.app.chats.active.conversation.messages[-1].footer)
+        stage.engine.finish_load()
+        await stage.settle()
+        assert stage.texts() == ["early", "Hello there."]
+
+
+async def test_typed_before_the_chats_are_there_is_not_lost(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.type("a draft")
+        await stage.press("ctrl+t")
+        await stage.press("ctrl+pageup")
+        assert stage.app.chat_screen.prompt.text == "a draft"
+
+
+async def test_two_tabs_stream_at_once_and_the_hidden_one_is_whole_when_shown(tmp_path: Path) -> None:
+    engine = FakeEngine(manual=True)
+    async with on_stage(tmp_path, engine) as stage:
+        await stage.send("first")
+        await stage.until(lambda: len(engine.requests) == 1)
+        await stage.press("ctrl+t")
+        await stage.send("second")
+        await stage.until(lambda: len(engine.requests) == 2)
+        one, two = (engine.streams[request.request_id] for request in engine.requests)
+        engine.emit(one, "from ", "one")
+        engine.emit(two, "from ", "two")
+        await stage.until(lambda: stage.texts()[-1] == "from two")
+        assert [session.state for session in stage.app.chats] == [TabState.STREAMING, TabState.STREAMING]
+        engine.finish(one)
+        await stage.until(lambda: stage.app.chats.busy == [stage.app.chats.active])
+        assert [session.state for session in stage.app.chats] == [TabState.UNSEEN, TabState.STREAMING]
+        await stage.press("alt+1")
+        assert stage.texts() == ["first", "from one"]
+        assert stage.app.chats.active.state is TabState.IDLE
+        engine.finish(two)
+        await stage.settle()
+
+
+async def test_esc_stops_and_keeps_the_text(tmp_path: Path) -> None:
+    engine = FakeEngine(manual=True)
+    async with on_stage(tmp_path, engine) as stage:
+        await stage.send("count")
+        await stage.until(lambda: engine.requests)
+        engine.emit(engine.last, "one ", "two ")
+        await stage.until(lambda: stage.texts()[-1] == "one two ")
+        await stage.press("escape")
+        await stage.settle()
+        assert engine.cancelled == [engine.requests[0].request_id]
+        assert (stage.texts()[-1], stage.statuses()[-1]) == ("one two ", "stopped")
+
+
+async def test_closing_a_tab_stops_and_saves_and_reopen_brings_it_back(tmp_path: Path) -> None:
+    engine = FakeEngine(manual=True)
+    async with on_stage(tmp_path, engine) as stage:
+        await stage.send("count")
+        await stage.until(lambda: engine.requests)
+        engine.emit(engine.last, "one ", "two ")
+        await stage.press("ctrl+w")
+        await stage.until(lambda: stage.app.chats.active.chat is None)
+        await stage.type("/reopen")
+        await stage.press("enter")
+        await stage.until(lambda: stage.texts() == ["count", "one two "])
+        assert stage.statuses()[-1] == "stopped"
+
+
+async def test_tabs_and_drafts_come_back_at_the_next_start(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("first chat")
+        await stage.press("ctrl+t")
+        await stage.ask("second chat")
+        await stage.type("an unsent thought")
+        await stage.press("ctrl+t")
+        await stage.type("only a draft")
+    async with on_stage(tmp_path) as stage:
+        assert len(stage.app.chats) == 3
+        assert stage.app.chat_screen.prompt.text == "only a draft"
+        await stage.press("alt+2")
+        await stage.until(lambda: stage.texts() == ["second chat", "Hello there."])
+        assert stage.app.chat_screen.prompt.text == "an unsent thought"
+        await stage.press("alt+1")
+        await stage.until(lambda: stage.texts() == ["first chat", "Hello there."])
+
+
+async def test_alt_up_selects_and_e_edits_as_a_new_version(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("a joke")
+        await stage.press("alt+up", "alt+up")
+        await stage.press("e")
+        assert stage.app.chat_screen.prompt.text == "a joke"
+        await stage.type(" please")
+        await stage.press("enter")
+        await stage.until(lambda: stage.texts() == ["a joke please", "Hello there."])
+        await stage.settle()
+        assert stage.app.chats.active.conversation.messages[0].variants == 2
+
+
+async def test_esc_leaves_an_edit_without_changing_anything(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("a joke")
+        await stage.type("/edit")
+        await stage.press("enter")
+        await stage.until(lambda: stage.app.chats.active.editing)
+        await stage.press("escape")
+        assert (stage.app.chat_screen.prompt.text, stage.app.chats.active.editing) == ("", "")
+        assert stage.texts() == ["a joke", "Hello there."]
+
+
+async def test_a_fork_opens_in_a_tab_of_its_own(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("one")
+        await stage.ask("two")
+        await stage.press("alt+up", "alt+up", "alt+up", "f")
+        await stage.until(lambda: len(stage.app.chats) == 2)
+        await stage.until(lambda: stage.texts() == ["one", "Hello there."])
+        await stage.press("alt+1")
+        assert len(stage.texts()) == 4
+
+
+async def test_a_deleted_chat_comes_back_with_undo(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("keep me")
+        await stage.type("/delete")
+        await stage.press("enter")
+        await stage.until(lambda: not stage.app.history.chats.list())
+        await stage.type("/undo")
+        await stage.press("enter")
+        await stage.until(lambda: stage.texts() == ["keep me", "Hello there."])
+        assert len(stage.app.history.chats.list()) == 1
+
+
+async def test_the_sidebar_finds_a_word_of_an_old_chat_and_opens_it(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("about the marmalade")
+        await stage.press("ctrl+t")
+        await stage.ask("something else")
+        await stage.press("ctrl+f")
+        await stage.until(lambda: stage.app.focused and stage.app.focused.id == "sidebar-search")
+        await stage.type("marmal")
+        chats = stage.app.chat_screen.query_one(ChatList)
+        await stage.until(lambda: any("marmalade" in str(option.prompt) for option in chats.options))
+        await stage.press("enter", "enter")
+        await stage.until(lambda: stage.texts() == ["about the marmalade", "Hello there."])
+
+
+async def test_rename_asks_and_the_tab_shows_the_title(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("hello you")
+        await stage.type("/rename")
+        await stage.press("enter")
+        await stage.until(lambda: isinstance(stage.app.screen, TextQuestion))
+        await stage.press(*["backspace"] * 9)
+        await stage.type("greetings")
+        await stage.press("enter")
+        await stage.until(lambda: stage.app.chats.active.title == "greetings")
+
+
+async def test_a_chat_gets_its_title_from_the_model_in_idle_time(tmp_path: Path) -> None:
+    engine = FakeEngine(script=lambda request: ("On ", "saying ", "hello") if request.priority > 100 else ("Hi",))
+    async with on_stage(tmp_path, engine) as stage:
+        await stage.ask("say hello to me")
+        await stage.until(lambda: stage.app.chats.active.title == "On saying hello")
+        assert engine.requests[-1].priority > engine.requests[0].priority
+
+
+async def test_after_a_reply_the_next_turns_beginning_is_read_in_idle_time(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    async with on_stage(tmp_path, engine) as stage:
+        await stage.ask("hi")
+        await stage.until(lambda: len(engine.requests) == 2)
+        assert engine.requests[1].params.max_tokens == 0
+        assert engine.requests[1].priority > 0
+
+
+async def test_slash_commands_complete_and_an_unknown_one_says_so_and_stays(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.type("/num")
+        completions = stage.app.chat_screen.query_one(Completions)
+        await stage.until(lambda: completions.is_open)
+        await stage.press("enter")
+        await stage.until(lambda: stage.screen == "Page")
+        await stage.press("escape")
+        await stage.type("/nonsense")
+        await stage.press("enter")
+        await stage.until(lambda: "no command /nonsense" in stage.notices)
+        assert stage.app.chat_screen.prompt.text == "/nonsense"
+        assert not stage.engine.requests
+
+
+async def test_set_changes_sampling_from_the_next_turn_and_refuses_what_is_out_of_range(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.type("/set temperature 0.5")
+        await stage.press("enter")
+        await stage.until(lambda: stage.app.chats.active.settings.temperature == 0.5)
+        await stage.type("/set top_p 7")
+        await stage.press("enter")
+        await stage.until(lambda: "top_p must be above 0 and at most 1" in stage.notices)
+        stage.app.chat_screen.prompt.clear()
+        await stage.ask("hello you")
+        assert stage.engine.requests[0].params.temperature == 0.5
+
+
+async def test_the_panel_says_what_another_system_prompt_costs(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("hello you")
+        await stage.type("/system Be brief.")
+        await stage.press("enter")
+        await stage.until(lambda: stage.app.chats.active.settings.system_prompt == "Be brief.")
+        await stage.until(lambda: "reads the whole chat again" in stage.notices)
+
+
+async def test_a_long_paste_folds_and_is_sent_whole(tmp_path: Path) -> None:
+    paste = "\n".join(f"line {number} with several words" for number in range(412))
+    async with on_stage(tmp_path, FakeEngine(context=100_000)) as stage:
+        await stage.until(lambda: stage.app.host.language is not None)
+        stage.app.post_message(events.Paste(paste))
+        await stage.until(lambda: stage.app.chat_screen.prompt.text)
+        assert stage.app.chat_screen.prompt.text == "[pasted 412 lines · 2,060 tokens]"
+        await stage.type(" explain")
+        await stage.press("enter")
+        await stage.settle()
+        assert stage.texts()[0] == paste + " explain"
+
+
+async def test_a_file_is_sent_with_the_message(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("buy milk\n")
+    async with on_stage(tmp_path) as stage:
+        await stage.type("what is in @notes.txt")
+        await stage.press("enter")
+        await stage.until(lambda: stage.texts())
+        assert "buy milk" in stage.texts()[0]
+        await stage.settle()
+
+
+async def test_without_a_model_the_first_view_offers_the_starter_and_the_message_waits(tmp_path: Path) -> None:
+    async with on_stage(tmp_path, models=()) as stage:
+        welcome = stage.app.chat_screen.query_one(Welcome)
+        await stage.until(lambda: "no model here yet" in str(welcome.query_one("#welcome-text").render()))
+        await stage.send("I write already")
+        assert stage.statuses() == ["done", "queued"]
+        stage.app.desk.offers.take("starter")
+        await stage.settle()
+        assert stage.texts() == ["I write already", "Hello there."]
+
+
+async def test_the_starter_offline_says_so_and_offers_again(tmp_path: Path) -> None:
+    async with on_stage(tmp_path, models=()) as stage:
+        stage.app.shelf.fetched = Offline("offline: the package index cannot be reached")  # type: ignore[attr-defined]
+        welcome = stage.app.chat_screen.query_one(Welcome)
+        await stage.until(lambda: welcome.query_one("#welcome-offers").display)
+        await stage.press("enter")
+        await stage.until(lambda: "package index cannot be reached" in stage.notices)
+        assert welcome.query_one("#welcome-offers").display
+
+
+async def test_a_model_that_does_not_load_says_why(tmp_path: Path) -> None:
+    async with on_stage(tmp_path, FakeEngine(load_at_once=False)) as stage:
+        await stage.until(lambda: stage.engine.loads)
+        stage.engine.finish_load(error=EngineDead("the weights take 9.9 GiB and 2.0 GiB is free"))
+        await stage.until(lambda: "9.9 GiB" in stage.notices)
+
+
+async def test_the_model_in_use_is_not_unloaded_without_a_question(tmp_path: Path) -> None:
+    engine = FakeEngine(manual=True)
+    async with on_stage(tmp_path, engine) as stage:
+        await stage.send("first")
+        await stage.until(lambda: engine.requests)
+        await stage.press("ctrl+t")
+        await stage.type(f"/model {OTHER.name}")
+        await stage.press("enter")
+        await stage.until(lambda: isinstance(stage.app.screen, Question))
+        await stage.press("enter")
+        await stage.until(lambda: stage.screen == "ChatScreen")
+        assert stage.app.host.model == MODEL
+        assert len(engine.loads) == 1
+        engine.finish(engine.last)
+        await stage.settle()
+
+
+async def test_a_chat_beyond_its_context_asks_and_drops_only_when_told_to(tmp_path: Path) -> None:
+    async with on_stage(tmp_path, FakeEngine(context=80)) as stage:
+        for _ in range(3):
+            await stage.ask("twelve words are in this message which says nothing of interest today")
+        await stage.type("and one more")
+        await stage.press("enter")
+        await stage.until(lambda: isinstance(stage.app.screen, Question))
+        await stage.press("enter")
+        await stage.settle()
+        assert [message.dropped for message in stage.app.chats.active.conversation.messages][:3] == [True, True, False]
+
+
+async def test_a_fork_with_a_summary_goes_on_in_a_new_chat(tmp_path: Path) -> None:
+    engine = FakeEngine(context=1100, script=lambda request: ("short", " summary"))
+    async with on_stage(tmp_path, engine) as stage:
+        long = " ".join(["word"] * 250)
+        while not isinstance(stage.app.screen, Question):
+            stage.app.chat_screen.prompt.load_text(long)
+            await stage.press("enter")
+            await stage.until(lambda: not stage.app.chats.busy or isinstance(stage.app.screen, Question))
+        await stage.press("down", "enter")
+        await stage.until(lambda: len(stage.app.chats) == 2)
+        await stage.settle()
+        assert stage.texts() == [long, "short summary"]
+        assert "short summary" in stage.app.chats.active.settings.system_prompt
+
+
+async def test_ctrl_c_stops_a_reply_and_twice_quits(tmp_path: Path) -> None:
+    engine = FakeEngine(manual=True)
+    async with on_stage(tmp_path, engine) as stage:
+        await stage.send("count")
+        await stage.until(lambda: engine.requests)
+        await stage.press("ctrl+c")
+        await stage.settle()
+        assert stage.statuses()[-1] == "stopped"
+        await stage.press("ctrl+c")
+        await stage.until(lambda: "again to quit" in stage.notices)
+        await stage.press("ctrl+c")
+        await stage.until(lambda: stage.app._exit)
+
+
+async def test_quitting_while_a_reply_comes_asks_and_saves_it(tmp_path: Path) -> None:
+    engine = FakeEngine(manual=True)
+    async with on_stage(tmp_path, engine) as stage:
+        await stage.send("count")
+        await stage.until(lambda: engine.requests)
+        engine.emit(engine.last, "one ", "two ")
+        await stage.press("ctrl+q")
+        await stage.until(lambda: isinstance(stage.app.screen, Question))
+        await stage.press("enter")
+        await stage.until(lambda: stage.app._exit)
+    async with on_stage(tmp_path) as stage:
+        assert stage.texts() == ["count", "one two "]
+        assert stage.statuses()[-1] == "stopped"
+
+
+async def test_a_second_nanochat_on_the_same_chats_says_so_and_sees_what_the_first_writes(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as first, on_stage(tmp_path) as second:
+        await second.until(lambda: "Another nanochat is open" in second.notices)
+        await first.ask("from the first")
+        await second.press("ctrl+g")
+        chats = second.app.chat_screen.query_one(ChatList)
+        await second.until(lambda: any("from the first" in str(option.prompt) for option in chats.options))
+
+
+async def test_keys_are_remapped_by_the_settings(tmp_path: Path) -> None:
+    async with on_stage(tmp_path, settings=Settings(theme="dark", keymap={"tab.new": "ctrl+n"})) as stage:
+        await stage.ask("hello you")
+        await stage.press("ctrl+t")
+        assert len(stage.app.chats) == 1
+        await stage.press("ctrl+n")
+        await stage.until(lambda: len(stage.app.chats) == 2)
+
+
+async def test_focus_of_the_terminal_restyles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with on_stage(tmp_path) as stage:
+        restyled: list[int] = []
+        monkeypatch.setattr(type(stage.app.screen), "update_node_styles", lambda *_, **__: restyled.append(1))
+        stage.app.post_message(events.AppBlur())
+        stage.app.post_message(events.AppFocus())
+        await stage.pilot.pause()
+        assert not restyled
+
+
+async def test_every_action_runs_from_the_palette_and_closes_again(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        names = {command.title for command in stage.app.get_system_commands(stage.app.screen)}
+        assert {"New tab", "Stop", "Help", "Theme"} <= names
+        await stage.press("ctrl+p")
+        await stage.until(lambda: stage.screen == "CommandPalette")
+        await stage.press("escape")
+        await stage.until(lambda: stage.screen == "ChatScreen")
