@@ -34,14 +34,26 @@ class Paths:
         if home:
             root = Path(home).expanduser().absolute()
             return cls(root / "config", root / "data", root / "cache", root / "log")
-        from platformdirs import PlatformDirs
-
+        try:
+            from platformdirs import PlatformDirs
+        except ModuleNotFoundError:  # a bare GPU machine, where only the benchmark runs: Linux's usual places
+            return cls._usual(Path.home())
         folders = PlatformDirs("nanochat", appauthor=False)
         return cls(
             Path(folders.user_config_dir),
             Path(folders.user_data_dir),
             Path(folders.user_cache_dir),
             Path(folders.user_log_dir),
+        )
+
+    @classmethod
+    def _usual(cls, home: Path) -> Paths:
+        state = home / ".local"
+        return cls(
+            home / ".config/nanochat",
+            state / "share/nanochat",
+            home / ".cache/nanochat",
+            state / "state/nanochat/log",
         )
 
     @property

@@ -46,8 +46,8 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     """
     model_config = ModelConfig.from_folder(config.model)
     tokenizer = None if config.skip_tokenizer else Tokenizer.from_folder(config.model)
-    device = _device(config.device)
-    dtype = _dtype(config.dtype, model_config, device)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, model_config, device)
     weights = model_config.weight_bytes(dtype)
     free = memory_free(device, config)
     if weights > free:
@@ -111,7 +111,8 @@ def memory_free(device: torch.device, config: EngineConfig) -> int:
     return max(int(free - (1 - config.gpu_memory_utilization) * total), 0)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device that a setting means. Raises UsageError."""
     if name == "auto":
         return (
             torch.device("cuda", torch.cuda.current_device())
@@ -129,7 +130,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+def choose_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The dtype that a setting means for a model on a device. Raises UsageError."""
     if name == "auto":
         name = "bfloat16" if device.type == "cpu" or config.dtype not in _DTYPES else config.dtype
     if name not in _DTYPES:

@@ -1,0 +1,1 @@
+"""The benchmark's parts; `nanochat.bench` puts them together."""

@@ -1,0 +1,110 @@
+"""What this device can do at best, measured: how fast it reads memory and how fast it multiplies matrices.
+
+A few seconds, once for each device, driver and dtype: the figures are kept in the cache folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanochat.benchmarks.cost import Ceilings
+from nanochat.settings import Paths, private_folder
+
+_READ_BYTES = {"cuda": 4 * 2**30, "cpu": 256 * 2**20}  # far beyond any cache
+_SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices that are multiplied
+_SECONDS = {"cuda": 0.3, "cpu": 0.5}
+
+
+def device_limits(device: torch.device, dtype: torch.dtype, key: str, *, anew: bool = False) -> Ceilings:
+    """The device's ceilings; measured when they are not known yet, or `anew`.
+
+    Args:
+        key: names device and driver; another key is another measurement.
+    """
+    file = Paths.find().cache / "ceilings.json"
+    name = f"{key}|{str(dtype).removeprefix('torch.')}|torch {torch.__version__}|{torch.get_num_threads()} threads"
+    known = _read(file)
+    found = known.get(name)
+    if not anew and isinstance(found, dict) and found.get("read", 0) > 0 and found.get("matrix", 0) > 0:
+        return Ceilings(float(found["read"]), float(found["matrix"]))
+    ceilings = measure(device, dtype)
+    known[name] = {
+        "read": ceilings.read,
+        "matrix": ceilings.matrix,
+        "measured": time.strftime("%Y-%m-%d %H:%M"),
+    }
+    _write(file, known)
+    return ceilings
+
+
+def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Measure now: the fastest of several ways to read, and square matrix products."""
+    return Ceilings(_read_rate(device), _matrix_rate(device, dtype))
+
+
+def _read_rate(device: torch.device) -> float:
+    size = _READ_BYTES[device.type]
+    if device.type == "cuda":
+        size = min(size, torch.cuda.mem_get_info(device)[0] // 4)
+    data = torch.ones(size // 4, dtype=torch.float32, device=device)
+    half = data.numel() // 2
+    ways: list[Callable[[], Any]] = [
+        data.sum,
+        data.amax,
+        lambda: torch.dot(data[:half], data[half:]),
+        lambda: torch.mv(data[: half // 4096 * 8192].view(-1, 4096), data[:4096]),
+    ]
+    best = min(_seconds(way, device) for way in ways)
+    return data.numel() * 4 / best
+
+
+def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    side = _SIDE[device.type]
+    a: Tensor = torch.randn(side, side, device=device).to(dtype)
+    b: Tensor = torch.randn(side, side, device=device).to(dtype)
+    return 2 * side**3 / _seconds(lambda: torch.mm(a, b), device)
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """The shortest of as many repeats as fit in the time."""
+    work()
+    best, deadline = float("inf"), time.perf_counter() + _SECONDS[device.type]
+    while time.perf_counter() < deadline:
+        best = min(best, _once(work, device))
+    return best
+
+
+def _once(work: Callable[[], Any], device: torch.device) -> float:
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # nothing measured yet, or not to be trusted: it is measured again
+    return found if isinstance(found, dict) else {}
+
+
+def _write(file: Path, known: dict[str, Any]) -> None:
+    private_folder(file.parent)
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(known, indent=1), encoding="utf-8")
+    unfinished.replace(file)

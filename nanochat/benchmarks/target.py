@@ -1,0 +1,156 @@
+"""Our own engine under measurement: through its core's loop, as `LLM.generate` drives it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from nanochat.benchmarks.case import Ask, Reply, Stopped
+from nanochat.engine.outputs import CompletionOutput, FinishReason
+from nanochat.engine.request import Request, Update
+from nanochat.engine.sampling_params import SamplingParams
+from nanochat.errors import NanochatError, OutOfMemory
+
+Clock = Callable[[], float]
+
+
+class Core(Protocol):
+    """The part of `EngineCore` that is used here."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything waits or runs."""
+        ...
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """End a request."""
+        ...
+
+    def step(self) -> list[Update]:
+        """One step."""
+        ...
+
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prefixes."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...
+
+
+class CoreTarget:
+    """An `EngineCore`. Tokens count as arrived when the loop that called `step` holds them."""
+
+    streams = True
+
+    def __init__(
+        self,
+        core: Core,
+        *,
+        name: str = "nanochat",
+        clock: Clock = time.perf_counter,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.name = name
+        self._core, self._clock, self._stopped = core, clock, stopped
+
+    def run(self, asks: Sequence[Ask], *, until: int | None = None) -> list[Reply]:
+        """See `Target`."""
+        flight = _Flight(self._core, self._clock, asks)
+        try:
+            while not flight.done(until):
+                if self._stopped():
+                    raise Stopped
+                flight.submit_due()
+                flight.take_in(self._core.step())
+            return flight.replies()
+        finally:
+            self._drain(flight)
+
+    def _drain(self, flight: _Flight) -> None:
+        for request_id in flight.open:
+            self._core.abort(request_id)
+        if flight.open:
+            self._core.step()  # hands out what the aborts left
+        while self._core.has_work:
+            self._core.step()
+
+    def forget(self) -> None:
+        """See `Target`."""
+        self._core.reset_prefix_cache()
+
+    def close(self) -> None:
+        """See `Target`."""
+        self._core.close()
+
+
+class _Flight:
+    """Asks on their way."""
+
+    def __init__(self, core: Core, clock: Clock, asks: Sequence[Ask]) -> None:
+        self._core, self._clock, self._asks = core, clock, asks
+        self._ids: list[str] = []
+        self._places: dict[str, int] = {}
+        self._submitted: list[float] = []
+        self._arrivals: list[list[float]] = [[] for _ in asks]
+        self._outputs: dict[str, CompletionOutput] = {}
+        self.open: set[str] = set()
+
+    def submit_due(self) -> None:
+        """Submit every ask whose turn has come, in order."""
+        while len(self._ids) < len(self._asks):
+            ask = self._asks[len(self._ids)]
+            if any(len(times) < ask.after for times in self._arrivals[: len(self._ids)]):
+                return
+            params = SamplingParams(temperature=ask.temperature, max_tokens=ask.output, ignore_eos=True)
+            request = Request(ask.prompt, params)
+            self._submitted.append(self._clock())
+            self._core.add(request)
+            self._places[request.request_id] = len(self._ids)
+            self._ids.append(request.request_id)
+            self.open.add(request.request_id)
+
+    def take_in(self, updates: Sequence[Update]) -> None:
+        """Note when what came, and what went wrong."""
+        now = self._clock()
+        for update in updates:
+            if update.request_id not in self.open:
+                continue
+            self._arrivals[self._places[update.request_id]] += [now] * len(update.token_ids)
+            if update.finished is not None:
+                self._outputs[update.request_id] = update.finished
+                self.open.discard(update.request_id)
+                _check(update.finished)
+
+    def done(self, until: int | None) -> bool:
+        """Whether everything that is waited for was answered."""
+        if until is not None:
+            return len(self._ids) > until and self._ids[until] in self._outputs
+        return len(self._outputs) == len(self._asks)
+
+    def replies(self) -> list[Reply]:
+        """What was seen; a reply that was cut short ends with its last token."""
+        return [
+            Reply(
+                submitted,
+                arrivals[-1] if arrivals else submitted,
+                len(arrivals),
+                tuple(arrivals),
+                self._outputs[request_id].metrics.cached_tokens if request_id in self._outputs else None,
+            )
+            for request_id, submitted, arrivals in zip(
+                self._ids, self._submitted, self._arrivals, strict=True
+            )
+        ]
+
+
+def _check(output: CompletionOutput) -> None:
+    if output.finish_reason is FinishReason.ERROR:
+        text = output.error or "a request failed and did not say why"
+        raise OutOfMemory(text) if "out of memory" in text else NanochatError(text)
