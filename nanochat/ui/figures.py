@@ -9,10 +9,10 @@ SPARK = "▁▂▃▄▅▆▇█"
 
 
 def count(number: float) -> str:
-    """A count in at most four characters and a letter: 812, 9.8k, 132k, 1.2M."""
+    """A count in at most five characters: 812, 9.8k, 132k, 1.2M."""
     if number < 1000:
         return f"{number:.0f}"
-    for limit, unit in ((1e6, "k"), (1e9, "M"), (1e12, "G")):
+    for limit, unit in ((1e6, "k"), (1e9, "M"), (1e12, "G"), (1e15, "T")):
         if number < limit * 0.9995:
             value = number / limit * 1000
             return f"{value:.1f}{unit}" if value < 9.95 else f"{value:.0f}{unit}"

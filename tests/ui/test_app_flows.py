@@ -188,7 +188,9 @@ async def test_rename_asks_and_the_tab_shows_the_title(tmp_path: Path) -> None:
 
 
 async def test_a_chat_gets_its_title_from_the_model_in_idle_time(tmp_path: Path) -> None:
-    engine = FakeEngine(script=lambda request: ("On ", "saying ", "hello") if request.priority > 100 else ("Hi",))
+    engine = FakeEngine(
+        script=lambda request: ("On ", "saying ", "hello") if request.priority > 100 else ("Hi",)
+    )
     async with on_stage(tmp_path, engine) as stage:
         await stage.ask("say hello to me")
         await stage.until(lambda: stage.app.chats.active.title == "On saying hello")
@@ -219,7 +221,9 @@ async def test_slash_commands_complete_and_an_unknown_one_says_so_and_stays(tmp_
         assert not stage.engine.requests
 
 
-async def test_set_changes_sampling_from_the_next_turn_and_refuses_what_is_out_of_range(tmp_path: Path) -> None:
+async def test_set_changes_sampling_from_the_next_turn_and_refuses_what_is_out_of_range(
+    tmp_path: Path,
+) -> None:
     async with on_stage(tmp_path) as stage:
         await stage.type("/set temperature 0.5")
         await stage.press("enter")
@@ -264,7 +268,9 @@ async def test_a_file_is_sent_with_the_message(tmp_path: Path) -> None:
         await stage.settle()
 
 
-async def test_without_a_model_the_first_view_offers_the_starter_and_the_message_waits(tmp_path: Path) -> None:
+async def test_without_a_model_the_first_view_offers_the_starter_and_the_message_waits(
+    tmp_path: Path,
+) -> None:
     async with on_stage(tmp_path, models=()) as stage:
         welcome = stage.app.chat_screen.query_one(Welcome)
         await stage.until(lambda: "no model here yet" in str(welcome.query_one("#welcome-text").render()))
@@ -318,7 +324,11 @@ async def test_a_chat_beyond_its_context_asks_and_drops_only_when_told_to(tmp_pa
         await stage.until(lambda: isinstance(stage.app.screen, Question))
         await stage.press("enter")
         await stage.settle()
-        assert [message.dropped for message in stage.app.chats.active.conversation.messages][:3] == [True, True, False]
+        assert [message.dropped for message in stage.app.chats.active.conversation.messages][:3] == [
+            True,
+            True,
+            False,
+        ]
 
 
 async def test_a_fork_with_a_summary_goes_on_in_a_new_chat(tmp_path: Path) -> None:
@@ -365,7 +375,9 @@ async def test_quitting_while_a_reply_comes_asks_and_saves_it(tmp_path: Path) ->
         assert stage.statuses()[-1] == "stopped"
 
 
-async def test_a_second_nanochat_on_the_same_chats_says_so_and_sees_what_the_first_writes(tmp_path: Path) -> None:
+async def test_a_second_nanochat_on_the_same_chats_says_so_and_sees_what_the_first_writes(
+    tmp_path: Path,
+) -> None:
     async with on_stage(tmp_path) as first, on_stage(tmp_path) as second:
         await second.until(lambda: "Another nanochat is open" in second.notices)
         await first.ask("from the first")
@@ -383,7 +395,9 @@ async def test_keys_are_remapped_by_the_settings(tmp_path: Path) -> None:
         await stage.until(lambda: len(stage.app.chats) == 2)
 
 
-async def test_focus_of_the_terminal_restyles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_focus_of_the_terminal_restyles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with on_stage(tmp_path) as stage:
         restyled: list[int] = []
         monkeypatch.setattr(type(stage.app.screen), "update_node_styles", lambda *_, **__: restyled.append(1))

@@ -114,7 +114,9 @@ def shown(session: ChatSession) -> list[tuple[str, str, str]]:
     return [(message.role, message.text, message.status) for message in session.conversation.messages]
 
 
-async def test_the_users_message_is_on_disk_before_the_engine_sees_the_request(room: Room, history: History) -> None:
+async def test_the_users_message_is_on_disk_before_the_engine_sees_the_request(
+    room: Room, history: History
+) -> None:
     room.engine.manual = True
     session = room.session()
     seen: list[list[str]] = []
@@ -132,7 +134,9 @@ async def test_the_users_message_is_on_disk_before_the_engine_sees_the_request(r
     await session.close()
 
 
-async def test_a_reply_streams_into_the_conversation_and_ends_in_the_history(room: Room, history: History) -> None:
+async def test_a_reply_streams_into_the_conversation_and_ends_in_the_history(
+    room: Room, history: History
+) -> None:
     session = room.session()
     await session.send("Say hello")
     await finished(session)
@@ -264,7 +268,10 @@ async def test_a_fork_leaves_the_chat_as_it_was(room: Room, history: History) ->
         await session.send(text)
         await finished(session)
     forked = await session.fork(session.conversation.messages[1].id)
-    assert [message.content for message in history.messages.open(forked.id).messages] == ["one", "Hello there."]
+    assert [message.content for message in history.messages.open(forked.id).messages] == [
+        "one",
+        "Hello there.",
+    ]
     assert len(session.conversation.messages) == 4
 
 
@@ -307,7 +314,12 @@ async def test_nothing_changes_a_chat_while_a_reply_is_on_its_way(room: Room) ->
     room.engine.manual = True
     session = room.session()
     await session.send("Hello")
-    for change in (session.send("again"), session.regenerate(), session.delete("x"), session.continue_reply()):
+    for change in (
+        session.send("again"),
+        session.regenerate(),
+        session.delete("x"),
+        session.continue_reply(),
+    ):
         with pytest.raises(NanochatError, match="on its way"):
             await change
     await session.close()
@@ -363,7 +375,9 @@ async def overfull(room: Room) -> ChatSession:
     return session
 
 
-async def test_dropping_the_oldest_turns_drops_as_few_as_needed_and_marks_them(room: Room, history: History) -> None:
+async def test_dropping_the_oldest_turns_drops_as_few_as_needed_and_marks_them(
+    room: Room, history: History
+) -> None:
     session = await overfull(room)
     room.choice = "drop"
     await session.send("and one more")
@@ -403,7 +417,9 @@ async def test_nothing_is_dropped_without_being_asked(room: Room) -> None:
 # The disk --------------------------------------------------------------------------------------------
 
 
-async def test_a_full_disk_sends_nothing_and_says_so(room: Room, history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_sends_nothing_and_says_so(
+    room: Room, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object, **__: object) -> None:
         raise HistoryFull("no space is left")
 

@@ -1,0 +1,107 @@
+"""Unsent text: folded pastes, files in messages, and what was sent before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanochat.errors import UsageError
+from nanochat.ui.attachments import attach, dropped_file, suggest
+from nanochat.ui.draft import Draft, wants_folding
+from nanochat.ui.input_history import InputHistory
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=5), st.text(alphabet="ab \n"))
+def test_what_is_folded_is_sent_whole_whatever_it_contains(pastes: list[str], between: str) -> None:
+    draft = Draft()
+    draft.text = between.join(draft.fold(paste, tokens=7) for paste in pastes)
+    assert draft.full == between.join(pastes)
+
+
+def test_a_label_says_lines_and_tokens_and_equal_pastes_have_labels_of_their_own() -> None:
+    draft = Draft()
+    paste = "\n".join(["x"] * 412)
+    assert draft.fold(paste, tokens=10143) == "[pasted 412 lines · 10,143 tokens]"
+    assert draft.fold(paste, tokens=10143) == "[pasted 412 lines · 10,143 tokens #2]"
+
+
+def test_a_label_that_the_user_typed_stands_for_nothing() -> None:
+    assert Draft("[pasted 412 lines · 10,143 tokens]").full == "[pasted 412 lines · 10,143 tokens]"
+
+
+def test_a_long_saved_draft_comes_back_folded_and_whole() -> None:
+    saved = "line\n" * 100
+    draft = Draft.of(saved)
+    assert wants_folding(saved)
+    assert len(draft.text) < 60
+    assert draft.full == saved
+
+
+def test_a_mentioned_file_is_sent_below_the_message(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("print(1)\n```\nnot the end\n")
+    text, files = attach("explain @a.py, please", tmp_path)
+    assert [file.name for file in files] == ["a.py"]
+    assert text == "explain @a.py, please\n\na.py:\n````\nprint(1)\n```\nnot the end\n````"
+
+
+def test_a_mention_that_names_no_file_is_left_alone(tmp_path: Path) -> None:
+    assert attach("thank you @someone", tmp_path) == ("thank you @someone", ())
+    assert attach("mail a@b.c", tmp_path) == ("mail a@b.c", ())
+
+
+@pytest.mark.parametrize(("data", "reason"), [(b"\0\1", "not a text file"), (b"\xff\xfe\xfa", "not UTF-8")])
+def test_a_file_that_is_not_text_is_refused_with_the_reason(tmp_path: Path, data: bytes, reason: str) -> None:
+    (tmp_path / "x.bin").write_bytes(data)
+    with pytest.raises(UsageError, match=reason):
+        attach("look at @x.bin", tmp_path)
+
+
+def test_a_file_that_is_too_large_is_refused_with_its_size(tmp_path: Path) -> None:
+    (tmp_path / "big.txt").write_bytes(b"x" * 2_100_000)
+    with pytest.raises(UsageError, match=r"2\.1 MB"):
+        attach("@big.txt", tmp_path)
+
+
+def test_a_file_dropped_on_the_terminal_is_recognised_as_terminals_write_it(tmp_path: Path) -> None:
+    file = tmp_path / "my notes.txt"
+    file.write_text("x")
+    for paste in (f"'{file}'", str(file).replace(" ", "\\ "), file.as_uri(), f"{file}\n"):
+        assert dropped_file(paste, tmp_path) == file
+    assert dropped_file("my notes.txt", tmp_path) is None  # words, not a path
+    assert dropped_file("/no/such/file", tmp_path) is None
+
+
+def test_paths_are_suggested_from_their_start_and_hidden_ones_only_when_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "main.py").touch()
+    (tmp_path / "setup.cfg").touch()
+    (tmp_path / ".secret").touch()
+    assert suggest("s", tmp_path) == ["setup.cfg", "src/"]
+    assert suggest("src/", tmp_path) == ["src/main.py"]
+    assert suggest("src/m", tmp_path) == ["src/main.py"]
+    assert suggest("", tmp_path) == ["setup.cfg", "src/"]
+    assert suggest(".s", tmp_path) == [".secret"]
+    assert suggest("nowhere/x", tmp_path) == []
+
+
+def test_what_was_sent_is_found_again_and_the_unsent_text_is_kept(tmp_path: Path) -> None:
+    history = InputHistory(tmp_path / "h.jsonl")
+    for text in ("one", "two", "two"):
+        history.add(text)
+    assert [history.older("unsent"), history.older(""), history.older("")] == ["two", "one", None]
+    assert [history.newer(), history.newer(), history.newer()] == ["two", "unsent", None]
+
+
+def test_what_was_sent_survives_a_restart_and_a_damaged_line(tmp_path: Path) -> None:
+    file = tmp_path / "h.jsonl"
+    history = InputHistory(file)
+    history.add("with\na newline")
+    history.save()
+    assert file.stat().st_mode & 0o077 == 0
+    file.write_text(file.read_text() + "{not json\n5\n")
+    again = InputHistory(file)
+    again.load()
+    assert again.older("") == "with\na newline"

@@ -1,0 +1,115 @@
+"""Numbers as the screen writes them, and which of them fit."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanochat.engine.outputs import EngineStats, RequestMetrics
+from nanochat.ui import figures
+from nanochat.ui.monitor import Reading
+from nanochat.ui.status_fields import ChatFigures, Field, fields, fitting
+from nanochat.ui.titles import clean_title
+
+ENGINE = EngineStats(state="ready", model="Qwen3-0.6B", blocks_total=100, blocks_used=41, blocks_cached=30, waiting=1,
+                     prefill_rate=8412.0)  # fmt: skip
+CHAT = ChatFigures(
+    state="prefilling", active=True, prefill_done=3100, prefill_total=9800, decode_rate=143.0, decode_history=(120.0, 143.0), ttft=0.21, reused=7904,
+    prompt_tokens=8120, context_used=8100, context_limit=32768,
+)  # fmt: skip
+DEVICE = Reading("VRAM", int(17.2 * 2**30), 24 * 2**30, 250.0)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (812, "812"), (999, "999"), (1000, "1.0k"), (9840, "9.8k"), (9960, "10k"), (131072, "131k"),
+     (999_499, "999k"), (999_600, "1.0M"), (1_234_567, "1.2M")],
+)  # fmt: skip
+def test_counts_are_short(number: int, text: str) -> None:
+    assert figures.count(number) == text
+
+
+@given(st.integers(0, 10**13))
+def test_a_count_never_takes_more_than_five_cells(number: int) -> None:
+    assert len(figures.count(number)) <= 5
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**6))
+def test_a_share_is_whole_only_when_it_is(part: int, whole: int) -> None:
+    share = figures.percent(part, whole)
+    assert (share == 100) == (part >= whole)
+    assert (share == 0) == (part == 0)
+
+
+def test_the_footer_is_the_line_that_stays() -> None:
+    metrics = RequestMetrics(
+        prompt_tokens=8120, cached_tokens=7904, output_tokens=512, ttft=0.21, decode_time=511 / 143
+    ).as_dict()
+    assert (
+        figures.footer(metrics, ended="stopped")
+        == "143 tok/s · 512 tok · TTFT 0.21 s · reused 97 % · stopped"
+    )
+    assert figures.footer({}) == ""
+
+
+def test_the_bar_says_what_the_issue_lists() -> None:
+    said = {field.name: field.text for field in fields(CHAT, ENGINE, DEVICE)}
+    assert said["prefill"] == "prefill 8,412/s 3.1k/9.8k"
+    assert said["decode"] == "143 tok/s"
+    assert said["ttft"] == "TTFT 0.21 s"
+    assert said["reused"] == "reused 7.9k/8.1k"
+    assert said["context"] == "ctx 8.1k/33k 25 %"
+    assert said["kv"] == "KV 41 % · 30 % cached"
+    assert said["queue"] == "queue 1"
+    assert said["memory"] == "VRAM 17.2G/24.0G"
+    assert said["power"] == "250 W"
+
+
+@given(st.integers(0, 250))
+def test_the_bar_never_outgrows_its_width_and_keeps_the_important(width: int) -> None:
+    kept = fitting(fields(CHAT, ENGINE, DEVICE), width)
+    assert [field.name for field in kept][0] == "state"
+    assert len(kept) == 1 or sum(field.width for field in kept) + 3 * (len(kept) - 1) <= width
+    order = [field.name for field in fields(CHAT, ENGINE, DEVICE)]
+    assert [order.index(field.name) for field in kept] == sorted(order.index(field.name) for field in kept)
+
+
+def test_a_narrow_bar_has_state_and_context_and_a_wide_one_has_everything() -> None:
+    narrow = {field.name for field in fitting(fields(CHAT, ENGINE, DEVICE), 58)}
+    assert {"state", "context", "model"} <= narrow
+    wide = {field.name for field in fitting(fields(CHAT, ENGINE, DEVICE), 250)}
+    assert {"kv", "queue", "memory", "power", "spark", "prefill"} <= wide
+
+
+@pytest.mark.parametrize(("used", "tone"), [(7900, ""), (8000, "warning"), (10_000, "error")])
+def test_the_context_warns_from_eighty_percent_on(used: int, tone: str) -> None:
+    chat = ChatFigures(context_used=used, context_limit=10_000)
+    found = next(field for field in fields(chat, ENGINE, DEVICE) if field.name == "context")
+    assert found.tone == tone
+
+
+def test_a_field_never_changes_its_width_with_its_figure() -> None:
+    def widths(chat: ChatFigures) -> list[int]:
+        return [field.width for field in fields(chat, ENGINE, DEVICE)]
+
+    assert widths(CHAT) == widths(ChatFigures())
+
+
+def test_fields_without_a_figure_take_no_room() -> None:
+    assert fitting([Field("a", "", 10, 0), Field("b", "x", 3, 1)], 5) == [Field("b", "x", 3, 1)]
+
+
+def test_a_sparkline_is_as_wide_as_asked_and_scaled_to_its_top() -> None:
+    assert figures.sparkline([1, 2, 4], 5) == "  ▃▅█"
+    assert figures.sparkline([], 3) == "   "
+    assert figures.sparkline([0, 0], 2) == "▁▁"
+
+
+@pytest.mark.parametrize(
+    ("answer", "title"),
+    [("The Sea: A World of Wonders", "The Sea: A World of Wonders"), ('  "**Baking** bread."\n', "Baking bread"),
+     ("\n\n", ""), ("\x1b[31mRed\x07", "[31mRed"), (" ".join(["word"] * 13), "")],
+)  # fmt: skip
+def test_a_title_is_what_can_stand_in_a_list(answer: str, title: str) -> None:
+    assert clean_title(answer) == title
