@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from nanochat.engine.models.config import ModelConfig
 from nanochat.errors import UnsupportedModel
 from nanochat.kernels import pick
-from nanochat.kernels.bundle import Reduce
-from nanochat.kernels.layout import AttentionLayout
+
+if TYPE_CHECKING:  # so that a config can be read without torch
+    import torch
+    from torch import Tensor
+
+    from nanochat.kernels.bundle import Reduce
+    from nanochat.kernels.layout import AttentionLayout
 
 __all__ = ["Model", "ModelConfig", "load_model"]
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from nanochat.engine.models.families import NATIVE, refuse_unsupported
 from nanochat.engine.models.fields import Fields, read_json
 from nanochat.engine.models.generation import read_generation
 from nanochat.engine.models.layer_plan import Experts, LayerPlan, read_layers
 from nanochat.errors import ModelNotFound, UnsupportedModel
+
+if TYPE_CHECKING:
+    import torch
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _DTYPES = {

@@ -153,31 +153,70 @@ def load_fallback(
         )
     with Checkpoint(folder) as checkpoint:  # every header is checked before Transformers opens a file
         total = checkpoint.num_bytes
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     _register()
-    try:
-        theirs = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-        raise InvalidModel(
-            f"Transformers cannot read the config of {folder.name}: {str(error)[:200]}"
-        ) from error
+    theirs = _read_config(folder, config)
     _refuse_unpluggable(config, theirs)
     if progress is not None:
         progress(0, total)
-    causal = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=theirs,
-        dtype=dtype,
-        attn_implementation=ATTENTION,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-    )
-    causal = cast(nn.Module, causal).to(device).eval()
+    causal = _read_weights(folder, theirs, dtype).to(device).eval()
     if progress is not None:
         progress(total, total)
     return TransformersModel(config, causal, device)
+
+
+def _read_config(folder: Path, config: ModelConfig) -> Any:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        if config.model_type not in CONFIG_MAPPING:
+            raise UnsupportedModel(
+                f"the installed Transformers has no {config.model_type[:60]!r}: take another model, or upgrade it"
+            ) from error
+        raise InvalidModel(
+            f"Transformers cannot read the config of {folder.name} ({_short(error)}): fetch the model again"
+        ) from error
+
+
+def _read_weights(folder: Path, theirs: Any, dtype: torch.dtype) -> nn.Module:
+    """Transformers only warns of weights that are missing and draws them at random; here that is an error."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        causal, report = cast(Any, AutoModelForCausalLM).from_pretrained(
+            folder,
+            config=theirs,
+            dtype=dtype,
+            attn_implementation=ATTENTION,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        raise InvalidModel(
+            f"Transformers cannot load {folder.name} ({_short(error)}): fetch the model again, or take another"
+        ) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    wrong = sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in report.get(key, ()))
+    if wrong:
+        raise InvalidModel(
+            f"{folder.name} lacks {len(wrong)} tensors or has them in other shapes, the first is {wrong[0][:100]}: "
+            "config and weights disagree; fetch the model again"
+        )
+    return cast(nn.Module, causal)
+
+
+def _short(error: Exception) -> str:
+    """An error of Transformers' on one line."""
+    return " ".join(str(error).split())[:160]
 
 
 def _register() -> None:
@@ -205,5 +244,5 @@ def _refuse_unpluggable(config: ModelConfig, theirs: Any) -> None:
     ]
     if odd:
         raise UnsupportedModel(
-            f"{config.architecture} has layers of type {odd[0]!r}; this engine runs full and sliding ones"
+            f"{config.architecture} has layers of type {odd[0]!r}; it must be full or sliding"
         )

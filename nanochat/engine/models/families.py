@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 
 from nanochat.engine.models.fields import Fields
@@ -113,10 +115,18 @@ def refuse_unsupported(config: Fields, architecture: str) -> None:
         _refuse(architecture, model_type, "multimodal")
     if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
         _refuse(architecture, model_type, "non-generating (or encoder-only)")
-    if "auto_map" in config and not model_type:
+    if "auto_map" in config and not _transformers_has(model_type):
         raise UnsupportedModel(
             f"{architecture} runs only with code from its own repository, which this engine never does: take another"
         )
+
+
+def _transformers_has(model_type: str) -> bool:
+    """Whether Transformers brings the code of a model type. Looks for its folder: importing it takes seconds."""
+    found = importlib.util.find_spec("transformers")
+    if found is None or found.origin is None or not model_type.replace("-", "_").isidentifier():
+        return False
+    return (Path(found.origin).parent / "models" / model_type.replace("-", "_")).is_dir()
 
 
 def _refuse_quantized(config: Fields, architecture: str) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from nanochat.engine.models.fields import Fields
 from nanochat.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LARGEST_POSITION = 2**27
 
@@ -46,6 +47,8 @@ class Rope:
 
     def frequencies(self) -> Tensor:
         """Radians per position: float32 [dim / 2], on the CPU."""
+        import torch  # here, since reading a config must not take the second that this takes
+
         steps = self.theta ** (torch.arange(0, self.dim, 2, dtype=torch.int64).float() / self.dim)
         if self.kind == "linear":
             return 1.0 / steps / self.factor
@@ -61,10 +64,14 @@ class Rope:
         """LongRoPE's frequencies for sequences longer than `original_context`; None for every other kind."""
         if self.kind != "longrope":
             return None
+        import torch
+
         steps = self.theta ** (torch.arange(0, self.dim, 2, dtype=torch.int64).float() / self.dim)
         return 1.0 / (torch.tensor(self.long_factors) * steps)
 
     def _llama3(self, plain: Tensor) -> Tensor:
+        import torch
+
         wavelength = 2 * math.pi / plain
         turns = self.original_context / wavelength
         smooth = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
@@ -73,6 +80,8 @@ class Rope:
         return torch.where(turns > self.high_freq_factor, plain, slow)
 
     def _yarn(self, steps: Tensor) -> Tensor:
+        import torch
+
         def dimension(rotations: float) -> float:
             wavelengths = self.original_context / (rotations * 2 * math.pi)
             return self.dim * math.log(wavelengths) / (2 * math.log(self.theta))
