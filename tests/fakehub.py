@@ -60,7 +60,8 @@ class Hub:
         self.changed = threading.Condition()
         self.closing = threading.Event()
         self.servers = [Server((host, port), self, "hub"), Server((host, 0), self, "cdn")]
-        self.url, self.cdn = (f"http://{host}:{server.server_address[1]}" for server in self.servers)
+        self.url = f"http://{host}:{self.servers[0].server_address[1]}"
+        self.cdn = f"http://localhost:{self.servers[1].server_address[1]}"  # another host, not only another port
 
     def __enter__(self) -> Hub:
         for server in self.servers:

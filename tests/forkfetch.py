@@ -1,8 +1,8 @@
-"""A process that fetches on command, each time in a fork of itself that a timer may kill.
+"""A process that fetches on command, each time in a fork of itself that is killed on the way.
 
 Its imports are done once, so that a hundred downloads with a hundred deaths take seconds. Lines on standard
-input: `SECONDS ENDPOINT SPEC` starts a download that dies after so many seconds (0: never), `join` waits for
-all and prints their exit statuses (negative: the signal).
+input: `WHEN ENDPOINT SPEC` starts a download that dies after so many seconds (0: never), or with `WHEN` as `#K`
+before its K-th change of the file system; `join` waits for all and prints their exit statuses (negative: the signal).
 """
 
 from __future__ import annotations
@@ -17,12 +17,33 @@ from nanochat.fetch import Fetch
 from nanochat.transfer.events import Spec
 from nanochat.transfer.remote import open_hub
 
+CHANGES = ("os.rename", "os.symlink", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
 
-def download(seconds: float, spec: Spec) -> int:
-    """In the fork: arm the timer, whose signal ends the process as SIGKILL would, and fetch."""
+
+def die_at(number: int) -> None:
+    """Kill this process before its `number`-th change of names, or opening of a file to be written."""
+    left = number
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal left
+        writes = (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if event in CHANGES or writes:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+def download(when: str, spec: Spec) -> int:
+    """In the fork: arm the death and fetch. The timer's signal ends a process as SIGKILL does."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    if seconds:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+    if when.startswith("#"):
+        die_at(int(when[1:]))
+    elif float(when):
+        signal.setitimer(signal.ITIMER_REAL, float(when))
     try:
         Fetch(spec, lambda _: None).run()
     except NanochatError as error:
@@ -41,12 +62,12 @@ def main() -> None:
             print(*ends, flush=True)
             running.clear()
             continue
-        seconds, os.environ["HF_ENDPOINT"], text = line.split(" ", 2)
+        when, os.environ["HF_ENDPOINT"], text = line.split(" ", 2)
         spec = Spec.from_json(text)
         open_hub(spec.policy)
         pid = os.fork()
         if pid == 0:
-            os._exit(download(float(seconds), spec))
+            os._exit(download(when, spec))
         running.append(pid)
 
 

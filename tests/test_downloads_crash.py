@@ -37,9 +37,9 @@ class Forks:
             env={**_without_network_settings(), "PYTHONPATH": str(here.parent)},
         )
 
-    def start(self, spec: Spec, seconds: float = 0.0) -> None:
+    def start(self, spec: Spec, when: float | str = 0.0) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{seconds} {os.environ['HF_ENDPOINT']} {spec.to_json()}\n")
+        self._process.stdin.write(f"{when} {os.environ['HF_ENDPOINT']} {spec.to_json()}\n")
         self._process.stdin.flush()
 
     def join(self) -> list[int]:
@@ -106,6 +106,20 @@ def test_a_hundred_deaths_at_random_moments_never_break_a_snapshot(
     assert forks.join() == [0] and home.is_new(NEW)
 
 
+def test_a_death_before_any_change_on_the_disk_breaks_nothing(hub: Hub, home: Home, forks: Forks) -> None:
+    forks.start(home.spec())
+    assert forks.join() == [0]
+    hub.add(NEW)
+    number, status = 0, -1
+    while status < 0:  # one change further each time; what was done before a death is kept
+        number += 1
+        forks.start(home.spec(), f"#{number}")
+        (status,) = forks.join()
+        assert home.is_new(OLD) or home.is_new(NEW)
+        home.assert_nothing_broken(OLD, NEW)
+    assert status == 0 and home.is_new(NEW) and number > 20
+
+
 def test_two_processes_at_once_fetch_each_file_once(hub: Hub, home: Home, forks: Forks) -> None:
     hub.add(NEW)
     hub.rule("*.safetensors* delay=0.3 origin=cdn")
@@ -120,7 +134,7 @@ def test_two_processes_at_once_fetch_each_file_once(hub: Hub, home: Home, forks:
 def test_a_waiter_takes_over_when_the_one_that_fetches_dies(hub: Hub, home: Home, forks: Forks) -> None:
     hub.rule("*-00001-of-00002.safetensors* stall=3000 times=1 origin=cdn")
     patient = replace(QUICK, read_timeout=30.0)
-    forks.start(replace(home.spec(), policy=patient), seconds=2.0)
+    forks.start(replace(home.spec(), policy=patient), when=2.0)
     hub.wait_for("*-00001-of-00002.safetensors*", times=2)
     forks.start(home.spec())
     first, second = forks.join()

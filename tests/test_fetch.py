@@ -156,8 +156,10 @@ def test_a_later_run_asks_only_for_the_rest(hub: Hub, home: Home) -> None:
     assert home.is_new(NEW)
 
 
-@pytest.mark.parametrize("rule", ["norange", "badrange", "status=416"])
-def test_a_server_that_cannot_resume_starts_the_file_over(hub: Hub, home: Home, rule: str) -> None:
+@pytest.mark.parametrize(("rule", "again"), [("norange", []), ("badrange", [None]), ("status=416", [None])])
+def test_a_server_that_cannot_resume_starts_the_file_over(
+    hub: Hub, home: Home, rule: str, again: list[str | None]
+) -> None:
     part = home.repository().part(NEW.files["model.safetensors"].etag)
     part.parent.mkdir(parents=True)
     content = NEW.files["model.safetensors"].content
@@ -166,6 +168,7 @@ def test_a_server_that_cannot_resume_starts_the_file_over(hub: Hub, home: Home, 
     hub.rule(f"{WEIGHTS} {rule} times=1 origin=cdn")
     home.fetch()
     assert home.is_new(NEW)
+    assert [seen.range for seen in hub.gets(WEIGHTS, origin="cdn")] == ["bytes=40000-", *again]
 
 
 @pytest.mark.parametrize("left", [b"not the beginning of the file", b"\0" * (SIZE + 5), b"\0" * SIZE, b""])
