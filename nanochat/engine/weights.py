@@ -13,8 +13,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
-from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn, cast
+from pathlib import Path
+from typing import Any, NoReturn, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -228,18 +228,14 @@ def _files(folder: Path) -> Iterator[tuple[Path, list[str] | None]]:
             index.fail("weight_map is missing or empty")
         shards: dict[str, list[str]] = {}
         for name, shard in weight_map.values.items():
-            if (
-                not isinstance(shard, str)
-                or PurePosixPath(shard).name != shard
-                or "\\" in shard
-                or "\0" in shard
-            ):
+            if not _is_file_name(shard):
                 index.fail(
                     f"{name[:100]!r} is said to be in {str(shard)[:100]!r}, which is not a file of this folder"
                 )
             if not shard.endswith(".safetensors"):
                 raise UnsupportedModel(
-                    f"{folder.name}: {shard[:100]!r} is not safetensors, the only weights that this engine reads"
+                    f"{folder.name}: {shard[:100]!r} is not safetensors, the only weights that this engine reads: "
+                    "fetch a version with *.safetensors"
                 )
             shards.setdefault(shard, []).append(name)
         missing = [shard for shard in sorted(shards) if not (folder / shard).is_file()]
@@ -256,6 +252,11 @@ def _files(folder: Path) -> Iterator[tuple[Path, list[str] | None]]:
     if not found:
         raise InvalidModel(f"{folder.name} has no *.safetensors: fetch the model again, with its weights")
     yield from ((path, None) for path in found)
+
+
+def _is_file_name(shard: object) -> TypeGuard[str]:
+    """Whether it is a plain name, that cannot lead out of the folder."""
+    return isinstance(shard, str) and shard not in ("", ".", "..") and not set(shard) & set("/\\\0")
 
 
 def _read_exactly(file: FileIO, path: Path, to: memoryview, at: int) -> None:

@@ -235,7 +235,7 @@ def _refuse_unpluggable(config: ModelConfig, theirs: Any) -> None:
         model_class = model_class[0]
     if model_class is None or not model_class._supports_attention_backend:
         raise UnsupportedModel(
-            f"{config.architecture} cannot take this engine's attention in the installed Transformers: take another model"
+            f"{config.architecture} cannot take this engine's attention in this Transformers: take another model"
         )
     odd = [
         kind
