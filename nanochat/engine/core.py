@@ -49,7 +49,7 @@ class EngineCore:
         self.memory = loaded.memory
         self.max_model_len = loaded.memory.max_model_len
         self.cache = KVCache(loaded.memory.num_blocks, loaded.block_size)
-        beside = min(BESIDE_DECODES[loaded.device.type], config.max_num_batched_tokens)
+        beside = config.prefill_beside_decodes or BESIDE_DECODES[loaded.device.type]
         budget = Budget(config.max_num_seqs, config.max_num_batched_tokens, beside)
         lookahead = BLOCK_SIZE if loaded.device.type == "cuda" else 0
         self.scheduler = Scheduler(self.cache, budget, lookahead)

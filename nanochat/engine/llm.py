@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanochat.engine.config import EngineConfig
+from nanochat.engine.config import STEP_TOKENS, EngineConfig
 from nanochat.engine.core import EngineCore
 from nanochat.engine.loading import load
 from nanochat.engine.outputs import CompletionOutput, FinishReason, RequestOutput
@@ -47,6 +47,8 @@ class LLM:
         seed: int | None = None,
         **options: Any,
     ) -> None:
+        # Nobody watches single tokens here: prompts are read as fast as they can be.
+        options.setdefault("prefill_beside_decodes", options.get("max_num_batched_tokens", STEP_TOKENS))
         self.config = EngineConfig(
             model=self._find(model),
             enforce_eager=enforce_eager,

@@ -57,10 +57,10 @@ class ModelRunner:
         if not rows:
             return EagerStep(chunks, healthy, None)
         if len(rows) < len(chunks):
-            last = last[torch.tensor(rows, device=self.device)]
+            last = last[to_device(torch.tensor(rows), self.device)]
         sequences = [chunk.sequence for chunk in chunks if chunk.samples]
         sampled = sample(self.model.logits(last), sequences)
-        seats = torch.tensor([sequence.seat for sequence in sequences], device=self.device)
+        seats = to_device(torch.tensor([sequence.seat for sequence in sequences]), self.device)
         self._last_ids.index_copy_(0, seats, sampled.ids)
         return EagerStep(chunks, healthy, sampled)
 
@@ -73,9 +73,9 @@ class ModelRunner:
                 ids.append(0)
             else:
                 ids += chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
-        tokens = torch.tensor(ids, device=self.device)
+        tokens = to_device(torch.tensor(ids), self.device)
         if unread:
-            rows, seats = torch.tensor(unread, device=self.device).T
+            rows, seats = to_device(torch.tensor(unread), self.device).T
             tokens.index_copy_(0, rows, self._last_ids[seats])
         return tokens
 
@@ -124,17 +124,22 @@ def lay_out(chunks: list[Chunk], device: torch.device) -> tuple[AttentionLayout,
         )
         slots = block_tables[owner, positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE
     layout = AttentionLayout(
-        slots=slots.to(device),
-        block_tables=block_tables.to(device),
-        query_start=starts.to(device),
-        context_lens=torch.tensor(contexts, dtype=torch.int32).to(device),
+        slots=to_device(slots, device),
+        block_tables=to_device(block_tables, device),
+        query_start=to_device(starts, device),
+        context_lens=to_device(torch.tensor(contexts, dtype=torch.int32), device),
         query_lens=[chunk.count for chunk in chunks],
         contexts=contexts,
         tables=tables,
         max_query_len=max(chunk.count for chunk in chunks),
         max_context=max(contexts),
     )
-    return layout, positions.to(device)
+    return layout, to_device(positions, device)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device, without waiting for what the device still does; a host's tensor as it is."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 @torch.inference_mode()
