@@ -74,17 +74,11 @@ class Downloads:
         entry = Entry(check_repo_id(repo_id), check_revision(revision))
         with self._changed:
             known = self._jobs.get(entry.id)
-            if known is not None and known.state not in (State.READY, State.CANCELLED):
-                return self.resume(entry.id)
-            if known is not None and known.busy:
-                raise UsageError(f"{repo_id} is still being removed; try again in a moment")
-            unfinished = next((e for e in self.journal.entries() if e.id == entry.id), entry)
-            job = Job.of(
-                replace(self._counted(unfinished), paused=False), State.QUEUED, self.journal.claim(entry)
-            )
-            self._jobs[entry.id] = job
-            self._write(job)
-            self._fill()
+            begun = known is not None and known.state not in (State.READY, State.CANCELLED)
+            if not begun:
+                self._enqueue(entry)
+        if begun:
+            return self.resume(entry.id)
         self._ring()
         return self.get(entry.id)
 
@@ -173,6 +167,18 @@ class Downloads:
         if job is None:
             raise UsageError(f"there is no download {download_id!r}")
         return job
+
+    def _enqueue(self, entry: Entry) -> None:
+        """A new job, or what the journal knows of an earlier one."""
+        known = self._jobs.get(entry.id)
+        if known is not None and known.busy:
+            raise UsageError(f"{entry.repo_id} is still being removed; try again in a moment")
+        unfinished = next((one for one in self.journal.entries() if one.id == entry.id), entry)
+        claim = self.journal.claim(entry)
+        job = Job.of(replace(self._counted(unfinished), paused=False), State.QUEUED, claim)
+        self._jobs[entry.id] = job
+        self._write(job)
+        self._fill()
 
     def _counted(self, entry: Entry) -> Entry:
         """The entry with the bytes that are really here: the journal is written only now and then."""

@@ -22,7 +22,11 @@ from nanochat.errors import (
     Offline,
     UnsupportedModel,
 )
-from nanochat.transfer.events import CannotPause, Progress, Resolved
+from nanochat.transfer.blob import BlobFetch
+from nanochat.transfer.connection import Session
+from nanochat.transfer.events import CannotPause, Policy, Progress, Resolved
+from nanochat.transfer.repository import RemoteFile
+from nanochat.transfer.tally import Tally
 
 WEIGHTS = "*model.safetensors*"
 OLD, NEW = tiny_model(seed=1), tiny_model(seed=2)
@@ -129,6 +133,34 @@ def test_a_lasting_misbehaviour_ends_in_a_sentence_and_the_old_model_stays(
     home.fetch()
     assert home.is_new(NEW)
     home.assert_nothing_broken(OLD, NEW)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_an_access_that_ends_during_the_download_is_said_at_once(hub: Hub, home: Home, status: int) -> None:
+    hub.rule(f"{WEIGHTS} status={status} origin=hub")
+    error = home.fails()
+    assert isinstance(error, AccessDenied) and str(status) in str(error)
+    assert len(hub.gets(WEIGHTS)) == 1
+
+
+def test_the_waits_grow_and_the_servers_own_wish_is_honoured(hub: Hub, home: Home, tmp_path: Path) -> None:
+    waits: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        if seconds:
+            waits.append(seconds)
+        return False
+
+    for rule in ("status=503", "status=503", "status=429,7", "status=503,9999", "status=500", "status=500"):
+        hub.rule(f"*/model.safetensors {rule} times=1")
+    policy = Policy(first_delay=1.0, longest_delay=6.0, longest_retry_after=60.0)
+    file = NEW.files["model.safetensors"]
+    wanted = RemoteFile("model.safetensors", file.size, file.blob_id, file.sha256)
+    session = Session(hub.url, None, "test", 2, 2)
+    url = f"{hub.url}/org/tiny/resolve/{NEW.commit}/model.safetensors"
+    BlobFetch(session, url, wanted, Tally([wanted]), policy, wait).run(tmp_path / "part")
+    assert waits == [1.0, 2.0, 7.0, 60.0, 6.0, 6.0]
+    assert (tmp_path / "part").read_bytes() == file.content
 
 
 def test_a_cut_download_goes_on_inside_the_file(hub: Hub, home: Home) -> None:
