@@ -45,9 +45,8 @@ def examine() -> list[Fact]:
     for section, probe in probes:
         try:
             facts += probe()
-        except (
-            Exception
-        ) as error:  # a probe that fails is itself a finding, and the others must still be made
+        except Exception as error:
+            # A probe that fails is itself a finding, and the others must still be made.
             facts.append(Fact(section, "error", f"{type(error).__name__}: {error}", wrong=True))
     reach = check.wait()
     facts.append(Fact("hub", "hub", f"{reach.detail} ({reach.seconds:.2f} s)"))

@@ -98,15 +98,15 @@ def test_the_same_seed_gives_the_same_json(starter_home: Path) -> None:
 
 
 def test_piped_text_stands_before_the_instruction_or_alone(starter_home: Path) -> None:
-    greedy = ("--json", "--temperature", "0", "--max-tokens", "4")
-    joined = json.loads(nanochat("run", "Summarise.", *greedy, stdin="The notes.\n").stdout)
-    whole = json.loads(nanochat("run", "The notes.\n\nSummarise.", *greedy).stdout)
-    assert joined["metrics"]["prompt_tokens"] == whole["metrics"]["prompt_tokens"]
-    assert joined["token_ids"] == whole["token_ids"]
-    alone = json.loads(nanochat("run", *greedy, stdin="The notes.").stdout)
-    dashed = json.loads(nanochat("run", "-", *greedy, stdin="The notes.").stdout)
-    assert alone["token_ids"] == dashed["token_ids"]
-    assert alone["metrics"]["prompt_tokens"] < joined["metrics"]["prompt_tokens"]
+    greedy = ("--json", "--temperature", "0", "--max-tokens", "12")
+
+    def ids(*arguments: str, stdin: str = "") -> list[int]:
+        return json.loads(nanochat("run", *arguments, *greedy, stdin=stdin).stdout)["token_ids"]
+
+    joined = ids("Write one word.", stdin="The sky is green.\n")
+    assert joined == ids("The sky is green.\n\nWrite one word.")
+    assert joined != ids("Write one word.\n\nThe sky is green.")
+    assert ids("-", stdin="Name a colour.") == ids(stdin="Name a colour.") == ids("Name a colour.")
 
 
 def test_stop_texts_end_the_reply_and_stay_out_of_it(starter_home: Path) -> None:

@@ -70,6 +70,24 @@ def test_a_network_that_swallows_packets_costs_no_more_than_the_limit(deaf: None
     assert time.monotonic() - started < 3.0
 
 
+def test_a_name_server_that_never_answers_costs_no_more_than_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The C library has its own ideas of timeouts."""
+    over = threading.Event()
+
+    def resolve(*_: object, **__: object) -> None:
+        over.wait(20)
+        raise socket.gaierror("no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    started = time.monotonic()
+    reach = HubCheck(timeout=0.5).wait()
+    assert (reach.answers, time.monotonic() - started < 3.0) == (False, True)
+    over.set()
+
+
 def test_a_server_that_never_speaks_costs_no_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
