@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat.benchmarks.measuring import Bench, Progress, measure_case
+from nanochat.benchmarks.peers import check_peer
 from nanochat.benchmarks.presets import PRESETS, WORKLOADS, Sizes, cases_of
 from nanochat.benchmarks.result import Row, Run
 from nanochat.errors import UsageError
@@ -101,7 +102,9 @@ def run_benchmark(
     except KeyboardInterrupt:
         run = replace(run, partial=True)
     flags = tuple(dict.fromkeys(flag for row in run.rows for flag in row.flags))
-    partial = run.partial or any(row.partial and row.error is None for row in run.rows)
+    partial = run.partial or any(
+        row.partial and row.error is None and row.skipped is None for row in run.rows
+    )
     return replace(run, flags=flags, partial=partial, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
 
 
@@ -119,7 +122,9 @@ def _begin(plan: Plan, on_state: Callable[[str], None]) -> tuple[Run, _Setting]:
     """Read the model's config, measure the device, and write the run's header."""
     if plan.repeats < 1:
         raise UsageError(f"--repeat must be at least 1, not {plan.repeats}")
-    plan.cases()  # names and sizes are checked before anything takes time
+    plan.cases()  # names, sizes and peers are checked before anything takes time
+    for name in plan.against:
+        check_peer(name, plan)
     on_state("importing torch")
     from nanochat.benchmarks.device_limits import device_limits
     from nanochat.benchmarks.surroundings import device_key, model_facts, revision_of, surroundings
@@ -160,7 +165,7 @@ def _opened(
     setting: _Setting,
     on_state: Callable[[str], None],
     stopped: Callable[[], bool],
-) -> Iterator[Bench]:
+) -> Generator[Bench]:
     """Every engine, loaded; closed at the end."""
     from nanochat.benchmarks.cost import ModelCost
     from nanochat.benchmarks.watch import Watch

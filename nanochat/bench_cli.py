@@ -155,7 +155,7 @@ def _run(plan: Plan, results: Results | None) -> Run:
 
 def _row_line(row: Row) -> str:
     if not row.samples:
-        return f"{row.test} ({row.engine}): {row.error or 'not finished'}"
+        return f"{row.test} ({row.engine}): {row.error or row.skipped or 'not finished'}"
     reached = (
         f", {100 * row.fraction:.1f} % of {number(row.ceiling or 0)}" if row.fraction is not None else ""
     )

@@ -25,6 +25,11 @@ class Batch:
         return f"batch {self.batch} x ({self.prompt} + {self.output})"
 
     @property
+    def place(self) -> dict[str, float]:
+        """See `Case`."""
+        return {"batch": self.batch}
+
+    @property
     def longest(self) -> int:
         """See `Case`."""
         return self.prompt + self.output
@@ -70,6 +75,11 @@ class Requests:
         """`B` as published, or with the sizes that differ."""
         usual = (self.count, self.least, self.most) == (256, 100, 1024)
         return "B" if usual else f"B {self.count} x ({self.least}-{self.most} + {self.least}-{self.most})"
+
+    @property
+    def place(self) -> dict[str, float]:
+        """See `Case`."""
+        return {}
 
     @property
     def longest(self) -> int:

@@ -121,6 +121,11 @@ class Case(Protocol):
         ...
 
     @property
+    def place(self) -> dict[str, float]:
+        """Where it stands among cases like it: what a plot has on its axis."""
+        ...
+
+    @property
     def longest(self) -> int:
         """Tokens of its longest sequence."""
         ...

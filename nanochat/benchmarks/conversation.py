@@ -33,6 +33,11 @@ class Turn:
         return (self.number - 1) * (self.new + self.answer)
 
     @property
+    def place(self) -> dict[str, float]:
+        """See `Case`."""
+        return {"turn": self.number, "cache": self.cache}
+
+    @property
     def longest(self) -> int:
         """See `Case`."""
         return self.before + self.new + self.answer
@@ -77,6 +82,11 @@ class Interference:
         """What is read beside what."""
         many = "a reply" if self.replies == 1 else f"{self.replies} replies"
         return f"worst gap of {many} beside pp{self.prompt}"
+
+    @property
+    def place(self) -> dict[str, float]:
+        """See `Case`."""
+        return {}
 
     @property
     def longest(self) -> int:

@@ -158,7 +158,7 @@ class ModelCost:
         return 4 * self._config.num_heads * self._config.head_dim
 
     @property
-    def _active(self) -> int:
+    def _active(self) -> float:
         """Weights of the layers' matrices that one token goes through."""
         return sum(self._layer_weights(experts) for experts in self._experts_of(1))
 

@@ -56,6 +56,7 @@ class _Tally:
     samples: list[Sample] = field(default_factory=list[Sample])
     elapsed: float = 0.0
     millijoules: float | None = 0.0
+    skipped: str | None = None
     error: str | None = None
 
 
@@ -71,7 +72,7 @@ def measure_case(bench: Bench, case: Case, number: int, count: int) -> tuple[lis
         for repeat in range(bench.repeats + 1):
             for tally in _turn(tallies, repeat):
                 started = bench.clock()
-                if tally.error is None:
+                if tally.error is None and tally.skipped is None:
                     _once(bench, case, tally, repeat)
                 value = tally.samples[-1].value if tally.samples else None
                 left = (bench.clock() - started) * (bench.repeats - repeat) * len(tallies)
@@ -94,7 +95,7 @@ def _turn(tallies: list[_Tally], repeat: int) -> list[_Tally]:
 def _once(bench: Bench, case: Case, tally: _Tally, repeat: int) -> None:
     """The warm-up, or one measured repeat."""
     if repeat == 0 and (refusal := _refusal(bench, case, tally.target)) is not None:
-        tally.error = refusal
+        tally.skipped = refusal
         return
     try:
         if repeat == 0:
@@ -122,9 +123,9 @@ def _once(bench: Bench, case: Case, tally: _Tally, repeat: int) -> None:
 
 def _refusal(bench: Bench, case: Case, target: Target) -> str | None:
     if case.needs_stream and not target.streams:
-        return "not measurable: this engine does not tell when each token came"
+        return "this engine does not tell when each token came"
     if case.longest > bench.context:
-        return f"skipped: it needs {case.longest:,} tokens, and the context is {bench.context:,}"
+        return f"it needs {case.longest:,} tokens, and the context is {bench.context:,}"
     return None
 
 
@@ -151,5 +152,7 @@ def _row(bench: Bench, case: Case, tally: _Tally, limit: Limit | None, flags: tu
         joules=tally.millijoules / 1e3 if counted and covered and tally.millijoules is not None else None,
         peak_memory=bench.peak_memory(),
         flags=flags,
+        place=case.place,
+        skipped=tally.skipped,
         error=tally.error,
     )

@@ -46,7 +46,13 @@ def header(run: Run) -> list[str]:
 def cells(row: Row) -> dict[str, str]:
     """A row's cells by column."""
     summary = row.summary
-    found = {"test": row.test, "engine": row.engine, "median": row.error or "", "quartiles": "", "n": ""}
+    found = {
+        "test": row.test,
+        "engine": row.engine,
+        "median": row.error or row.skipped or "",
+        "quartiles": "",
+        "n": "",
+    }
     if row.samples:
         found["median"] = f"{number(summary.median)} {row.unit}"
         found["quartiles"] = f"{number(summary.low)} - {number(summary.high)}"
@@ -85,7 +91,7 @@ def markdown(run: Run) -> str:
     model, device = run.model, run.environment["device"]
     for row in run.rows:
         summary, found = row.summary, cells(row)
-        value = row.error or ""
+        value = row.error or row.skipped or ""
         if row.samples:
             unit = "" if row.unit == "tok/s" else f" {row.unit}"
             value = f"{summary.median:.2f} ± {(summary.high - summary.low) / 2:.2f}{unit}"

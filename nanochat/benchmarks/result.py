@@ -23,7 +23,8 @@ class Row:
     """One test on one engine.
 
     `ceiling` is in the row's unit; `work` is the `Floor` that it comes from (least seconds, what bounds them, bytes,
-    operations); `details` are pooled over the repeats; `joules` are those of all repeats.
+    operations); `details` are pooled over the repeats; `joules` are those of all repeats; `skipped`
+    says why it could not be measured at all, `error` what failed.
     """
 
     test: str
@@ -39,6 +40,8 @@ class Row:
     joules: float | None = None
     peak_memory: int | None = None
     flags: tuple[str, ...] = ()
+    place: Mapping[str, float] = field(default_factory=dict[str, float])
+    skipped: str | None = None
     error: str | None = None
 
     @property

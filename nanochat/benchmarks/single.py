@@ -24,6 +24,11 @@ class Prefill:
         return f"pp{self.prompt}"
 
     @property
+    def place(self) -> dict[str, float]:
+        """See `Case`."""
+        return {}
+
+    @property
     def longest(self) -> int:
         """See `Case`."""
         return self.prompt + 1
@@ -55,6 +60,11 @@ class FirstToken:
     unit: Unit = "ms"
     needs_stream: bool = False
     sequences: int = 1
+
+    @property
+    def place(self) -> dict[str, float]:
+        """See `Case`."""
+        return {}
 
     @property
     def longest(self) -> int:
@@ -100,6 +110,11 @@ class Decode:
     def test(self) -> str:
         """As llama-bench names it, unless it has a name."""
         return self.name or f"tg{self.tokens}" + (f" @ d{self.depth}" if self.depth else "")
+
+    @property
+    def place(self) -> dict[str, float]:
+        """See `Case`."""
+        return {}
 
     @property
     def longest(self) -> int:

@@ -1,0 +1,100 @@
+"""Transformers under measurement: `generate` for one request, continuous batching for several.
+
+It keeps no prefix from one request to the next, so its second turns compute the whole prompt again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nanochat.benchmarks.case import Ask, Reply
+from nanochat.errors import NanochatError
+
+if TYPE_CHECKING:
+    from nanochat.bench import Plan
+
+_NO_TOKEN = -1  # an end-of-sequence id that never comes
+_PATIENCE = 600.0  # seconds without any result
+
+
+class TransformersTarget:
+    """A causal language model of Transformers'."""
+
+    name = "transformers"
+    streams = False
+
+    def __init__(self, plan: Plan, device: torch.device, dtype: torch.dtype) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        maker: Any = AutoModelForCausalLM
+        if plan.drawn:
+            with torch.device(device):
+                config = AutoConfig.from_pretrained(plan.model, local_files_only=True)
+                self._model: Any = maker.from_config(config, dtype=dtype)
+        else:
+            self._model = maker.from_pretrained(
+                plan.model, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            )
+        self._model = self._model.to(device).eval()
+        self._device = device
+
+    def run(self, asks: Sequence[Ask], *, until: int | None = None) -> list[Reply]:
+        """See `Target`."""
+        return [self._alone(asks[0])] if len(asks) == 1 else self._together(asks)
+
+    def _alone(self, ask: Ask) -> Reply:
+        ids = torch.tensor([ask.prompt], device=self._device)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            found = self._model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=self._generation(ask, eos_token_id=None),
+            )
+        tokens = int(found.shape[1]) - len(ask.prompt)
+        found[0, -1].item()  # waits for the device
+        return Reply(start, time.perf_counter(), tokens)
+
+    def _together(self, asks: Sequence[Ask]) -> list[Reply]:
+        generation = self._generation(asks[0], eos_token_id=_NO_TOKEN)
+        with self._model.continuous_batching_context_manager(generation_config=generation) as manager:
+            start = time.perf_counter()
+            names: list[str] = [
+                manager.add_request(list(ask.prompt), max_new_tokens=ask.output, eos_token_id=_NO_TOKEN)
+                for ask in asks
+            ]
+            ended: dict[str, Reply] = {}
+            while len(ended) < len(asks):
+                result = manager.get_result(timeout=_PATIENCE)
+                if result is None or result.error is not None:
+                    why = "it gave no result" if result is None else result.error
+                    raise NanochatError(f"Transformers' continuous batching failed: {why}")
+                if result.is_finished():
+                    now = time.perf_counter()
+                    ended[result.request_id] = Reply(start, now, len(result.generated_tokens))
+        return [ended[name] for name in names]
+
+    def _generation(self, ask: Ask, *, eos_token_id: int | None) -> Any:
+        from transformers import GenerationConfig
+
+        return GenerationConfig(
+            do_sample=True,
+            temperature=ask.temperature,
+            top_k=0,
+            max_new_tokens=ask.output,
+            eos_token_id=eos_token_id,
+            pad_token_id=0,
+        )
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        """See `Target`."""
+        self._model = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
