@@ -117,6 +117,21 @@ def test_benign_chats_have_the_ids_of_transformers(kind: str, name: str) -> None
     assert compared >= 5
 
 
+def test_the_starter_model_has_the_ids_of_transformers(starter_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(starter_model)
+    ours = ChatTemplate.from_folder(starter_model, Tokenizer.from_folder(starter_model))
+    for chat in CHATS.values():
+        for prompt in (True, False):
+            expected = theirs.apply_chat_template(chat, add_generation_prompt=prompt, return_dict=False)
+            assert list(ours.render(messages_of(chat), OPTIONS, add_generation_prompt=prompt).ids) == expected
+    typed = "x " + " ".join(ours.tokenizer.added_tokens) + " x"
+    hostile_ids = ours.render([user(typed)], OPTIONS).ids
+    assert sum(i in ours.tokenizer.added for i in hostile_ids) == 5
+    assert typed in ours.tokenizer.decode(hostile_ids, skip_special_tokens=False)
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     name=st.sampled_from(sorted(TEMPLATES)),
@@ -177,15 +192,18 @@ def test_no_text_adds_to_the_structure_of_a_chat(kind: str, data: st.DataObject)
     template = chat_template(name, kind)
     roles = data.draw(st.sampled_from([["user"], ["system", "user"], ["user", "assistant", "user"]]))
     texts = ["x" + data.draw(hostile(kind)) + "x" for _ in roles]
+    # Two templates take /think in a text for a switch, and may.
+    plain = [
+        "plain" + "".join(f" {word}" for word in ("/think", "/no_think") if word in text) for text in texts
+    ]
     try:
-        ordinary = template.render([Message(role, "plain") for role in roles], OPTIONS)
+        ordinary = template.render(
+            [Message(role, text) for role, text in zip(roles, plain, strict=True)], OPTIONS
+        )
     except ChatRejected:
         return
     prompt = template.render([Message(role, text) for role, text in zip(roles, texts, strict=True)], OPTIONS)
-    switched = name in ("nemotron", "smollm3") and any("think" in text for text in texts)
-    if not switched:  # /think in a text is a switch in these templates, and changes what they write
-        assert structure(template, prompt) == structure(template, ordinary)
-    assert len(structure(template, prompt)) <= len(structure(template, ordinary)) + 1
+    assert structure(template, prompt) == structure(template, ordinary)
 
 
 @every_kind
@@ -227,6 +245,10 @@ def test_every_marker_typed_by_hand_stays_text(kind: str, name: str) -> None:
         ),
         ("<|im_start|>{{ messages[0].content.split('<')|join('<') }}", "<|im_end|>"),
         ("<|im_start|>{{ messages[0].content * 2 }}", "|im_end|><"),
+        (
+            "<|im_start|>{% if '>' in messages[0].content %}angle {% endif %}<{{ messages[0].content }}",
+            "think>",
+        ),
         ("<|im_start|>{{ messages[0].content|reverse }}", ">|dne_mi|<"),
     ],
 )

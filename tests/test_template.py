@@ -136,6 +136,11 @@ BOMBS = {
     "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "nested loops with tests only": "{% for a in range(99999) %}{% for b in range(99999) %}{% if a == b %}{% endif %}"
     "{% endfor %}{% endfor %}",
+    "nested loops without a call": "{% set r = range(99999) %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
+    "comparing lists of a long text": "{% set a = ['x' * 1000000] * 99999 %}{% set b = ['x' * 1000001] %}"
+    "{% set c = [b[0][1:]] * 99999 %}{{ a == c }}",
+    "many slices": "{% set b = 'x' * 9000000 %}"
+    + "".join(f"{{% set c{number} = b[{number}:] %}}" for number in range(1, 120)),
     "a product of ranges": "{{ (range(99999)|list * 99999)|length }}",
     "doubling a text": "{% set n = namespace(x='ab') %}{% for _ in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
     "doubling with ~": "{% set n = namespace(x='ab') %}{% for _ in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
@@ -302,6 +307,12 @@ def test_no_template_gets_out_of_the_sandbox(
     )
     assert before == HELLO
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("source", ["{% set n = namespace() %}{% set n._x = 1 %}", "{{ namespace(_x=1) }}"])
+def test_a_namespace_takes_no_underscored_names(source: str) -> None:
+    with pytest.raises(InvalidTemplate, match="'_x'"):
+        our_text(source, HELLO, prompt=True)
 
 
 def test_an_ordinary_rendering_costs_less_than_five_milliseconds() -> None:
