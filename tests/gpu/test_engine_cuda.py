@@ -1,0 +1,92 @@
+"""The engine on CUDA: graphs, chunks, preemption and company change nothing in float32; Transformers agrees."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from nanochat.engine.llm import LLM
+from nanochat.engine.sampling_params import SamplingParams
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+VOCABULARY = 1031
+LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 64, 65, 100, 129, 300, 511]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+DRAWN = SamplingParams(
+    temperature=0.9, top_k=50, top_p=0.95, min_p=0.01, max_tokens=40, ignore_eos=True, seed=5
+)
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": VOCABULARY, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 2048,
+        "initializer_range": 0.1, "tie_word_embeddings": request.param == "qwen3",
+    }  # fmt: skip
+    path = tmp_path_factory.mktemp(request.param)
+    if request.param == "llama":
+        LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(path)
+    else:
+        Qwen3ForCausalLM(Qwen3Config(**shape)).save_pretrained(path)
+    return path
+
+
+def prompts() -> list[list[int]]:
+    draw = random.Random(0)
+    return [[draw.randrange(VOCABULARY) for _ in range(length)] for length in LENGTHS]
+
+
+def load(folder: Path, **options) -> LLM:
+    return LLM(folder, dtype="float32", device="cuda", skip_tokenizer=True, **{"num_blocks": 2048, **options})
+
+
+def ids_of(llm: LLM, batch: list[list[int]], params: SamplingParams) -> list[tuple[int, ...]]:
+    return [output.token_ids for output in llm.generate(batch, params, use_tqdm=False)]
+
+
+@pytest.mark.parametrize("params", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_nothing_around_a_reply_changes_it(folder: Path, params: SamplingParams) -> None:
+    plain = load(folder, enforce_eager=True, enable_prefix_caching=False)
+    alone = [ids_of(plain, [prompt], params)[0] for prompt in prompts()]
+    plain.close()
+    for options in (
+        {"enforce_eager": True}, {}, {"num_blocks": 100}, {"max_num_batched_tokens": 48}, {"max_num_seqs": 5},
+    ):  # fmt: skip
+        llm = load(folder, **options)
+        assert ids_of(llm, prompts(), params) == alone, options
+        assert ids_of(llm, prompts(), params) == alone, f"{options}, cached"
+        assert "num_blocks" not in options or llm.core.scheduler.preemptions > 0
+        llm.close()
+
+
+def test_greedy_ids_are_those_of_transformers(folder: Path) -> None:
+    llm = load(folder)
+    outputs = ids_of(llm, prompts(), GREEDY)
+    llm.close()
+    kind = LlamaForCausalLM if "llama" in folder.name else Qwen3ForCausalLM
+    oracle = kind.from_pretrained(folder, dtype=torch.float32).cuda().eval()
+    for prompt, ids in zip(prompts(), outputs, strict=True):
+        with torch.inference_mode():
+            logits = oracle(torch.tensor([[*prompt, *ids]], device="cuda")).logits[0, len(prompt) - 1 : -1]
+        assert tuple(logits.argmax(dim=-1).tolist()) == ids
+
+
+def test_replies_that_end_early_leave_the_others_alone(folder: Path) -> None:
+    """Rows meet their stops on the device at different steps; the batch closes up under those that go on."""
+    llm = load(folder)
+    free = ids_of(llm, prompts(), GREEDY)
+    stops = [
+        SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, stop_token_ids=[r[3 * i % 37]])
+        for i, r in enumerate(free)
+    ]
+    stopped = [output.token_ids for output in llm.generate(prompts(), stops, use_tqdm=False)]
+    for whole, cut, params in zip(free, stopped, stops, strict=True):
+        assert cut == whole[: whole.index(params.stop_token_ids[0]) + 1]
+    llm.close()
