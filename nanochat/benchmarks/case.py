@@ -64,7 +64,9 @@ class Target(Protocol):
     """Whether it tells when each token came."""
 
     def run(self, asks: Sequence[Ask], *, until: int | None = None) -> list[Reply]:
-        """Answer all asks, running together; with `until`, end when that one is answered.
+        """Answer all asks, running together.
+
+        With `until`, end when that one is answered and each of the others has given a token since.
 
         Raises:
             Stopped: the user stopped the run.

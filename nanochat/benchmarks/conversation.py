@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 
 from nanochat.benchmarks.case import Ask, Limit, Reply, Sample, Target, Unit, draw_prompt
 from nanochat.benchmarks.cost import Ceilings, ModelCost, floor
@@ -115,7 +116,7 @@ class Interference:
         target.forget()
         *running, long = target.run(asks, until=self.replies)
         beside = tuple(1e3 * gap for reply in running for gap in _gaps(reply, long.submitted, long.finished))
-        alone = tuple(1e3 * gap for reply in running for gap in _gaps(reply, 0.0, long.submitted))
+        alone = tuple(1e3 * gap for reply in running for gap in _gaps(reply, -inf, long.submitted))
         details = {"gap beside": beside, "gap alone": alone, "ttft": (long.seconds * 1e3,)}
         return Sample(max(beside, default=0.0), sum(r.tokens for r in running), long.seconds, details)
 
@@ -127,8 +128,5 @@ class Interference:
 
 
 def _gaps(reply: Reply, start: float, end: float) -> list[float]:
-    """Gaps that lie at least partly between `start` and `end`; one that has not ended counts till then."""
-    times = [*reply.arrivals]
-    if times and times[-1] < end:
-        times.append(end)
-    return [b - a for a, b in pairwise(times) if b > start and a < end]
+    """Gaps that lie at least partly between `start` and `end`."""
+    return [b - a for a, b in pairwise(reply.arrivals) if b > start and a < end]

@@ -68,7 +68,7 @@ class CoreTarget:
                 if self._stopped():
                     raise Stopped
                 flight.submit_due()
-                flight.take_in(self._core.step())
+                flight.take_in(self._core.step(), until)
             return flight.replies()
         finally:
             self._drain(flight)
@@ -101,6 +101,7 @@ class _Flight:
         self._arrivals: list[list[float]] = [[] for _ in asks]
         self._outputs: dict[str, CompletionOutput] = {}
         self.open: set[str] = set()
+        self._at_end: list[int] | None = None  # tokens of each when the awaited one was answered
 
     def submit_due(self) -> None:
         """Submit every ask whose turn has come, in order."""
@@ -116,22 +117,29 @@ class _Flight:
             self._ids.append(request.request_id)
             self.open.add(request.request_id)
 
-    def take_in(self, updates: Sequence[Update]) -> None:
+    def take_in(self, updates: Sequence[Update], until: int | None) -> None:
         """Note when what came, and what went wrong."""
-        now = self._clock()
+        now, ended = self._clock(), False
         for update in updates:
             if update.request_id not in self.open:
                 continue
             self._arrivals[self._places[update.request_id]] += [now] * len(update.token_ids)
             if update.finished is not None:
+                if self._places[update.request_id] == until:
+                    ended = True
                 self._outputs[update.request_id] = update.finished
                 self.open.discard(update.request_id)
                 _check(update.finished)
+        if ended:
+            self._at_end = [len(arrivals) for arrivals in self._arrivals]
 
     def done(self, until: int | None) -> bool:
         """Whether everything that is waited for was answered."""
         if until is not None:
-            return len(self._ids) > until and self._ids[until] in self._outputs
+            return self._at_end is not None and all(
+                len(arrivals) > before or request_id not in self.open
+                for request_id, arrivals, before in zip(self._ids, self._arrivals, self._at_end, strict=False)
+            )
         return len(self._outputs) == len(self._asks)
 
     def replies(self) -> list[Reply]:
