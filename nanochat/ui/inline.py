@@ -65,7 +65,7 @@ class InlineParser:
         for token in self._parser.parseInline(LINE_BREAK.sub("\n", text)):
             self._add(token.children or (), style, runs)
         # Once more: entities and percent signs in addresses were decoded, to any character there is.
-        return [Run(sanitize(run.text), run.style, run.action) for run in runs]
+        return [Run(sanitize(run.text).expandtabs(4), run.style, run.action) for run in runs]
 
     def _add(self, tokens: Sequence[Token], base: str, runs: list[Run]) -> None:
         stack = [base]

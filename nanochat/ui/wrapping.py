@@ -84,7 +84,7 @@ def _wrap_clusters(line: str, width: int) -> Iterator[tuple[int, int, bool]]:
             and (opportunity is None or opportunity[1] < at)
         ):
             opportunity, cells = (at, at, False), 0
-        if used + size > width and at > start:
+        while used + size > width and at > start:
             if opportunity is None or opportunity[0] <= start:
                 opportunity, cells = (at, at, False), 0
             yield start, start + len(line[start : opportunity[0]].rstrip(" ")), opportunity[2]
@@ -92,7 +92,7 @@ def _wrap_clusters(line: str, width: int) -> Iterator[tuple[int, int, bool]]:
         used += size
         cells += size
         wide_before = size == 2
-    yield start, len(line), False
+    yield start, len(line) if used <= width else start + len(line[start:].rstrip(" ")), False
 
 
 def cut_runs(runs: Sequence[Run], slices: Sequence[Slice]) -> list[tuple[Run, ...]]:

@@ -59,7 +59,7 @@ def styles(text: str) -> list[tuple[str, str]]:
     return [(run.text, run.style) for row in rows(stack(text)) for run in row.runs]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(documents, st.lists(st.integers(0, 300), max_size=12), st.sampled_from([8, 24, 60, 100]))
 def test_a_streamed_reply_ends_as_one_drawn_at_once(text: str, cuts: list[int], width: int) -> None:
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
@@ -67,17 +67,17 @@ def test_a_streamed_reply_ends_as_one_drawn_at_once(text: str, cuts: list[int], 
     assert rows(stack(*pieces, width=width)) == rows(stack(text, width=width))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(documents, st.integers(8, 90))
 def test_no_row_is_wider_than_it_may_be(text: str, width: int) -> None:
     for row in rows(stack(text, width=width)):
-        margin = sum(cell_len(run.text) for run in row.runs if set(run.text) <= set("▌ •○▪·0123456789."))
+        margin = cell_len(row.text[: row.prefix])
         assert row.cells <= max(width, margin + 9), row.text  # deep nesting keeps a least width for its text
         assert "\n" not in row.text
         assert "\t" not in row.text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(documents, st.integers(8, 90), st.integers(8, 90))
 def test_another_width_and_back_changes_nothing(text: str, width: int, other: int) -> None:
     blocks = stack(text, width=width)
@@ -89,7 +89,7 @@ def test_another_width_and_back_changes_nothing(text: str, width: int, other: in
     assert rows(blocks) == before
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(documents)
 def test_estimates_become_exact_when_drawn(text: str) -> None:
     blocks = BlockStack(RENDERER)
@@ -197,7 +197,7 @@ def test_a_link_shows_its_whole_target_and_only_web_addresses_can_be_clicked() -
 
 
 def test_nothing_that_markdown_decodes_reaches_the_screen_unclean() -> None:
-    text = "<http://a/%1B]0;x%07%E2%80%AE> &#27;[2J &#x9b;2J &#8238;x [t](http://a/%1b) http://b/%9b%1b"
+    text = "<http://a/%1B]0;x%07%E2%80%AE> &#27;[2J &#x9b;2J &#8238;x &#x9; [t](http://a/%1b) http://b/%9b%1b"
     for run in InlineParser().parse(text):
         assert not any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or c == "\u202e" for c in run.text), run
 
@@ -300,7 +300,7 @@ def test_wrapping(text: str, width: int, expected: list[str]) -> None:
     assert [text[part.start : part.end] for part in wrap(text, width)] == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.text(alphabet="ab .日👩‍\u0301\n", max_size=60), st.integers(2, 12))
 def test_wrapping_loses_nothing_but_blanks_at_breaks(text: str, width: int) -> None:
     parts = wrap(text, width)

@@ -248,6 +248,7 @@ async def test_a_growing_code_block_paints_its_new_lines_only() -> None:
         "c", [TranscriptMessage("s", "assistant", "```python\nx = 1\n", status="streaming")]
     )
     async with reading(conversation, (60, 40)) as reader:
+        conversation.write("s", "z")
         await reader.pilot.pause(0.2)
         for line in range(10):
             reader.transcript.dirtied = 0
