@@ -23,13 +23,14 @@ def run_experts(
         weights = weights / weights.sum(dim=-1, keepdim=True)
     weights = weights.to(x.dtype)
     if x.device.type == "cpu":
-        return _one_by_one(x, weights, chosen, gate_up, down, activation)
-    return _all_at_once(x, weights, chosen, gate_up, down, activation)
+        return one_by_one(x, weights, chosen, gate_up, down, activation)
+    return all_at_once(x, weights, chosen, gate_up, down, activation)
 
 
-def _one_by_one(
+def one_by_one(
     x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor, activation: str
 ) -> Tensor:
+    """Expert by expert, of those that were chosen: the weights of the others are never read."""
     out = torch.zeros_like(x)
     owners: dict[int, list[tuple[int, int]]] = {}
     for token, row in enumerate(chosen.tolist()):
@@ -43,7 +44,7 @@ def _one_by_one(
     return out
 
 
-def _all_at_once(
+def all_at_once(
     x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor, activation: str
 ) -> Tensor:
     """Without asking the device which experts were chosen: tokens sorted by expert, one grouped product each way."""
