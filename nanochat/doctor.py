@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nanochat import __version__, hub, starter
+from nanochat import __version__, hub, starter, suggestion
 from nanochat.errors import NanochatError
 from nanochat.reach import HubCheck
 from nanochat.settings import Paths, Settings
@@ -50,6 +50,9 @@ def examine() -> list[Fact]:
             facts.append(Fact(section, "error", f"{type(error).__name__}: {error}", wrong=True))
     reach = check.wait()
     facts.append(Fact("hub", "hub", f"{reach.detail} ({reach.seconds:.2f} s)"))
+    better = suggestion.candidate() if reach.answers else None
+    if better is not None:
+        facts.append(Fact("hub", "suggestion", f"{better} fits this machine"))
     return facts
 
 

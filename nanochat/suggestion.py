@@ -20,6 +20,9 @@ class Candidate:
     size: int
     memory: int
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.size / 1e9:.1f} GB, `nanochat models pull {self.name}`)"
+
 
 # Weights in bfloat16, a KV cache of a few thousand tokens, and room to work.
 _ON_GPU = (
@@ -68,18 +71,15 @@ class Suggestion:
         """`chosen`: the user named a model, so there is nothing to suggest."""
         self._mark = paths.data / _MARK
         silent = chosen or settings.default_model or not settings.suggest_models or offline()
-        self._check = None if silent or not sys.stderr.isatty() or self._mark.exists() else HubCheck()
+        self.check = None if silent or not sys.stderr.isatty() or self._mark.exists() else HubCheck()
 
     def line(self) -> str | None:
         """The hint, if the hub has answered by now; at most once on this machine. Never waits."""
-        if self._check is None or not self._check.reach.answers:
+        if self.check is None or not self.check.reach.answers:
             return None
         model = candidate()
         if model is None:
             return None
         private_folder(self._mark.parent)
         self._mark.touch()
-        return (
-            f"tip: {model.name} ({model.size / 1e9:.1f} GB) is a far better model that fits this machine: "
-            f"`nanochat models pull {model.name}`"
-        )
+        return f"tip: a far better model than the starter fits this machine: {model}"
