@@ -191,7 +191,15 @@ class NanochatApp(App[None], inherit_bindings=False):
         """Run this in the background; nobody waits for it."""
         task = asyncio.ensure_future(work)
         self.spawned.add(task)
-        task.add_done_callback(self.spawned.discard)
+        task.add_done_callback(self._spawned_ended)
+
+    def _spawned_ended(self, task: asyncio.Task[Any]) -> None:
+        self.spawned.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, NanochatError):
+            self.say(str(error), severity="warning")
+        elif isinstance(error, Exception):
+            self._handle_exception(error)  # as for any other fault of our own: nothing goes on half alive
 
     def run_registered(self, action_id: str, argument: str = "") -> None:
         """Do one of the registry's actions."""

@@ -36,7 +36,8 @@ class Draft:
     def fold(self, full: str, *, tokens: int | None = None, file: str = "") -> str:
         """Keep `full` and return the label that stands for it, unlike every other of this draft."""
         lines = full.count("\n") + (not full.endswith("\n"))
-        what = f"file {file.translate(_NO_BRACKETS)} · {lines:,} lines" if file else f"pasted {lines:,} lines"
+        many = f"{lines:,} line{'s' if lines != 1 else ''}"
+        what = f"file {file.translate(_NO_BRACKETS)} · {many}" if file else f"pasted {many}"
         size = f"{tokens:,} tokens" if tokens is not None else f"{len(full):,} characters"
         label, number = f"[{what} · {size}]", 2
         while label in self.folds:

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import termios
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,13 +98,19 @@ def held(log_file: Path) -> Generator[None]:
         _close(terminal)
 
 
-def speaks_utf8() -> bool:
-    """Whether this terminal is set up for UTF-8; without it the screen keeps to ASCII."""
-    for name in ("LC_ALL", "LC_CTYPE", "LANG"):
-        value = os.environ.get(name)
-        if value:
-            return "utf-8" in value.lower() or "utf8" in value.lower()
-    return sys.platform == "darwin"
+def speaks_utf8(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this terminal is set up for UTF-8; without it the screen keeps to ASCII.
+
+    Where nothing is set (containers), UTF-8 is what terminals speak. Python itself sets LC_CTYPE=C.UTF-8 in the C
+    locale (PEP 538), so beside LANG=C that says nothing.
+    """
+    language = environ.get("LC_ALL") or environ.get("LC_CTYPE") or environ.get("LANG") or "C.UTF-8"
+    coerced = (
+        not environ.get("LC_ALL")
+        and environ.get("LC_CTYPE") == "C.UTF-8"
+        and environ.get("LANG") in ("C", "POSIX")
+    )
+    return not coerced and ("utf-8" in language.lower() or "utf8" in language.lower())
 
 
 def _screen_descriptor() -> int:

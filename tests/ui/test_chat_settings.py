@@ -15,8 +15,9 @@ def test_nothing_set_is_the_models_own_defaults() -> None:
 
 
 @given(
-    temperature=st.none() | st.floats(0, 100), top_k=st.none() | st.integers(0, 1000), seed=st.none() | st.integers(0, 99),
-    system_prompt=st.text(), thinking=st.none() | st.booleans(), stop=st.none() | st.just(("\n", "END")),
+    temperature=st.none() | st.floats(0, 100), top_k=st.none() | st.integers(0, 1000),
+    seed=st.none() | st.integers(0, 99), system_prompt=st.text(), thinking=st.none() | st.booleans(),
+    stop=st.none() | st.just(("\n", "END")),
 )  # fmt: skip
 def test_settings_come_back_as_they_were_kept(**values: object) -> None:
     settings = ChatSettings(**values)  # type: ignore[arg-type]

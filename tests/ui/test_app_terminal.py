@@ -1,0 +1,161 @@
+"""The application in a real (pseudo) terminal: it leaves it as it was, whatever ends it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+from pty_child import PtyChild
+
+from nanochat.history import History
+
+APP = Path(__file__).with_name("scripted_app.py")
+ON = {b"1049": b"\x1b[?1049h", b"1000": b"\x1b[?1000h", b"2004": b"\x1b[?2004h"}
+
+Start = Callable[..., PtyChild]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    children: list[PtyChild] = []
+
+    def run(fault: str = "", **variables: str) -> PtyChild:
+        env = {**os.environ, "TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONPATH": str(APP.parents[2])}
+        env.pop("NO_COLOR", None)
+        env.pop("LC_ALL", None)
+        command = [sys.executable, str(APP), str(tmp_path), *([fault] if fault else [])]
+        child = PtyChild(command, env=env | variables)
+        children.append(child)
+        return child
+
+    yield run
+    for child in children:
+        child.close()
+
+
+def stream(child: PtyChild) -> None:
+    """Send a message and wait until the reply is streaming."""
+    child.until(b"ready")
+    child.write(b"hello\r")
+    child.until(b"word5")
+
+
+def assert_restored(child: PtyChild) -> None:
+    """Every mode that was switched on was switched off after it, and the line discipline is as before."""
+    for mode, on in ON.items():
+        off = b"\x1b[?" + mode + b"l"
+        assert child.output.rfind(off) > child.output.rfind(on), mode
+    assert b"\x1b[?25h" in child.output[child.output.rfind(b"\x1b[?1049l") :] + child.output[-64:]
+    assert child.attributes() == child.before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_saves_and_leaves_the_terminal_as_it_was(
+    start: Start, tmp_path: Path, number: signal.Signals
+) -> None:
+    child = start()
+    stream(child)
+    child.process.send_signal(number)
+    assert child.wait() == 0
+    assert_restored(child)
+    with History.open(tmp_path / "data" / "chats") as history:
+        (chat,) = history.chats.list()
+        reply = history.messages.open(chat.id).messages[-1]
+    assert reply.status == "stopped"
+    assert "word5" in reply.content
+
+
+def test_a_crash_of_our_own_leaves_the_terminal_as_it_was_and_keeps_the_text(
+    start: Start, tmp_path: Path
+) -> None:
+    child = start("crash")
+    child.until(b"ready")
+    child.write(b"hello\r")
+    assert child.wait() != 0
+    assert_restored(child)
+    assert b"Traceback" not in child.output
+    assert child.output.rstrip().endswith(b"a fault of our own")
+    with History.open(tmp_path / "data" / "chats") as history:
+        assert all(reply.status == "interrupted" for reply in history.recovered)
+        (chat,) = history.chats.list()
+        assert history.messages.open(chat.id).messages[0].content == "hello"
+
+
+def test_kill_leaves_the_screen_usable_and_loses_at_most_a_second(start: Start, tmp_path: Path) -> None:
+    child = start()
+    stream(child)
+    child.until(b"word600")
+    child.process.kill()
+    child.wait()
+    for mode, on in ON.items():
+        assert child.output.rfind(b"\x1b[?" + mode + b"l") > child.output.rfind(on), mode
+    with History.open(tmp_path / "data" / "chats") as history:
+        (reply,) = history.recovered
+        assert reply.status == "interrupted"
+        kept = max(int(number) for number in re.findall(r"word(\d+)", reply.content))
+        assert kept >= 600 - 250  # 200 words a second, and a quarter for a busy machine
+        assert not history.check()
+    assert sqlite3.connect(tmp_path / "data" / "chats" / "chats.db").execute(
+        "PRAGMA integrity_check"
+    ).fetchone() == ("ok",)
+
+
+def test_noise_from_c_goes_to_the_log_and_not_to_the_screen(start: Start, tmp_path: Path) -> None:
+    child = start("c-noise")
+    stream(child)
+    child.write(b"\x11")  # ctrl+q
+    child.until(b"Quit nanochat?")
+    child.write(b"\r")
+    assert child.wait() == 0
+    assert b"NOISE" not in child.output
+    assert b"NOISE FROM C" in (tmp_path / "log" / "nanochat.log").read_bytes()
+
+
+def test_ctrl_z_suspends_and_comes_back(start: Start) -> None:
+    child = start()
+    child.until(b"ready")
+    child.write(b"\x1a")
+    child.until(b"\x1b[?1049l")
+    status = Path(f"/proc/{child.process.pid}/stat")
+    while status.read_text().rpartition(")")[2].split()[0] != "T":
+        child.read(0.05)
+    assert_restored(child)
+    end = len(child.output)
+    os.kill(child.process.pid, signal.SIGCONT)
+    child.until(b"\x1b[?1049h", since=end)
+    child.until(b"essage", since=end)
+
+
+def test_a_terminal_without_utf8_gets_ascii_only(start: Start) -> None:
+    child = start(LANG="C")
+    stream(child)
+    child.process.terminate()
+    child.wait()
+    assert child.output.isascii()
+    assert b"+---" in re.sub(rb"\x1b\[[\d;]*m", b"", child.output)
+
+
+def test_no_colour_is_written_when_none_is_wanted(start: Start) -> None:
+    child = start(NO_COLOR="1")
+    stream(child)
+    child.process.terminate()
+    child.wait()
+    colours = re.findall(rb"[34]8;2;(\d+);(\d+);(\d+)m", child.output)
+    assert all(red == green == blue for red, green, blue in colours)
+
+
+def test_esc_stops_within_a_fifth_of_a_second(start: Start) -> None:
+    child = start()
+    stream(child)
+    since = len(child.output)
+    child.write(b"\x1b")
+    pressed = monotonic()
+    stopped = child.until(b"stopped", since=since)
+    assert stopped - pressed < 0.5  # the terminal's own wait for the rest of an escape sequence is in it
