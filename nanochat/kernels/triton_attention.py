@@ -160,6 +160,39 @@ def combine_splits(
 
 
 @triton.jit
+def combine_together(
+    part_ptr, stat_ptr, used,
+    SPLITS: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The same rows [BLOCK_ROWS, D], many splits at a time: few rows wait for few loads."""
+    MOST: tl.constexpr = 8192 // (BLOCK_ROWS * BLOCK_D)
+    CHUNK: tl.constexpr = SPLITS if SPLITS < MOST else (MOST if MOST > 1 else 1)
+    rows = tl.arange(0, BLOCK_ROWS)
+    offs_d = tl.arange(0, BLOCK_D)
+    split = tl.arange(0, SPLITS)
+    stat = stat_ptr + split[:, None] * (2 * ROWS) + rows[None, :]
+    mask = (split < used)[:, None] & (rows < ROWS)[None, :]
+    tops = tl.load(stat, mask=mask, other=float("-inf"), cache_modifier=".cg")
+    masses = tl.load(stat + ROWS, mask=mask, other=0.0, cache_modifier=".cg")
+    top = tl.max(tops, 0)
+    base = tl.where(top == float("-inf"), 0.0, top)
+    mass = tl.sum(masses * tl.exp2(tops - base[None, :]), 0)
+    total = tl.zeros([BLOCK_ROWS, BLOCK_D], tl.float32)
+    for first in range(0, used, CHUNK):
+        own = first + tl.arange(0, CHUNK)
+        mask = (own < used)[:, None] & (rows < ROWS)[None, :]
+        tops = tl.load(
+            stat_ptr + own[:, None] * (2 * ROWS) + rows[None, :], mask=mask, other=float("-inf"), cache_modifier=".cg"
+        )
+        part = tl.load(
+            part_ptr + own[:, None, None] * (ROWS * HEAD_DIM) + rows[None, :, None] * HEAD_DIM + offs_d[None, None, :],
+            mask=mask[:, :, None] & (offs_d < HEAD_DIM)[None, None, :], other=0.0, cache_modifier=".cg",
+        )  # fmt: skip
+        total += tl.sum(part * tl.exp2(tops - base[None, :])[:, :, None], 0)
+    return total / tl.where(mass == 0.0, 1.0, mass)[:, None]
+
+
+@triton.jit
 def store_split(
     part_ptr, stat_ptr, share, total, top, mass, row_valid,
     M: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,

@@ -25,6 +25,7 @@ from nanochat.kernels.triton_attention import (
     attend_tile,
     cached_rows,
     combine_splits,
+    combine_together,
     last_to_finish,
     owner_of_tile,
     split_bounds,
@@ -66,7 +67,7 @@ def _decode(
     part_ptr, stat_ptr, counter_ptr, slots_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, eps,
     scale, soft_cap, window, num_seqs, table_stride, q_stride, block_stride, slot_stride, head_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    GROUP: tl.constexpr, TILE_HEADS: tl.constexpr, BLOCK_Q: tl.constexpr, M: tl.constexpr, BLOCK_N: tl.constexpr,
+    GROUP: tl.constexpr, TILE_HEADS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_ROWS: tl.constexpr, M: tl.constexpr, BLOCK_N: tl.constexpr,
     SPLITS: tl.constexpr, SPLIT_SIZE: tl.constexpr, MIN_SPLIT: tl.constexpr, SEQS: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,
     FUSED: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
     STAGES: tl.constexpr, PDL: tl.constexpr, EARLY: tl.constexpr,
@@ -138,6 +139,11 @@ def _decode(
                 q_ptr, q_rows, row_valid, q_weight_ptr, cos_ptr, sin_ptr, token + query, eps,
                 HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
             ).to(k_cache_ptr.dtype.element_ty)  # fmt: skip
+            new_k, new_v = _new_tokens(
+                q_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, k_weight_ptr, cos_ptr, sin_ptr, eps,
+                token, tl.where(share == used - 1, count, 0), kv_head, q_stride, block_stride, slot_stride, head_stride,
+                HEADS, KV_HEADS, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
+            )  # fmt: skip
         else:
             q = tl.load(q_ptr + q_rows[:, None] + offs_d[None, :], mask=out_mask, other=0.0)
         if EARLY:
@@ -168,11 +174,6 @@ def _decode(
                 HEAD_DIM, BLOCK_D, BLOCK_N, WINDOW, SOFT_CAP, True, STAGES,
             )  # fmt: skip
         if FUSED and share == used - 1:
-            new_k, new_v = _new_tokens(
-                q_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, k_weight_ptr, cos_ptr, sin_ptr, eps,
-                token, count, kv_head, q_stride, block_stride, slot_stride, head_stride,
-                HEADS, KV_HEADS, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
-            )  # fmt: skip
             new_position = first_position + tl.arange(0, 16)
             seen = (new_position[None, :] <= row_position[:, None]) & row_valid[:, None]
             seen = seen & (tl.arange(0, 16) < count)[None, :]
@@ -193,8 +194,17 @@ def _decode(
             stat = stat_ptr + owner * (SPLITS * 2 * ROWS)
             store_split(part, stat, share, total, top, mass, row_valid, M, ROWS, HEAD_DIM, BLOCK_D)
             if last_to_finish(counter_ptr + owner, used):
-                result = combine_splits(part, stat, used, row_valid, M, ROWS, HEAD_DIM, BLOCK_D)
-                tl.store(out, result.to(out_ptr.dtype.element_ty), mask=out_mask)
+                if SPLIT_SIZE > 0:
+                    result = combine_splits(part, stat, used, row_valid, M, ROWS, HEAD_DIM, BLOCK_D)
+                    tl.store(out, result.to(out_ptr.dtype.element_ty), mask=out_mask)
+                else:
+                    result = combine_together(part, stat, used, SPLITS, ROWS, BLOCK_ROWS, HEAD_DIM, BLOCK_D)
+                    row = tl.arange(0, BLOCK_ROWS)
+                    head_row = first_head + row % TILE_HEADS
+                    mask = (row < count * TILE_HEADS) & (head_row < (kv_head + 1) * GROUP)
+                    to = out_ptr + (token + row // TILE_HEADS)[:, None] * (HEADS * HEAD_DIM) + head_row[:, None] * HEAD_DIM
+                    mask_2d = mask[:, None] & (offs_d < HEAD_DIM)[None, :]
+                    tl.store(to + offs_d[None, :], result.to(out_ptr.dtype.element_ty), mask=mask_2d)
     elif share == 0:
         # A padded sequence: zeros, so that its rows stay finite through the layers.
         tl.store(out, tl.zeros([M, BLOCK_D], out_ptr.dtype.element_ty), mask=out_mask)
@@ -220,17 +230,20 @@ def decode_plan(
     """Constants for `seqs` sequences of up to `queries` queries; `element` is the cache's bytes an element.
 
     `seqs` is rounded up to a power of two, so that a padded batch computes the same bits as one without padding.
+    Wide tiles with two stages leave room for three programs a multiprocessor: more than deeper pipelines gain.
     """
     group = heads // kv_heads
     tile_heads = min(group, max(1, 64 // queries))
     width = next_power_of_2(head_dim) * element
-    block_n = 64 if width <= 256 else 32 if width <= 512 else 16
+    block_n = 128 if width <= 256 else 64 if width <= 512 else 16
     programs = next_power_of_2(seqs) * kv_heads * -(-group // tile_heads)
     few = programs <= multiprocessors
+    if few:
+        block_n = min(block_n, 64)  # a short context is shared out more finely
     splits = min(next_power_of_2(max(1, 4 * multiprocessors // programs)), 32 if few else 4)
     return DecodePlan(
-        block_q=queries, tile_heads=tile_heads, block_n=block_n, splits=splits, min_split=block_n if few else 256,
-        stages=3 if width <= 256 else 2,
+        block_q=queries, tile_heads=tile_heads, block_n=block_n, splits=splits if few else max(splits, 2),
+        min_split=block_n if few else 512, stages=2,
     )  # fmt: skip
 
 
@@ -274,25 +287,26 @@ def decode_attention(
     num_seqs = context_lens.shape[0]
     tiles = q.shape[0] // plan.block_q + num_seqs if tiled else num_seqs
     rows = plan.tile_heads * plan.block_q
-    grid = (kv_heads * -(-group // plan.tile_heads), plan.splits, tiles)
+    splits = plan.splits if plan.split_size else next_power_of_2(plan.splits)
+    grid = (kv_heads * -(-group // plan.tile_heads), splits, tiles)
     owners = grid[0] * tiles
-    if plan.splits > 1:
-        part = torch.empty(owners * plan.splits * rows * (head_dim + 2), dtype=torch.float32, device=q.device)
+    if splits > 1:
+        part = torch.empty(owners * splits * rows * (head_dim + 2), dtype=torch.float32, device=q.device)
     else:
         part = counters
     fused = rope is not None
     norm = rope is not None and rope.q_weight is not None
     _decode[grid](
         q, k_cache, v_cache, out, block_tables, query_start, context_lens,
-        part, part[owners * plan.splits * rows * head_dim :] if plan.splits > 1 else part, counters,
+        part, part[owners * splits * rows * head_dim :] if splits > 1 else part, counters,
         slots if slots is not None else query_start,
         rope.q_weight if rope is not None and norm else q, rope.k_weight if rope is not None and norm else q,
         rope.cos if rope is not None else q, rope.sin if rope is not None else q, rope.eps if rope is not None else 0.0,
         scale, soft_cap or 0.0, window or 0, num_seqs, block_tables.stride(0), q.stride(0),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
         HEADS=num_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_D=next_power_of_2(head_dim),
-        GROUP=group, TILE_HEADS=plan.tile_heads, BLOCK_Q=plan.block_q, M=max(16, next_power_of_2(rows)),
-        BLOCK_N=plan.block_n, SPLITS=plan.splits, SPLIT_SIZE=plan.split_size, MIN_SPLIT=plan.min_split,
+        GROUP=group, TILE_HEADS=plan.tile_heads, BLOCK_Q=plan.block_q, BLOCK_ROWS=next_power_of_2(rows), M=max(16, next_power_of_2(rows)),
+        BLOCK_N=plan.block_n, SPLITS=splits, SPLIT_SIZE=plan.split_size, MIN_SPLIT=plan.min_split,
         SEQS=next_power_of_2(num_seqs) if tiled else 0, WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
         FUSED=fused, ROTARY=rope.rotary if rope is not None else 0,
         INTERLEAVED=rope is not None and rope.interleaved, NORM=norm,

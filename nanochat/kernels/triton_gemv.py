@@ -10,7 +10,7 @@ Accumulation is float32 throughout, in an order that only the configuration deci
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -18,7 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from nanochat.kernels.sizes import next_power_of_2
-from nanochat.kernels.triton_activation import activated
+from nanochat.kernels.triton_activation import activated, gate_mul
+from nanochat.kernels.triton_norm import rms_norm
 
 MAX_ROWS = 8
 
@@ -252,7 +253,7 @@ class GemvConfig:
     """How a product is cut: BLOCK_N outputs a program, BLOCK_K inputs a step.
 
     `dot` uses the matrix units; `prefetch` is how many chunks are requested before a dependent launch's wait
-    (with `dot`, any or none).
+    (with `dot`, any or none). `library` leaves the product to cuBLAS, between a norm and what comes after.
     """
 
     block_n: int
@@ -261,6 +262,7 @@ class GemvConfig:
     prefetch: int = 4
     dot: bool = False
     stages: int = 4
+    library: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,12 +287,12 @@ class GemvShape:
 
 
 def default_config(shape: GemvShape) -> GemvConfig:
-    """A configuration that is good on every chip: 8 to 24 KB of weights a program."""
-    if shape.rows > 4:
-        return GemvConfig(block_n=16, block_k=256 if shape.k % 256 == 0 else 64, warps=2, dot=True)
+    """A configuration that is good on every chip: 8 to 24 KB of weights a program, cuBLAS where rows are many."""
     # 256 inputs are one warp's widest loads, so that a warp owns whole outputs.
     outputs = 2 if shape.k <= 1024 and not shape.gated else 1
-    return GemvConfig(block_n=4 * outputs, block_k=256, prefetch=12)
+    own = GemvConfig(block_n=4 * outputs, block_k=256, prefetch=12)
+    small = shape.n * shape.k * (2 if shape.gated else 1) <= 8 << 20
+    return own if shape.rows <= 2 or (shape.rows <= 8 and small) else replace(own, library=True)
 
 
 def candidate_configs(shape: GemvShape) -> list[GemvConfig]:
@@ -302,10 +304,11 @@ def candidate_configs(shape: GemvShape) -> list[GemvConfig]:
             if 32 <= registers <= 160:
                 found.append(GemvConfig(warps * outputs, 256, warps, prefetch=12))
     if shape.rows >= 2:
-        for block_n, warps in ((16, 1), (16, 2), (16, 4), (32, 4), (64, 4)):
-            for block_k in (128, 256):
-                if shape.k % block_k == 0 and shape.n // block_n >= 32:
-                    found.append(GemvConfig(block_n, block_k, warps, dot=True))
+        found.append(replace(GemvConfig(4, 256), library=True))
+    if shape.rows >= 4:
+        for block_n, block_k, warps in ((16, 256, 1), (16, 128, 1), (64, 256, 4)):
+            if shape.k % block_k == 0 and shape.n // block_n >= 32:
+                found.append(GemvConfig(block_n, block_k, warps, dot=True))
     return list(dict.fromkeys(found))
 
 
@@ -332,6 +335,8 @@ def gemv(
     if out is None:
         out = torch.empty(rows, n, dtype=out_dtype or x.dtype, device=x.device)
     config = config or default_config(GemvShape.of(rows, n, k, bool(activation), norm is not None))
+    if config.library:
+        return _by_library(x, weight, out, norm, eps, bias, residual, activation)
     arguments = (
         x, weight, weight if norm is None else norm, weight if bias is None else bias,
         out if residual is None else residual, out, eps, rows,
@@ -352,3 +357,16 @@ def gemv(
             **sizes, **flags, **options,
         )  # fmt: skip
     return out
+
+
+def _by_library(
+    x: Tensor, weight: Tensor, out: Tensor, norm: Tensor | None, eps: float, bias: Tensor | None,
+    residual: Tensor | None, activation: str,
+) -> Tensor:  # fmt: skip
+    """The same in separate launches around cuBLAS."""
+    if norm is not None:
+        x = rms_norm(x, norm, eps)
+    y = torch.nn.functional.linear(x, weight, bias)
+    if activation:
+        y = gate_mul(y, activation)
+    return out.copy_(y if residual is None else y + residual)

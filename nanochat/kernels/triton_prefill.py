@@ -139,7 +139,7 @@ def prefill_plan(
     elif width > 256:
         m, block_n, warps, stages = 64, 32, 4, 2 if shared_memory >= 100_000 else 1
     else:
-        m, block_n, warps, stages = 128, 64, 8, 3 if shared_memory >= 140_000 or width <= 128 else 2
+        m, block_n, warps, stages = 128, 128 if shared_memory >= 166_000 or width <= 128 else 64, 8, 2
     if element == 2 and tokens * group <= 2 * m * seqs:
         m, warps = 64, 4
     tile_heads = min(group, m)
