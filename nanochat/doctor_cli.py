@@ -17,7 +17,7 @@ def doctor(as_json: bool) -> None:
     """Say what was found on this machine. Exits with 1 when something that is needed is wrong."""
     facts = examination.examine()
     if as_json:
-        click.echo(json.dumps(examination.as_dict(facts), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(examination.as_dict(facts), indent=2, ensure_ascii=sys.stdout.isatty()))
     else:
         for line in examination.report(facts):
             click.echo(sanitize_line(line))

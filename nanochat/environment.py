@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from pathlib import Path
 
 from nanochat.settings import private_folder
@@ -39,7 +38,6 @@ def log_to(file: Path) -> None:
     root.addHandler(LogFile(file))
     logging.getLogger("nanochat").setLevel(logging.INFO)
     logging.captureWarnings(True)
-    warnings.simplefilter("default")
 
 
 class LogFile(logging.FileHandler):

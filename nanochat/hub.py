@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nanochat import starter
-from nanochat.errors import InvalidModel, ModelNotFound
+from nanochat.errors import InvalidModel, ModelError, ModelNotFound
 from nanochat.settings import Paths, Settings
 
 STARTER = "starter"
@@ -79,11 +79,15 @@ def resolve(
         DownloadError: the starter model is needed and cannot be fetched.
     """
     if not name:
-        name = (settings or Settings.load((paths or Paths.find()).settings_file)).default_model or STARTER
+        settings = settings or Settings.load((paths or Paths.find()).settings_file)
+        if settings.default_model:
+            return _resolve_default(settings.default_model, paths, progress)
+        name = STARTER
     if name.lower() in (STARTER, starter.NAME.lower()):
         return _describe(starter.ensure(progress, paths=paths), starter.NAME, "starter")
-    if _is_path(name) or Path(name).expanduser().is_dir():
-        return _from_folder(Path(name).expanduser())
+    expanded = os.path.expanduser(name)  # unlike Path's, these two take any text
+    if _is_path(name) or os.path.isdir(expanded):
+        return _from_folder(Path(expanded))
     models = local_models(paths)
     wanted = name.lower()
     matches = [model for model in models if model.name.lower() == wanted]
@@ -96,12 +100,19 @@ def resolve(
     return _complete(matches[0])
 
 
+def _resolve_default(name: str, paths: Paths | None, progress: starter.Report | None) -> LocalModel:
+    try:
+        return resolve(name, paths=paths, progress=progress)
+    except ModelError as error:
+        raise type(error)(f"{error}. It is models.default in your settings") from error
+
+
 def _is_path(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~")) or name in (".", "..")
 
 
 def _from_folder(folder: Path) -> LocalModel:
-    if not folder.exists():
+    if not os.path.exists(folder):
         raise ModelNotFound(f"there is no folder {folder}: `nanochat models` lists what is here")
     if not folder.is_dir():
         raise InvalidModel(

@@ -99,7 +99,10 @@ def run(prompt: str | None, model: str | None, as_json: bool, thinking: bool | N
         reply = answerer.answer(prompt_ids, chat.decoding(params), writer.write)
         writer.end()
         if as_json:
-            click.echo(json.dumps(_as_json(reply, writer, local, params), ensure_ascii=False))
+            content = _as_json(reply, writer, local, params)
+            click.echo(
+                json.dumps(content, ensure_ascii=sys.stdout.isatty())
+            )  # a terminal gets no raw characters
         _print_figures(reply, options["max_tokens"] is None, suggestion.line())
     if reply.finish_reason is FinishReason.ABORT:
         sys.exit(INTERRUPTED)

@@ -91,6 +91,14 @@ def test_a_folder_is_a_model_when_it_has_a_config(tmp_path: Path, monkeypatch: p
         hub.resolve(str(folder / "config.json"))
 
 
+@pytest.mark.parametrize(
+    "name", ["x" * 5000, "/" + "x" * 5000, "~nobody-here/model", "a\nb", "../../etc", "\U0001f642"]
+)
+def test_any_text_is_only_a_name_that_is_not_here(cache: Path, name: str) -> None:
+    with pytest.raises((ModelNotFound, InvalidModel)):
+        hub.resolve(name)
+
+
 def test_a_missing_shard_is_listed_and_refused(cache: Path) -> None:
     snapshot = put(cache, "big/model", weights=False)
     names = [f"model-{part}-of-3.safetensors" for part in (1, 2, 3)]
@@ -111,6 +119,9 @@ def test_the_default_is_the_settings_choice_else_the_starter(
     Settings.change(default_model="Qwen3-0.6B")
     assert hub.resolve(None).name == "Qwen/Qwen3-0.6B"
     assert [model.name for model in hub.local_models()] == [starter.NAME, "Qwen/Qwen3-0.6B"]
+    Settings.change(default_model="gone")
+    with pytest.raises(ModelNotFound, match=r"models\.default in your settings"):
+        hub.resolve(None)
 
 
 def test_the_variables_of_the_hubs_own_tools_are_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
