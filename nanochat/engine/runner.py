@@ -16,6 +16,7 @@ from nanochat.kernels.layout import AttentionLayout
 if TYPE_CHECKING:
     from nanochat.engine.cuda_graphs import DecodeGraphs
     from nanochat.engine.models import Model
+    from nanochat.engine.prefill_graphs import PrefillGraphs
 
 
 class ModelRunner:
@@ -36,11 +37,14 @@ class ModelRunner:
         # The token that each seat sampled last: where the next step finds it before the host has read it.
         self._last_ids = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=device)
         self._graphs: DecodeGraphs | None = None
-        if device.type == "cuda" and not config.enforce_eager:
+        self._prefills: PrefillGraphs | None = None
+        if device.type == "cuda" and not config.enforce_eager and _capturable(model):
             from nanochat.engine.cuda_graphs import DecodeGraphs
+            from nanochat.engine.prefill_graphs import PrefillGraphs
 
             max_blocks = -(-max_model_len // BLOCK_SIZE)
             self._graphs = DecodeGraphs(model, kv_cache, self._last_ids, config.max_num_seqs, max_blocks)
+            self._prefills = PrefillGraphs(model, kv_cache, max_blocks, device)
 
     @torch.inference_mode()
     def dispatch(self, chunks: list[Chunk]) -> PendingStep:
@@ -49,17 +53,27 @@ class ModelRunner:
             return self._graphs.dispatch(chunks)
         if self._graphs is not None:
             self._graphs.hand_back()
+        if self._prefills is not None and self._prefills.takes(chunks):
+            hidden, logits = self._prefills.run(chunks[0])
+            healthy = torch.isfinite(hidden.float().sum(dim=-1))
+            return self._finish(chunks, healthy, logits if chunks[0].samples else None)
         layout, positions = lay_out(chunks, self.device)
         hidden = self.model.forward(self._token_ids(chunks), positions, layout, self.kv_cache)
         last = hidden[(layout.query_start[1:] - 1).long()]
         healthy = torch.isfinite(last.float().sum(dim=-1))
         rows = [row for row, chunk in enumerate(chunks) if chunk.samples]
         if not rows:
-            return EagerStep(chunks, healthy, None)
+            return self._finish(chunks, healthy, None)
         if len(rows) < len(chunks):
             last = last[to_device(torch.tensor(rows), self.device)]
+        return self._finish(chunks, healthy, self.model.logits(last))
+
+    def _finish(self, chunks: list[Chunk], healthy: Tensor, logits: Tensor | None) -> EagerStep:
+        """Sample the chunks that do; `logits` has a row for each of them."""
+        if logits is None:
+            return EagerStep(chunks, healthy, None)
         sequences = [chunk.sequence for chunk in chunks if chunk.samples]
-        sampled = sample(self.model.logits(last), sequences)
+        sampled = sample(logits, sequences)
         seats = to_device(torch.tensor([sequence.seat for sequence in sequences]), self.device)
         self._last_ids.index_copy_(0, seats, sampled.ids)
         return EagerStep(chunks, healthy, sampled)
@@ -82,8 +96,19 @@ class ModelRunner:
     def close(self) -> None:
         """Drop the tensors."""
         self.kv_cache = []
-        self._graphs = None
+        self._graphs = self._prefills = None
         del self.model
+
+
+def _capturable(model: Model) -> bool:
+    """Whether a step of the model asks nothing of the host: a native decoder on Triton's kernels, without experts."""
+    from nanochat.engine.models.decoder import Decoder
+    from nanochat.engine.models.layers import Mlp
+    from nanochat.kernels.cuda import CudaKernels
+
+    if not isinstance(model, Decoder) or not isinstance(model.kernels, CudaKernels):
+        return False
+    return all(isinstance(layer.mlp, Mlp) for layer in model.weights.layers)
 
 
 def _graphable(chunk: Chunk) -> bool:

@@ -1,0 +1,115 @@
+"""Short prefills of one sequence in captured graphs: a turn's first token does not wait for a thousand launches.
+
+A chunk of up to 1,024 tokens takes the device a few milliseconds and Python ten to launch. Chunks are padded to the
+next captured size; padding rows own no slot and belong to no sequence, so nothing reads what they compute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nanochat.engine.config import BLOCK_SIZE
+from nanochat.engine.device_state import send
+from nanochat.engine.scheduler import Chunk
+from nanochat.engine.step import KVTensors
+from nanochat.kernels.layout import AttentionLayout
+
+if TYPE_CHECKING:
+    from nanochat.engine.models import Model
+
+SIZES = (16, 32, 64, 128, 256, 384, 512, 768, 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedPrefill:
+    """A graph, its inputs and its outputs.
+
+    Attributes:
+        tokens: int64 [3, size]: ids, positions, slots.
+        table: int32 [1, max_blocks].
+        bounds: int32 [3]: 0, the chunk's length, the context's length with it.
+        hidden: [1, H] of the chunk's last token.
+        logits: float32 [1, vocab] of it.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    tokens: Tensor
+    table: Tensor
+    bounds: Tensor
+    hidden: Tensor
+    logits: Tensor
+
+
+class PrefillGraphs:
+    """The graphs of one model, made as they are needed."""
+
+    def __init__(self, model: Model, kv_cache: KVTensors, max_blocks: int, device: torch.device) -> None:
+        self._model = model
+        self._kv_cache = kv_cache
+        self._max_blocks = max_blocks
+        self._device = device
+        self._captured: dict[int, CapturedPrefill] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def takes(self, chunks: list[Chunk]) -> bool:
+        """Whether a step is one chunk that fits."""
+        return len(chunks) == 1 and 1 < chunks[0].count <= SIZES[-1]
+
+    def run(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """(last hidden state [1, H], its logits float32 [1, vocab]); good until the next run of the same size."""
+        size = next(size for size in SIZES if size >= chunk.count)
+        step = self._captured.get(size)
+        if step is None:
+            step = self._captured[size] = self._capture(size)
+        sequence, blocks = chunk.sequence, chunk.sequence.blocks
+        positions = range(chunk.start, chunk.start + chunk.count)
+        slots = [blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in positions]
+        idle = size - chunk.count
+        rows = [
+            sequence.tokens[chunk.start : chunk.start + chunk.count] + [0] * idle,
+            [*positions] + [0] * idle,
+            slots + [-1] * idle,
+        ]
+        step.tokens.copy_(send(rows, torch.int64, self._device), non_blocking=True)
+        step.table[0, : len(blocks)].copy_(send(blocks, torch.int32, self._device), non_blocking=True)
+        bounds = [0, chunk.count, chunk.start + chunk.count]
+        step.bounds.copy_(send(bounds, torch.int32, self._device), non_blocking=True)
+        step.graph.replay()
+        return step.hidden, step.logits
+
+    def _capture(self, size: int) -> CapturedPrefill:
+        tokens = torch.zeros(3, size, dtype=torch.int64, device=self._device)
+        tokens[2] = -1
+        table = torch.zeros(1, self._max_blocks, dtype=torch.int32, device=self._device)
+        bounds = torch.tensor([0, 1, 1], dtype=torch.int32, device=self._device)
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):  # kernels are compiled outside of the capture
+            self._step(tokens, table, bounds)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        torch.cuda.synchronize(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            hidden, logits = self._step(tokens, table, bounds)
+        return CapturedPrefill(graph, tokens, table, bounds, hidden, logits)
+
+    def _step(self, tokens: Tensor, table: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+        size, longest = tokens.shape[1], self._max_blocks * BLOCK_SIZE
+        layout = AttentionLayout(
+            slots=tokens[2],
+            block_tables=table,
+            query_start=bounds[:2],
+            context_lens=bounds[2:],
+            query_lens=[size],  # what the launch must be large enough for
+            contexts=[longest],
+            tables=[],
+            max_query_len=size,
+            max_context=longest,
+        )
+        hidden = self._model.forward(tokens[0], tokens[1], layout, self._kv_cache)
+        last = hidden.index_select(0, bounds[1:2].long() - 1)
+        return last, self._model.logits(last)
