@@ -177,9 +177,7 @@ class CodeView:
 
     def _head_row(self, margin: tuple[Run, ...]) -> Row:
         head = join(self._style, "panel_head")
-        word = "copy"
-        label = self.block.language[: max(0, self._width - len(word) - 3)]
-        space = " " * max(1, self._width - cell_len(label) - len(word) - 2)
-        runs = (*margin, Run(" " + label + space, head), Run(word, join(head, "button"), ("copy", self.key)))
+        label = self.block.language[: max(0, self._width - 8)]
+        runs = (*margin, Run(f" {label}  ", head), Run("copy", join(head, "button"), ("copy", self.key)))
         length = sum(len(run.text) for run in runs)
         return Row(runs, prefix=length, fill=head, width=margin_cells(margin) + self._width)

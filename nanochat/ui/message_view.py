@@ -176,7 +176,8 @@ class MessageView:
         if self._answer.height:
             self.column.add("answer", [], self._answer)
         if self.message.error:
-            self.column.add("error", wrapped(self.message.error, min(self._width, MEASURE), "error"))
+            rows = wrapped(f"✗ {self.message.error}", min(self._width, MEASURE), "error")
+            self.column.add("error", rows)
         footer = self._footer()
         if footer is not None:
             self.column.add("footer", [footer])

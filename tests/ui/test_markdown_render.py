@@ -209,7 +209,7 @@ def test_mathematics_stays_as_it_is() -> None:
 
 def test_code_has_its_language_and_a_word_to_copy_it() -> None:
     first, second = rows(stack("```python\nx = 1\n```", width=30))
-    assert first.text == " python                  copy"
+    assert first.text == " python  copy"
     assert first.runs[-1].action == ("copy", "0")
     assert [(run.text, run.style) for run in second.runs] == [
         (" ", "panel panel_mark"), ("x ", "panel"), ("=", "panel operator"), (" ", "panel"), ("1", "panel number"),

@@ -1,4 +1,4 @@
-"""A transcript to look at, fed from a script: `python tests/ui/transcript_demo.py [--light] [--stream TOKENS_A_SECOND]`."""
+"""A transcript to look at: `python tests/ui/transcript_demo.py [--light] [--stream TOKENS_A_SECOND]`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import time
 from collections.abc import Iterable, Iterator
 
-from textual import events
 from textual.app import App, ComposeResult
 from textual.widgets import Input
 
@@ -17,8 +16,8 @@ from nanochat.ui.widgets.transcript import Transcript
 ANSWER = """\
 # Binary search, briefly
 
-A **binary search** halves an interval that is known to hold the answer. It needs *sorted* input and takes
-`O(log n)` steps; see [the article](https://en.wikipedia.org/wiki/Binary_search) or https://example.org/search.
+A **binary search** halves an interval that is known to hold the answer. It needs *sorted* input \
+and takes `O(log n)` steps; see [the article](https://en.wikipedia.org/wiki/Binary_search) or https://example.org/search.
 
 ## How it goes
 
@@ -65,7 +64,13 @@ fn main() { let s: &str = "hi"; println!("{s} {}", 42); } // ok
 
 Mathematics stays as it is: \\( T(n) = T(n/2) + O(1) \\). 日本語の文章も、折り返しは正しく処理されます。
 """
-REASONING = "The user wants binary search. I should mention **sortedness**,\nand give code that is right.\n\n- half-open interval\n- no overflow in Python\n"
+REASONING = """\
+The user wants binary search. I should mention **sortedness**,
+and give code that is right.
+
+- half-open interval
+- no overflow in Python
+"""
 FOOTER = "143 tok/s · 512 tok · TTFT 0.21 s · reused 97 %"
 
 
@@ -107,7 +112,6 @@ class TranscriptDemo(App[None]):
         self.theme = theme
         self.chat = Conversation("demo", messages)
         self.transcript = Transcript()
-        self.posted: list[object] = []
         self._rate = rate
 
     def compose(self) -> ComposeResult:
@@ -133,9 +137,6 @@ class TranscriptDemo(App[None]):
             elif (piece := next(self._pieces, None)) is not None:
                 self.chat.write("s", piece)
             self._sent += 1
-
-    def on_event_demo(self, event: events.Event) -> None:
-        self.posted.append(event)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,10 @@ DOCUMENTS: dict[str, tuple[str, str]] = {
     "paragraph 8k": ("word and **word** " * 450, "and some more of it "),
     "prose 20k": (("A sentence with *some* words in it. " * 12 + "\n\n") * 45, "and some more of it "),
     "list 200 items": ("".join(f"- item {i} with **some** text\n" for i in range(200)), "- one more item\n"),
-    "table 200 rows": ("| a | b | c |\n|---|---|---|\n" + "| one | two | three |\n" * 200, "| four | five | six |\n"),
+    "table 200 rows": (
+        "| a | b | c |\n|---|---|---|\n" + "| one | two | three |\n" * 200,
+        "| four | five | six |\n",
+    ),
     "fence 2000 lines": ("```python\n" + "".join(CODE.format(i) for i in range(2000)), CODE.format("x")),
 }
 
@@ -80,15 +83,21 @@ class Measure(App[None]):
 def chat(name: str, count: int) -> Conversation:
     messages: list[TranscriptMessage] = []
     for index in range(count // 2):
-        messages.append(TranscriptMessage(f"u{index}", "user", f"Question {index}: " + "why is that so? " * 6))
-        messages.append(TranscriptMessage(f"a{index}", "assistant", ANSWER, footer="143 tok/s", reasoning="Hm.\n" * 9))
+        messages.append(
+            TranscriptMessage(f"u{index}", "user", f"Question {index}: " + "why is that so? " * 6)
+        )
+        messages.append(
+            TranscriptMessage(f"a{index}", "assistant", ANSWER, footer="143 tok/s", reasoning="Hm.\n" * 9)
+        )
     return Conversation(name, messages)
 
 
 async def flushes(app: Measure) -> dict[str, object]:
-    found: dict[str, object] = {"nothing": round(statistics.median([await app.cost(lambda: None) for _ in range(7)]), 2)}
+    nothing = [await app.cost(lambda: None) for _ in range(7)]
+    found: dict[str, object] = {"nothing": round(statistics.median(nothing), 2)}
     for name, (document, piece) in DOCUMENTS.items():
-        talk = Conversation(name, [TranscriptMessage("u", "user", "?"), TranscriptMessage("a", "assistant", status="streaming")])
+        reply = TranscriptMessage("a", "assistant", status="streaming")
+        talk = Conversation(name, [TranscriptMessage("u", "user", "?"), reply])
         app.transcript.swap(talk)
         talk.write("a", document)
         await app.painted()
@@ -96,14 +105,16 @@ async def flushes(app: Measure) -> dict[str, object]:
         talk.write("a", "\n")
         large = [await app.cost(lambda t=talk, p=piece: t.write("a", p * 5)) for _ in range(9)]
         finish = await app.cost(lambda t=talk: t.change("a", status="done", footer="143 tok/s"))
-        found[name] = [round(statistics.median(x), 1) for x in (small, large)] + [round(max(small + large), 1), round(finish, 1)]
+        figures = (statistics.median(small), statistics.median(large), max(small + large), finish)
+        found[name] = "+1 token {:.1f}, +100 tokens {:.1f}, most {:.1f}, finish {:.1f}".format(*figures)
     return found
 
 
 async def opening(app: Measure) -> dict[str, object]:
     found: dict[str, object] = {}
     one, two = chat("one", 500), chat("two", 500)
-    for name, talk in (("open 500", one), ("open 500 again", two), ("switch", one), ("switch back", two), ("switch 3", one)):
+    order = ("open 500 messages", one), ("open another", two), ("switch", one), ("switch back", two)
+    for name, talk in order:
         begin = time.perf_counter()
         app.transcript.swap(talk)
         await app.painted()
@@ -115,7 +126,6 @@ async def opening(app: Measure) -> dict[str, object]:
         await app.painted()
         found[key] = round((time.perf_counter() - begin) * 1000, 1)
     found["wheel up x60"] = round(await app.cost(lambda: [app.transcript.scroll_up() for _ in range(60)]), 1)
-    found["drawn"] = app.transcript._view.drawn
     for name, focused in (("blur", False), ("focus", True)):
         found[name] = round(await app.cost(lambda f=focused: setattr(app, "app_focus", f)), 1)
     found["theme"] = round(await app.cost(lambda: setattr(app, "theme", "textual-light")), 1)
@@ -126,21 +136,23 @@ async def opening(app: Measure) -> dict[str, object]:
     return found
 
 
-def under_pty(work: Callable[[Measure], Awaitable[dict[str, object]]], rows: int = 40, columns: int = 120) -> dict[str, object]:
+def under_pty(
+    work: Callable[[Measure], Awaitable[dict[str, object]]], rows: int = 40, columns: int = 120
+) -> dict[str, object]:
     """Run an app in a child on a pseudo-terminal; what it found."""
     reader, writer = os.pipe()
     pid, terminal = pty.fork()
     if pid == 0:
         os.close(reader)
-        os.environ |= {"COLUMNS": str(columns), "LINES": str(rows), "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+        os.environ |= {
+            "COLUMNS": str(columns),
+            "LINES": str(rows),
+            "TERM": "xterm-256color",
+            "COLORTERM": "truecolor",
+        }
         Measure(work, writer).run()
         os._exit(0)
     os.close(writer)
-    import fcntl
-    import struct
-    import termios
-
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     size = 0
     while True:
         try:

@@ -65,7 +65,9 @@ class RowPainter:
         fill, blank = self.style(row.fill), self.style("")
         edge = fill if row.full else blank
         segments = [
-            Segment("▌", edge + self.style(gutter)) if gutter else Segment(" ", edge),
+            Segment("█" if gutter == "cursor" else "▌", edge + self.style(gutter))
+            if gutter
+            else Segment(" ", edge),
             Segment(" ", edge),
         ]
         used = 2
