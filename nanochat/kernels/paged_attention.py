@@ -1,4 +1,8 @@
-"""Attention over the paged cache in plain torch: one call a sequence, on views where blocks follow each other."""
+"""Attention over the paged cache in plain torch.
+
+A sequence alone is one call, on a view of the cache where its blocks follow each other. Several that decode one
+token each are one call together, gathered and padded, unless one is so long that the padding would cost more.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,52 @@ class _Sequence:
     blocks: Tensor | None
 
 
+class _Together:
+    """The step's first `count` sequences, one query each, padded to the same number of blocks."""
+
+    def __init__(self, sequences: list[_Sequence], tables: list[list[int]], device: torch.device) -> None:
+        self.count = len(sequences)
+        self._width = max(-(-sequence.context // BLOCK_SIZE) for sequence in sequences)
+        padded = [(table + [0] * self._width)[: self._width] for table in tables]
+        self._blocks = torch.tensor(padded, device=device).view(-1)
+        self._positions = torch.arange(self._width * BLOCK_SIZE, device=device)
+        self._contexts = torch.tensor([sequence.context for sequence in sequences], device=device)[:, None]
+        hidden = (self._positions >= self._contexts).view(-1)
+        self._hidden = hidden.nonzero().squeeze(1)  # rows of the gathered cache that lie past their context
+        self._masks: dict[int, Tensor] = {}
+
+    def mask(self, window: int) -> Tensor:
+        """Which positions each query sees: bool [count, 1, 1, positions]."""
+        if window not in self._masks:
+            seen = self._positions < self._contexts
+            if window:
+                seen &= self._positions >= self._contexts - window
+            self._masks[window] = seen[:, None, None]
+        return self._masks[window]
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """[count, num_kv_heads, positions, head_dim] of one half of a layer's cache.
+
+        Past a context there are zeros: what was never written may be NaN, and no weight of 0 undoes that.
+        """
+        rows = tensor.index_select(0, self._blocks).view(-1, *tensor.shape[2:])
+        rows.index_fill_(0, self._hidden, 0.0)
+        return rows.view(self.count, -1, *tensor.shape[2:]).transpose(1, 2)
+
+
+def _together(sequences: list[_Sequence], tables: list[list[int]], device: torch.device) -> _Together | None:
+    """The leading sequences that decode, if there are several of similar length."""
+    count = next((i for i, sequence in enumerate(sequences) if sequence.count != 1), len(sequences))
+    if count < 2:
+        return None
+    blocks = [-(-sequence.context // BLOCK_SIZE) for sequence in sequences[:count]]
+    return (
+        _Together(sequences[:count], tables[:count], device)
+        if count * max(blocks) <= 2 * sum(blocks)
+        else None
+    )
+
+
 class PagedPlan:
     """A step's sequences, looked at once for all layers."""
 
@@ -44,6 +94,7 @@ class PagedPlan:
                 _Sequence(row, count, context, first * BLOCK_SIZE if in_a_run else -1, blocks)
             )
             row += count
+        self.together = _together(self.sequences, layout.tables, device)
         self.kept: Tensor | None = None  # rows that have a slot, where some do not
         self.slots = layout.slots
         if bool((layout.slots < 0).any()):
@@ -78,11 +129,27 @@ def attend(q: Tensor, spec: AttentionSpec, cache: tuple[Tensor, Tensor], plan: P
     sequences = plan.sequences
     if len(sequences) == 1 and sequences[0].count == q.shape[0]:
         return _attend_one(q, spec, cache, plan, sequences[0])
+    together = None if spec.soft_cap else plan.together
+    if together is not None and together.count == q.shape[0]:
+        return _attend_together(q, spec, cache, together)
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+    if together is not None:
+        out[: together.count] = _attend_together(q[: together.count], spec, cache, together)
+        sequences = sequences[together.count :]
     for sequence in sequences:
         rows = slice(sequence.row, sequence.row + sequence.count)
         out[rows] = _attend_one(q[rows], spec, cache, plan, sequence)
     return out
+
+
+def _attend_together(
+    q: Tensor, spec: AttentionSpec, cache: tuple[Tensor, Tensor], together: _Together
+) -> Tensor:
+    """One query for each sequence: q [count, num_heads, head_dim] -> the same shape."""
+    k, v = (together.gather(tensor) for tensor in cache)
+    grouped = q.view(together.count, spec.num_kv_heads, -1, spec.head_dim)
+    out = F.scaled_dot_product_attention(grouped, k, v, together.mask(spec.window), scale=spec.scale)
+    return out.reshape(q.shape)
 
 
 def _attend_one(
