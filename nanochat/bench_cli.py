@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -146,11 +150,32 @@ def _run(plan: Plan, results: Results | None) -> Run:
         if results is not None:
             results.save(run)
 
-    run = run_benchmark(plan, on_progress=screen.progress, on_row=on_row, on_state=screen.show)
+    with _interruptible() as stopped:
+        run = run_benchmark(
+            plan, on_progress=screen.progress, on_row=on_row, on_state=screen.show, stopped=stopped
+        )
     screen.clear()
     if results is not None:
         click.echo(f"kept as {results.save(run)}", err=True)
     return run
+
+
+@contextmanager
+def _interruptible() -> Generator[Callable[[], bool]]:
+    """Ctrl-C asks for a stop between two steps; a second one, where nothing asks, raises KeyboardInterrupt at once."""
+    asked = threading.Event()
+
+    def interrupt(_number: int, _frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        click.echo("\nstopping; again to stop at once", err=True)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _row_line(row: Row) -> str:

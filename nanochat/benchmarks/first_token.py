@@ -75,6 +75,9 @@ def _spawned(task: str, started: float, complaints: IO[str]) -> float:
     finally:
         process.kill()
         process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
 
 
 def main() -> None:
