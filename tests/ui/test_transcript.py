@@ -68,6 +68,10 @@ class Reader:
                 return
         raise AssertionError(f"never: {condition}\n" + "\n".join(self.rows))
 
+    async def idle(self) -> None:
+        """Until nothing is left to draw or to colour."""
+        await self.until(lambda: not self.transcript.working)
+
     @property
     def rows(self) -> list[str]:
         return [self.transcript.render_line(y).text.rstrip() for y in range(self.transcript.size.height)]
@@ -225,11 +229,12 @@ async def test_a_hidden_chat_paints_nothing_and_is_complete_when_shown() -> None
     hidden = streaming()
     async with reading(chat("other")) as reader:
         await reader.until(lambda: "other item 19.6" in "".join(reader.rows))
-        await reader.pilot.pause(0.1)
+        await reader.idle()
         reader.transcript.painted = 0
         for line in range(500):
             hidden.write("s", f"- streamed {line}\n")
-        await reader.pilot.pause(0.1)
+        await reader.pilot.pause()
+        await reader.pilot.pause()
         assert reader.transcript.painted == 0
         reader.transcript.swap(hidden)
         await reader.until(lambda: "streamed 499" in "".join(reader.rows[-3:]))
@@ -237,9 +242,9 @@ async def test_a_hidden_chat_paints_nothing_and_is_complete_when_shown() -> None
 
 async def test_nothing_is_painted_while_nothing_happens() -> None:
     async with reading(chat()) as reader:
-        await reader.pilot.pause(0.3)
+        await reader.idle()
         reader.transcript.painted = 0
-        await reader.pilot.pause(0.3)
+        await reader.pilot.pause(0.3)  # absence takes time to see
         assert reader.transcript.painted == 0
 
 
@@ -249,7 +254,7 @@ async def test_a_growing_code_block_paints_its_new_lines_only() -> None:
     )
     async with reading(conversation, (60, 40)) as reader:
         conversation.write("s", "z")
-        await reader.pilot.pause(0.2)
+        await reader.idle()
         for line in range(10):
             reader.transcript.dirtied = 0
             conversation.write("s", f"y = {line}\nz")
@@ -414,10 +419,10 @@ async def test_what_is_selected_is_shown() -> None:
 
 async def test_losing_and_gaining_the_focus_of_the_terminal_paints_little() -> None:
     async with reading(chat(count=250)) as reader:
-        await reader.pilot.pause(0.3)
+        await reader.idle()
         reader.transcript.painted = 0
-        reader.app.app_focus = False
-        await reader.pilot.pause(0.1)
-        reader.app.app_focus = True
-        await reader.pilot.pause(0.1)
+        for focus in (False, True):
+            reader.app.app_focus = focus
+            await reader.pilot.pause()
+            await reader.idle()
         assert reader.transcript.painted <= 4 * SIZE[1]

@@ -13,6 +13,8 @@ from nanochat.ui.rows import Row
 #: Under this name a clickable run keeps what it asks for in its style's metadata.
 ACTION = "transcript_action"
 MOST_KEPT = 2000
+#: Cells left of the text (bar and blank) and right of it.
+GUTTER, MARGIN = 2, 1
 
 
 class RowPainter:
@@ -61,6 +63,15 @@ class RowPainter:
         self._strips[key] = (row, strip)
         return strip
 
+    def badge(self, strip: Strip, lines: int, width: int) -> Strip:
+        """The last row of the screen with a word at its end on how many lines have come below it."""
+        text = f" ↓ {lines:,} new line{'s' if lines != 1 else ''} · End "
+        word = Segment(text, self.style("badge") + Style.from_meta({ACTION: ("follow", "")}))
+        start = max(0, width - len(text) - MARGIN)
+        return Strip.join(
+            [strip.crop(0, start), Strip([word], len(text)), strip.crop(start + len(text), width)]
+        )
+
     def _paint(self, row: Row, gutter: str, width: int) -> Strip:
         fill, blank = self.style(row.fill), self.style("")
         edge = fill if row.full else blank
@@ -83,15 +94,3 @@ class RowPainter:
         if used < width:
             segments.append(Segment(" " * (width - used), blank))
         return Strip(segments, max(used, width)).crop(0, width)
-
-
-def selected(strip: Strip, begin: int, end: int, style: Style) -> Strip:
-    """The strip with characters `begin` to `end` in the style of selected text; `end` -1 is the last."""
-    text = strip.text
-    end = len(text) if end < 0 else min(end, len(text))
-    begin = min(max(begin, 0), end)
-    if begin == end:
-        return strip
-    start, stop = cell_len(text[:begin]), cell_len(text[:end])
-    marked = Strip(Segment.apply_style(strip.crop(start, stop), post_style=style), stop - start)
-    return Strip.join([strip.crop(0, start), marked, strip.crop(stop)])

@@ -113,7 +113,7 @@ class Transcript(TranscriptView, can_focus=True):
         view.cursor = block_cursor.last(view) if view.cursor is None else view.cursor.moved(view, step)
         self.focus(scroll_visible=False)
         self._dirty.add(None)
-        self._flush()
+        self.flush()
         if view.cursor is not None:
             for _ in range(2):  # drawing what came on screen may have changed where it is
                 self._show(*view.cursor.span(view))
@@ -138,7 +138,7 @@ class Transcript(TranscriptView, can_focus=True):
             return
         view.fold_all()
         self._dirty.add(None)
-        self._flush()
+        self.flush()
 
     def fold(self, message_id: str) -> None:
         """Fold or unfold a message's reasoning, or a long question."""
@@ -147,7 +147,7 @@ class Transcript(TranscriptView, can_focus=True):
             return
         view.view(message_id).toggle()
         self._dirty.add(None)
-        self._flush()
+        self.flush()
 
     def gutter_style(self, row: Row, index: int) -> str:
         """The bar left of a row: the block cursor's, or a question's."""

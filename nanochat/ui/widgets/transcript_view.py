@@ -25,13 +25,12 @@ from textual.widget import Widget
 from nanochat.ui.conversation import Conversation
 from nanochat.ui.conversation_view import ConversationView
 from nanochat.ui.markdown import MarkdownRenderer
-from nanochat.ui.rows import BLANK, Row, Run
-from nanochat.ui.widgets.row_painter import RowPainter, selected
+from nanochat.ui.rows import BLANK, Row
+from nanochat.ui.widgets.row_painter import GUTTER, MARGIN, RowPainter
+from nanochat.ui.widgets.text_selection import mark, selected_text
 
 #: Rows from the end within which the view counts as being there.
 NEAR_END = 2
-#: Cells left of the text (bar and blank) and right of it.
-GUTTER, MARGIN = 2, 1
 #: Rows around the screen that are drawn at once in idle time.
 AT_ONCE = 8
 #: Added to row numbers in text selections, which must not change when heights above are corrected.
@@ -79,7 +78,7 @@ class TranscriptView(ScrollView):
         self._dirty = {None}
         if self.is_attached:
             self.screen.clear_selection()
-        self._flush()
+        self.flush()
         self.post_message(self.FollowChanged(self.following))
 
     @property
@@ -99,11 +98,14 @@ class TranscriptView(ScrollView):
 
     def _on_change(self, message_id: str | None) -> None:
         if not self._dirty:
-            self.call_later(self._flush)
+            self.call_later(self.flush)
         self._dirty.add(message_id)
 
-    def _flush(self) -> None:
-        """Take in what has changed in the conversation, and show it."""
+    def flush(self) -> None:
+        """Take in what has changed in the conversation now; it happens soon by itself.
+
+        For a pump that wants to know when what it brought is on screen: `call_after_refresh` counts from here.
+        """
         dirty, self._dirty = self._dirty, set()
         view, (width, rows) = self._view, self._room
         if view is None or not width or not rows or not dirty:
@@ -252,7 +254,7 @@ class TranscriptView(ScrollView):
         del event
         self._dirty.add(None)
         self._around = 0
-        self._flush()
+        self.flush()
 
     def notify_style_update(self) -> None:
         """The theme has changed."""
@@ -260,6 +262,11 @@ class TranscriptView(ScrollView):
         self.painter.clear()
 
     # Idle work: colours of code, messages just out of sight
+
+    @property
+    def working(self) -> bool:
+        """Whether something is left to take in, to draw or to colour."""
+        return self._busy or bool(self._dirty)
 
     def _start_idle_work(self) -> None:
         if not self._busy:
@@ -312,28 +319,17 @@ class TranscriptView(ScrollView):
         row, _ = view.row(index)
         strip = self.painter.strip(row, self.gutter_style(row, index), width)
         selection = self.text_selection
-        if selection is not None and (span := selection.get_span(index + self._origin)) is not None:
-            begin = max(span[0], GUTTER + row.prefix)
-            end = span[1] if span[1] >= 0 else GUTTER + len(row.text)
-            strip = selected(strip, begin, end, self.selection_style)
+        if selection is not None:
+            strip = mark(strip, row, selection, index + self._origin, self.selection_style)
         strip = strip.apply_offsets(0, index + self._origin)
         if y == rows - 1 and self.new_lines:
-            strip = self._with_badge(strip, width)
+            strip = self.painter.badge(strip, self.new_lines, width)
         return strip
 
     def gutter_style(self, row: Row, index: int) -> str:
         """The style of the bar left of a row; "" for none."""
         del index
         return "user_bar" if row.full else ""
-
-    def _with_badge(self, strip: Strip, width: int) -> Strip:
-        lines = self.new_lines
-        text = f" ↓ {lines:,} new line{'s' if lines != 1 else ''} · End "
-        badge = self.painter.strip(Row((Run(text, "badge", ("follow", "")),)), "", len(text) + GUTTER).crop(
-            GUTTER
-        )
-        start = max(0, width - len(text) - MARGIN)
-        return Strip.join([strip.crop(0, start), badge, strip.crop(start + len(text), width)])
 
     # Selecting text
 
@@ -351,20 +347,4 @@ class TranscriptView(ScrollView):
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
         """The selected text as it was written: wrapped lines are whole, tabs of code are kept."""
-        view = self._view
-        if view is None:
-            return None
-        first = 0 if selection.start is None else max(0, selection.start.y - self._origin)
-        last = (
-            view.height - 1 if selection.end is None else min(view.height - 1, selection.end.y - self._origin)
-        )
-        parts: list[str] = []
-        for index in range(first, last + 1):
-            span = selection.get_span(index + self._origin)
-            if span is None:
-                continue
-            row, _ = view.row(index)
-            offset = GUTTER + row.prefix
-            end = len(row.text) if span[1] < 0 else max(0, span[1] - offset)
-            parts += [row.joint if parts else "", view.source(index, max(0, span[0] - offset), end)]
-        return "".join(parts), "\n"
+        return None if self._view is None else (selected_text(self._view, selection, self._origin), "\n")
