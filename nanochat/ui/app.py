@@ -9,20 +9,22 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import BindingType
+from textual.css.query import NoMatches
 from textual.screen import ModalScreen, Screen
 
 from nanochat.errors import NanochatError
-from nanochat.history import History
+from nanochat.hub import LocalModel
 from nanochat.sanitize import sanitize
 from nanochat.settings import Paths, Settings
 from nanochat.ui import sending, theme
 from nanochat.ui.actions import Action, Registry
 from nanochat.ui.ascii_filter import AsciiFilter
+from nanochat.ui.chat_model import ChatModel
 from nanochat.ui.clipboard import Clipboard
 from nanochat.ui.commands import REGISTRY
 from nanochat.ui.desk import Desk
@@ -37,6 +39,9 @@ from nanochat.ui.open_chats import OpenChats
 from nanochat.ui.screens.chat import ChatScreen
 from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import Shelf
+
+if TYPE_CHECKING:
+    from nanochat.history import History
 
 log = logging.getLogger("nanochat.app")
 
@@ -83,6 +88,7 @@ class NanochatApp(App[None], inherit_bindings=False):
         self.spawned: set[asyncio.Task[Any]] = set()
         for each in theme.THEMES:
             self.register_theme(each)
+        self._unknown_theme = not self._take_theme(self.settings.theme)
         if desk.ascii_only:
             self._filters.append(AsciiFilter())
 
@@ -131,7 +137,6 @@ class NanochatApp(App[None], inherit_bindings=False):
 
     def on_mount(self) -> None:
         """Look as the user wants, and begin as soon as the first frame is drawn."""
-        self.use_theme(self.settings.theme)
         self.set_keymap(dict(self.settings.keymap))
         self.call_after_refresh(self.attempt, self._begin())
 
@@ -142,8 +147,11 @@ class NanochatApp(App[None], inherit_bindings=False):
             self.failure = error
             self.exit(return_code=error.exit_code)
             return
+        await self.chat_screen.add_transcript()
         self.chat_screen.show_active()
         self.set_interval(TICK_SECONDS, self._tick)
+        if self._unknown_theme:
+            self.say(f"There is no theme {self.settings.theme!r}.", severity="warning")
         self.attempt(self.desk.welcome(self))
 
     async def leave(self, *, ask: bool = True) -> None:
@@ -186,6 +194,10 @@ class NanochatApp(App[None], inherit_bindings=False):
         except NanochatError as error:
             log.info("%s: %s", type(error).__name__, error)
             self.say(str(error), severity="warning")
+        except NoMatches:
+            if not self.desk.is_closing:
+                raise
+            log.debug("the screen was taken down before this was done")
 
     def spawn(self, work: Coroutine[Any, Any, object]) -> None:
         """Run this in the background; nobody waits for it."""
@@ -288,12 +300,14 @@ class NanochatApp(App[None], inherit_bindings=False):
 
     def use_theme(self, name: str) -> None:
         """Look like this; an unknown theme is said and left."""
-        wanted = theme.resolve(name)
-        if wanted in self.available_themes:
-            self.theme = wanted
-        else:
-            self.theme = theme.DARK.name
+        if not self._take_theme(name):
             self.say(f"There is no theme {name!r}.", severity="warning")
+
+    def _take_theme(self, name: str) -> bool:
+        wanted = theme.resolve(name)
+        known = wanted in self.available_themes
+        self.theme = wanted if known else theme.DARK.name
+        return known
 
     async def chats_changed(self, chat_id: str) -> None:
         """A chat has another title, pin or place: show it so."""
@@ -369,13 +383,12 @@ def main(model: str | None = None) -> None:
         model: the name or folder of the model to begin with; `None` is the default one.
     """
     from nanochat.engine.service import EngineService
-    from nanochat.ui.language import Language
     from nanochat.ui.terminal import TerminalDriver, held, speaks_utf8
 
     paths = Paths.find()
     settings = Settings.load(paths.settings_file)
     desk = Desk(
-        paths, settings, engine=EngineService(), shelf=Shelf(paths, settings), read=Language.read, wanted=model or "",
+        paths, settings, engine=EngineService(), shelf=Shelf(paths, settings), read=_read_language, wanted=model or "",
         driver=TerminalDriver,
         ascii_only=settings.ascii == "always" or (settings.ascii == "auto" and not speaks_utf8()),
     )  # fmt: skip
@@ -387,6 +400,12 @@ def main(model: str | None = None) -> None:
         raise fault
     if any(thread.name == "nanochat-engine" for thread in threading.enumerate()):
         leave_at_once()  # it is inside an import or a load, which nothing can interrupt
+
+
+def _read_language(model: LocalModel) -> ChatModel:
+    from nanochat.ui.language import Language  # tokenizer and templates: in a worker, after the first frame
+
+    return Language.read(model)
 
 
 def leave_at_once() -> None:

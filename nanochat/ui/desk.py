@@ -17,7 +17,6 @@ from textual.driver import Driver
 
 from nanochat.engine.config import EngineConfig
 from nanochat.errors import HistoryError, ModelError
-from nanochat.history import History
 from nanochat.history_records import Message
 from nanochat.hub import LocalModel
 from nanochat.settings import Paths, Settings
@@ -38,6 +37,7 @@ from nanochat.ui.shelf import Shelf
 from nanochat.ui.sidebar_flow import SidebarFlow
 
 if TYPE_CHECKING:
+    from nanochat.history import History
     from nanochat.ui.app import NanochatApp
 
 log = logging.getLogger("nanochat.desk")
@@ -76,6 +76,11 @@ class Desk:
         return self.opened.is_set()
 
     @property
+    def is_closing(self) -> bool:
+        """Whether the end has begun."""
+        return self._closing
+
+    @property
     def loading(self) -> bool:
         """Whether a model is being loaded."""
         return self.is_open and self.host.state is HostState.LOADING
@@ -84,7 +89,7 @@ class Desk:
 
     async def open(self, app: NanochatApp) -> None:
         """Open the history and the tabs. Raises HistoryError: then nothing works."""
-        self.history = await asyncio.to_thread(History.open, self.paths.data / "chats")
+        self.history = await asyncio.to_thread(_open_history, self.paths.data / "chats")
         await asyncio.to_thread(app.inputs.load)
         self.host = ModelHost(
             self.engine, configure=lambda folder: engine_config(folder, app.settings), find=self.shelf.find,
@@ -204,7 +209,7 @@ class Desk:
         app.drained()
 
     def _chat_changed(self, app: NanochatApp, session: ChatSession) -> None:
-        if self.is_open:
+        if self.is_open and not self._closing:
             app.chat_screen.refresh_chrome()
 
     def _reply_ended(self, app: NanochatApp, session: ChatSession, record: Message | None) -> None:
@@ -263,6 +268,12 @@ def engine_config(folder: Path, settings: Settings) -> EngineConfig:
         gpu_memory_utilization=settings.gpu_memory_utilization,
         kv_cache_bytes=int(settings.kv_cache_gib * 2**30) or None,
     )  # fmt: skip
+
+
+def _open_history(folder: Path) -> History:
+    from nanochat.history import History  # SQLite: in a worker, after the first frame
+
+    return History.open(folder)
 
 
 async def _painted(app: NanochatApp) -> None:

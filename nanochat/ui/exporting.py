@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nanochat.chat_json import to_json
 from nanochat.chat_markdown import to_markdown
 from nanochat.errors import UsageError
-from nanochat.history import History
+
+if TYPE_CHECKING:
+    from nanochat.history import History
 
 _UNSAFE = re.compile(r"[^\w.-]+")
 

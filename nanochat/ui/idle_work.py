@@ -7,17 +7,20 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from nanochat.engine.request import Request
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.stream import Stream
 from nanochat.errors import NanochatError
-from nanochat.history import History
 from nanochat.history_records import Role, TitleBy
 from nanochat.ui.chat_model import ChatModel
 from nanochat.ui.model_host import HostState, ModelHost
 from nanochat.ui.session import ChatSession
 from nanochat.ui.titles import LEAD, TITLE_PARAMS, clean_title, title_request
+
+if TYPE_CHECKING:
+    from nanochat.history import History
 
 log = logging.getLogger("nanochat.idle_work")
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from nanochat.history import History
+from typing import TYPE_CHECKING
+
 from nanochat.history_records import Role, Running
 from nanochat.ui.chat_model import Asked, ChatModel
 from nanochat.ui.chat_settings import ChatSettings
+
+if TYPE_CHECKING:
+    from nanochat.history import History
 
 
 def ask(history: History, language: ChatModel, running: Running, settings: ChatSettings) -> Asked:

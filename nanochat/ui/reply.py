@@ -8,17 +8,19 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nanochat.engine.outputs import CompletionOutput, FinishReason, RequestMetrics
 from nanochat.engine.request import Request
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.stream import Stream
 from nanochat.errors import HistoryError, NanochatError
-from nanochat.history import History
 from nanochat.history_records import Message, Running, Status
 from nanochat.ui.chat_model import ReplyReader
 from nanochat.ui.conversation import Conversation
+
+if TYPE_CHECKING:
+    from nanochat.history import History
 
 log = logging.getLogger("nanochat.reply")
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
-from nanochat.history import History
 from nanochat.history_records import Message
 from nanochat.ui.model_host import ModelHost
 from nanochat.ui.overflow import Overflow
 
 if TYPE_CHECKING:
+    from nanochat.history import History
     from nanochat.ui.session import ChatSession
 
 

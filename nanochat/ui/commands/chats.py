@@ -6,10 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanochat.chat_import import read_chats
 from nanochat.errors import UsageError
 from nanochat.ui.actions import Action
-from nanochat.ui.exporting import default_name, export_chat
 from nanochat.ui.screens.question import TextQuestion
 
 if TYPE_CHECKING:
@@ -18,14 +16,14 @@ if TYPE_CHECKING:
 _GROUP = "Chats"
 
 
-def sidebar(app: NanochatApp, _: str) -> None:
+async def sidebar(app: NanochatApp, _: str) -> None:
     """Show the list of chats and go there; from there, hide it."""
-    app.chat_screen.toggle_sidebar()
+    await app.chat_screen.toggle_sidebar()
 
 
-def search(app: NanochatApp, query: str) -> None:
+async def search(app: NanochatApp, query: str) -> None:
     """Search every message of every chat."""
-    app.chat_screen.search_sidebar(query)
+    await app.chat_screen.search_sidebar(query)
 
 
 async def rename(app: NanochatApp, title: str) -> None:
@@ -96,6 +94,8 @@ async def export(app: NanochatApp, target: str) -> None:
 
 async def export_one(app: NanochatApp, chat_id: str, target: str = "") -> None:
     """Write a chat to a file, asking for its name when none is given."""
+    from nanochat.ui.exporting import default_name, export_chat
+
     if not target:
         chat = await asyncio.to_thread(app.history.chats.get, chat_id)
         question = TextQuestion(
@@ -118,6 +118,8 @@ async def bring_in(app: NanochatApp, source: str) -> None:
                                              "conversations.json, or llm's logs.db.")) or "").strip()  # fmt: skip
     if not source:
         return
+    from nanochat.chat_import import read_chats
+
     path = app.folder / Path(source).expanduser()
     bundles = await asyncio.to_thread(read_chats, path)
     done = await asyncio.to_thread(app.history.take_in, bundles)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from nanochat.history_records import Role
 from nanochat.ui.actions import Action
-from nanochat.ui.blocks import BlockSplitter
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
@@ -57,6 +56,8 @@ def copy_reply(app: NanochatApp, _: str) -> None:
 
 def copy_code(app: NanochatApp, _: str) -> None:
     """Copy the last code block of the chat."""
+    from nanochat.ui.blocks import BlockSplitter
+
     records = app.chats.active.records
     for record in reversed(records.messages if records else ()):
         splitter = BlockSplitter()

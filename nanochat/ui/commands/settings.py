@@ -21,15 +21,15 @@ _GROUP = "Settings"
 _THINKING = {"on": True, "off": False, "default": None}
 
 
-def panel(app: NanochatApp, _: str) -> None:
+async def panel(app: NanochatApp, _: str) -> None:
     """Show the settings of the chat and go there; from there, hide them."""
-    app.chat_screen.toggle_panel()
+    await app.chat_screen.toggle_panel()
 
 
 async def system(app: NanochatApp, prompt: str) -> None:
     """Set the system prompt, or show the panel."""
     if not prompt:
-        app.chat_screen.toggle_panel(shown=True)
+        await app.chat_screen.toggle_panel(shown=True)
         return
     await change(app, "system_prompt", "" if prompt in ("none", "default") else prompt)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -26,11 +27,11 @@ from nanochat.ui.widgets.prompt_box import PromptBox
 from nanochat.ui.widgets.sidebar import Sidebar
 from nanochat.ui.widgets.status_bar import StatusBar
 from nanochat.ui.widgets.tabs import TabStrip
-from nanochat.ui.widgets.transcript import Transcript
 from nanochat.ui.widgets.welcome import Welcome
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
+    from nanochat.ui.widgets.transcript import Transcript
 
 STATUS_SECONDS = 0.2
 
@@ -56,7 +57,6 @@ class ChatScreen(Screen[None]):
             yield Sidebar(id="sidebar")
             with Vertical(id="chat"):
                 yield Welcome(id="welcome")
-                yield Transcript(id="transcript")
                 yield PromptBar(self.nanochat.inputs, self._slash_completions, id="prompt-bar")
             yield ChatPanel(id="panel")
         yield StatusBar(id="status")
@@ -78,7 +78,7 @@ class ChatScreen(Screen[None]):
     @property
     def transcript(self) -> Transcript:
         """The chat's text."""
-        return self.query_one(Transcript)
+        return cast("Transcript", self.query_one("#transcript"))
 
     @property
     def prompt(self) -> PromptBox:
@@ -94,6 +94,13 @@ class ChatScreen(Screen[None]):
     def panel(self) -> ChatPanel:
         """The chat's settings."""
         return self.query_one(ChatPanel)
+
+    async def add_transcript(self) -> None:
+        """Put the transcript in its place. Not part of the first frame: importing it takes a while."""
+        module = await asyncio.to_thread(import_module, "nanochat.ui.widgets.transcript")
+        transcript = cast("Transcript", module.Transcript(id="transcript"))
+        transcript.display = False
+        await self.query_one("#chat", Vertical).mount(transcript, after="#welcome")
 
     # Showing -----------------------------------------------------------------------------------
 
@@ -163,20 +170,30 @@ class ChatScreen(Screen[None]):
         self._draft_tokens = tokens
         self._refresh_frame()
 
-    def toggle_sidebar(self, shown: bool | None = None) -> None:
+    async def toggle_sidebar(self) -> None:
         """Show the sidebar and go there; hide it when the user is in it."""
-        self._toggle(self.sidebar, shown, self.nanochat.desk.sidebar.refresh, self.sidebar.action_to_list)
+        if self.sidebar.display and self.sidebar.has_focus_within:
+            self.sidebar.display = False
+            self.focus_prompt()
+        else:
+            await self._open_sidebar()
+            self.sidebar.action_to_list()
 
-    def search_sidebar(self, query: str) -> None:
+    async def search_sidebar(self, query: str) -> None:
         """Show the sidebar and search."""
-        refresh = self.nanochat.desk.sidebar.refresh
-        self._toggle(self.sidebar, True, refresh, lambda: self.sidebar.search_for(query))
+        await self._open_sidebar()
+        self.sidebar.search_for(query)
 
-    def toggle_panel(self, shown: bool | None = None) -> None:
-        """Show the side panel and go there; hide it when the user is in it."""
-        self._toggle(
-            self.panel, shown, self.refresh_panel, lambda: self.panel.query("Button").first().focus()
-        )
+    async def toggle_panel(self, *, shown: bool = False) -> None:
+        """Show the side panel and go there; hide it when the user is in it, unless it is to be `shown`."""
+        if self.panel.display and self.panel.has_focus_within and not shown:
+            self.panel.display = False
+            self.focus_prompt()
+            return
+        await self.panel.fill()
+        self.panel.display = True
+        self.refresh_panel()
+        self.panel.query("Button").first().focus()
 
     def focus_prompt(self) -> None:
         """Let the user write."""
@@ -251,7 +268,6 @@ class ChatScreen(Screen[None]):
 
     @on(Sidebar.Left)
     @on(ChatPanel.Left)
-    @on(Transcript.Left)
     def _left(self) -> None:
         self.focus_prompt()
 
@@ -275,12 +291,18 @@ class ChatScreen(Screen[None]):
     def _offer_chosen(self, event: Welcome.Chosen) -> None:
         self.nanochat.desk.offers.take(event.id)
 
-    @on(Transcript.CopyRequested)
-    def _copy(self, event: Transcript.CopyRequested) -> None:
+    # The transcript's messages go by their names: its class is imported after the first frame.
+
+    def on_transcript_left(self) -> None:
+        """The user writes on."""
+        self.focus_prompt()
+
+    def on_transcript_copy_requested(self, event: Transcript.CopyRequested) -> None:
+        """Copy."""
         self.nanochat.copy(event.text, f"the {event.what}")
 
-    @on(Transcript.ActionRequested)
-    def _act(self, event: Transcript.ActionRequested) -> None:
+    def on_transcript_action_requested(self, event: Transcript.ActionRequested) -> None:
+        """Edit, fork at, regenerate or delete a message."""
         app, session = self.nanochat, self.nanochat.chats.active
         match event.verb:
             case "edit":
@@ -292,29 +314,20 @@ class ChatScreen(Screen[None]):
             case "delete":
                 app.attempt(editing.delete_message(app, event.message_id))
 
-    @on(Transcript.VariantRequested)
-    def _variant(self, event: Transcript.VariantRequested) -> None:
+    def on_transcript_variant_requested(self, event: Transcript.VariantRequested) -> None:
+        """Another version of a message."""
         self.nanochat.attempt(self.nanochat.chats.active.step_variant(event.message_id, event.step))
 
-    @on(Transcript.LinkRequested)
-    def _link(self, event: Transcript.LinkRequested) -> None:
+    def on_transcript_link_requested(self, event: Transcript.LinkRequested) -> None:
+        """A link was clicked."""
         self.nanochat.attempt(links.confirm(self.nanochat, event.url))
 
     # Inside ------------------------------------------------------------------------------------
 
-    def _toggle(
-        self,
-        widget: Sidebar | ChatPanel,
-        shown: bool | None,
-        refresh: Callable[[], None],
-        focus: Callable[[], object],
-    ) -> None:
-        widget.display = shown if shown is not None else not (widget.display and widget.has_focus_within)
-        if widget.display:
-            refresh()
-            self.call_after_refresh(focus)
-        else:
-            self.focus_prompt()
+    async def _open_sidebar(self) -> None:
+        await self.sidebar.fill()
+        self.sidebar.display = True
+        self.nanochat.desk.sidebar.refresh()
 
     def _refresh_frame(self) -> None:
         if self._shown is None:

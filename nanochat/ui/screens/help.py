@@ -11,11 +11,12 @@ from nanochat.ui.screens.page import Page
 from nanochat.ui.widgets.definitions import Definitions, Entry
 from nanochat.ui.widgets.prompt_box import PromptBox
 from nanochat.ui.widgets.sidebar import ChatList
-from nanochat.ui.widgets.transcript import Transcript
 
 
 def help_page(registry: Registry, keymap: Mapping[str, str]) -> Page:
     """The help as a page."""
+    from nanochat.ui.widgets.transcript import Transcript
+
     entries: list[Entry] = []
     for group, actions in registry.groups().items():
         entries.append((group, ""))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from textual import events
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.message import Message
+from textual.widget import Widget
 from textual.widgets import Button, Input, Label, Static, TextArea
 
 from nanochat.errors import InvalidSampling
@@ -63,7 +63,12 @@ class ChatPanel(VerticalScroll, can_focus=False):
         self._settings = ChatSettings()
         self._showing = False
 
-    def compose(self) -> ComposeResult:
+    async def fill(self) -> None:
+        """Make the lines, when they are wanted first: the first frame does not pay for them."""
+        if not self.children:
+            await self.mount(*self._lines())
+
+    def _lines(self) -> Iterator[Widget]:
         """Model, thinking, system prompt, then a line for each knob."""
         yield Label("This chat, from the next turn", classes="panel-title")
         yield Static("", id="panel-note", classes="panel-note")
@@ -73,9 +78,9 @@ class ChatPanel(VerticalScroll, can_focus=False):
         yield SystemPrompt(id="panel-system", compact=True, highlight_cursor_line=False, placeholder="none")
         yield Label("Sampling; empty is the model's own default", classes="panel-label")
         for knob in KNOBS:
-            with Horizontal(classes="panel-knob"):
-                yield Label(knob.name.removesuffix("_penalty").replace("_", " "))
-                yield Input(id=f"panel-{knob.name}", compact=True, select_on_focus=False)
+            name = Label(knob.name.removesuffix("_penalty").replace("_", " "))
+            line = Input(id=f"panel-{knob.name}", compact=True, select_on_focus=False)
+            yield Horizontal(name, line, classes="panel-knob")
         yield Static("", id="panel-help", classes="panel-help")
         yield Static("", id="panel-error", classes="panel-error")
 

@@ -8,7 +8,6 @@ from datetime import date, timedelta
 from typing import ClassVar, Literal
 
 from textual import events
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content, Span
@@ -76,10 +75,11 @@ class Sidebar(Vertical):
     class Left(Message):
         """The user is done here."""
 
-    def compose(self) -> ComposeResult:
-        """Search line above the list."""
-        yield Input(placeholder="Search all chats", id="sidebar-search", select_on_focus=False)
-        yield ChatList(id="sidebar-list")
+    async def fill(self) -> None:
+        """Make search line and list, when they are wanted first: the first frame does not pay for them."""
+        if not self.children:
+            search = Input(placeholder="Search all chats", id="sidebar-search", select_on_focus=False)
+            await self.mount(search, ChatList(id="sidebar-list"))
 
     def show_days(self, days: Iterable[Day], *, active: str | None, today: date) -> None:
         """Show all chats under their days."""

@@ -9,12 +9,14 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
-from textual.widgets import OptionList, ProgressBar, Static
+from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from nanochat.sanitize import sanitize, sanitize_line
 
 LOGO = "nanochat"
+
+_BAR_CELLS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Welcome(VerticalScroll, can_focus=False):
         yield Static("", id="welcome-text")
         yield OptionList(id="welcome-offers")
         yield Static("", id="welcome-progress-text")
-        yield ProgressBar(total=1.0, show_eta=False, id="welcome-progress")
+        yield Static("", id="welcome-bar")
         yield Static("", id="welcome-hints")
 
     def on_mount(self) -> None:
@@ -65,10 +67,10 @@ class Welcome(VerticalScroll, can_focus=False):
         words = self.query_one("#welcome-progress-text", Static)
         words.update(Content(sanitize(text)))
         words.display = bool(text)
-        bar = self.query_one(ProgressBar)
+        bar = self.query_one("#welcome-bar", Static)
         bar.display = share is not None
         if share is not None:
-            bar.update(progress=share)
+            bar.update(_bar(share))
 
     def answer(self, verb: str) -> bool:
         """Keys of an empty prompt move among the offers and take one; returns whether there was one to take."""
@@ -88,6 +90,13 @@ class Welcome(VerticalScroll, can_focus=False):
         event.stop()
         if event.option_id:
             self.post_message(self.Chosen(event.option_id))
+
+
+def _bar(share: float) -> Content:
+    full = round(_BAR_CELLS * min(max(share, 0.0), 1.0))
+    return Content.assemble(
+        ("━" * full, "$primary"), ("━" * (_BAR_CELLS - full), "$foreground 20%"), f" {share:4.0%}"
+    )
 
 
 def _line(offer: Offer) -> Content:
