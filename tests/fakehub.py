@@ -61,7 +61,9 @@ class Hub:
         self.closing = threading.Event()
         self.servers = [Server((host, port), self, "hub"), Server((host, 0), self, "cdn")]
         self.url = f"http://{host}:{self.servers[0].server_address[1]}"
-        self.cdn = f"http://localhost:{self.servers[1].server_address[1]}"  # another host, not only another port
+        self.cdn = (
+            f"http://localhost:{self.servers[1].server_address[1]}"  # another host, not only another port
+        )
 
     def __enter__(self) -> Hub:
         for server in self.servers:

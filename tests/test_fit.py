@@ -137,6 +137,22 @@ def test_a_folder_is_read_as_the_engine_reads_it(tmp_path: Path) -> None:
     assert shape == Shape.of(config, parameters=512 * 64)
 
 
+def test_the_estimate_is_what_a_load_takes(tmp_path: Path) -> None:
+    from nanochat.engine.loading import load
+
+    config = CONFIG | {"hidden_size": 128, "intermediate_size": 512, "vocab_size": 4096}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shape = Shape(
+        parameters=4096 * 128 + 128 + 2 * (128 * 128 * 2 + 128 * 64 * 2 + 3 * 128 * 512 + 256),
+        layers=2, kv_heads=2, head_dim=32, hidden=128, intermediate=512, vocabulary=4096, context=4096,
+    )  # fmt: skip
+    estimate = fit(shape, free_memory("cpu"))
+    loaded = load(EngineConfig(model=tmp_path, device="cpu", random_weights=True, skip_tokenizer=True))
+    assert estimate.weights == loaded.memory.weights
+    assert estimate.context == loaded.memory.max_model_len
+    assert "(+0.0 %)" in estimate.beside(loaded.memory)
+
+
 def test_tied_and_unloaded_tensors_are_not_counted(tmp_path: Path) -> None:
     tensors = {"model.embed_tokens.weight": [512, 64], "lm_head.weight": [512, 64], "vision_tower.a": [9, 9]}
     tied = Shape.in_folder(write(tmp_path / "a", CONFIG, tensors))
