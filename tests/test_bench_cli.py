@@ -1,0 +1,107 @@
+"""The command as a user runs it: a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+TINY = ("--random", "tiny", "--prompt", "16", "--output", "4", "--depth", "0", "--device", "cpu")
+WITHOUT = """
+import sys
+from importlib.abc import MetaPathFinder
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("platformdirs", "tomlkit", "textual", "pyperclip", "gguf", "rich"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+from nanochat.cli import main
+main(sys.argv[1:])
+"""
+
+
+def bench(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(["-c", code] if code else ["-m", "nanochat"]), "bench", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def test_a_quick_run_of_the_starter_model_is_kept_and_compared(starter_home: Path) -> None:
+    sizes = ("--prompt", "16", "--output", "3", "--depth", "0", "--depth", "20", "--repeat", "1")
+    done = bench("--model", "starter", "--preset", "quick", *sizes, "--json", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    run = json.loads(done.stdout)
+    assert [row["test"] for row in run["rows"]] == ["pp16", "tg3", "tg3 @ d20"]
+    for row in run["rows"]:
+        assert len(row["samples"]) == 1 and row["samples"][0] > 0
+        assert 0 < row["fraction_of_ceiling"] < 1.5 and row["bound"] in ("bandwidth", "arithmetic")
+    assert run["model"]["weights"] == "read" and run["environment"]["torch"] and not run["partial"]
+    compared = bench("compare", "last", "last", "--json")
+    assert [each["verdict"] for each in json.loads(compared.stdout)["differences"]] == ["too few samples"] * 3
+    assert bench("show", "--format", "csv").stdout.count("\n") == 4
+
+
+def test_everything_runs_where_only_the_engine_is_installed(nanochat_home: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "out.svg"
+    presets = ("--preset", "quick", "--preset", "throughput", "--preset", "chat", "--preset", "interference")
+    workloads = ("--workload", "s", "--workload", "second-turn", "--workload", "b")
+    sizes = ("--batch", "1", "--batch", "3", "--turns", "2", "--requests", "4", "--repeat", "1")
+    done = bench(*TINY, *presets, *workloads, *sizes, "--plot", str(picture), "--json", code=WITHOUT)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert len(rows) == 2 + 2 + 4 + 1 + 2 + 1 + 1
+    assert all(len(row["samples"]) == 1 and row["error"] is None for row in rows)
+    assert picture.read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--random", "gpt-5"), "qwen3-0.6b"),
+        (("--random", "tiny", "--model", "starter"), "not both"),
+        (("--random", "tiny", "--against", "vllm"), "not installed"),
+        (("--random", "tiny", "--against", "ollama"), "knows"),
+        (("compare", "nothing", "last"), "no run is called"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(arguments: tuple[str, ...], said: str) -> None:
+    done = bench(*arguments)
+    assert done.returncode in (1, 2) and said in done.stderr and not done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_ctrl_c_keeps_what_was_finished_and_marks_it_partial(nanochat_home: Path) -> None:
+    command = [sys.executable, "-m", "nanochat", "bench", *TINY, "--repeat", "100000", "--json"]
+    ours, theirs = os.openpty()  # progress is only shown to a terminal
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=theirs, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    os.close(theirs)
+    seen = b""
+    while b"): 1/100000" not in seen:  # a repeat was made
+        seen = seen[-1000:] + os.read(ours, 1000)
+    process.send_signal(signal.SIGINT)
+    reader = threading.Thread(target=_read_to_the_end, args=(ours,))
+    reader.start()
+    out, _ = process.communicate(timeout=60)
+    reader.join()
+    os.close(ours)
+    run = json.loads(out)
+    assert process.returncode == 130 and run["partial"]
+    (row, *_) = run["rows"]
+    assert row["test"] == "pp16" and row["partial"] and row["samples"]
+    kept = json.loads((nanochat_home / "data" / "bench" / f"{run['id']}.json").read_text())
+    assert kept["partial"] and kept["rows"] == run["rows"]
+
+
+def _read_to_the_end(terminal: int) -> None:
+    with contextlib.suppress(OSError):  # a terminal whose other side is closed answers with an error
+        while os.read(terminal, 1000):
+            pass
