@@ -14,7 +14,7 @@ from nanochat.ui.block_parser import GROWING, Block
 from nanochat.ui.blocks import BlockSplitter
 from nanochat.ui.code_view import CodeView
 from nanochat.ui.markdown import MEASURE, MarkdownRenderer, gap_before
-from nanochat.ui.rows import Row
+from nanochat.ui.rows import BLANK, Row
 
 
 @dataclass(slots=True)
@@ -134,9 +134,13 @@ class BlockStack:
         y -= part.top
         if y < len(part.gap):
             return part.gap[y]
-        body = part.body if part.body is not None else self._draw(part)
-        y = min(y - len(part.gap), part.inner - 1)
-        return body.row(y) if isinstance(body, CodeView) else body[y]
+        y -= len(part.gap)
+        if part.code is not None:
+            return part.code.row(y)
+        body = part.body if isinstance(part.body, list) else self._rows(part)
+        if part.exact:
+            part.body = body
+        return body[y] if y < len(body) else BLANK  # an estimate was too high
 
     def source(self, y: int, begin: int, end: int) -> str:
         """What characters `begin` to `end` of row `y` (decoration left out) say in the text: code keeps its tabs."""
@@ -198,14 +202,17 @@ class BlockStack:
             part.inner, part.exact = part.body.height, True
         elif old is not None and isinstance(old.body, list):
             body = self._draw(part)
-            if old.gap == gap and isinstance(body, list):
+            if old.gap == gap:
                 changed += len(gap) + _keep_same(old.body, body)
         self._changed = min(self._changed, changed)
 
-    def _draw(self, part: _Part) -> list[Row] | CodeView:
-        rows = self._renderer.rows(part.block, self._width, self._style, unfinished=part.unfinished)
+    def _draw(self, part: _Part) -> list[Row]:
+        rows = self._rows(part)
         part.body, part.inner, part.exact = rows, len(rows), True
         return rows
+
+    def _rows(self, part: _Part) -> list[Row]:
+        return self._renderer.rows(part.block, self._width, self._style, unfinished=part.unfinished)
 
     def _resize(self, width: int) -> None:
         self._width = width

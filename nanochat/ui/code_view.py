@@ -15,6 +15,7 @@ from nanochat.ui.wrapping import CLUSTER, Slice, cut_runs
 
 #: Seconds that highlighting may take at once, as part of a flush.
 SLICE = 0.004
+MOST_KEPT = 400
 
 
 class CodeView:
@@ -34,6 +35,7 @@ class CodeView:
         self._lines: list[str] = []  # tabs expanded
         self._tops: list[int] = []  # the row that each line begins on, the head not counted
         self._rows = 0
+        self._kept: dict[int, Row] = {}  # rows that were looked at
         self._partial = False
         self._highlighter: Highlighter | None = None
         self._runs: list[list[Run]] | None = None
@@ -49,6 +51,7 @@ class CodeView:
         """Draw as wide as this from now on; colours are kept."""
         self._width = max(NARROWEST, width - margin_cells(self._rest))
         self._room = max(2, self._width - 2 if self._panel else self._width)
+        self._kept.clear()
         lines, self._lines, self._tops, self._rows = self._lines, [], [], 0
         for line in lines:
             self._add_line(line)
@@ -60,6 +63,9 @@ class CodeView:
         while len(self._lines) > len(self.block.lines):
             self._drop_line()  # blank lines at the end of indented code are not part of it
         changed = self._head + self._rows
+        self._kept = (
+            {y: row for y, row in self._kept.items() if y < changed} if len(self._kept) < MOST_KEPT else {}
+        )
         for line in self.block.lines[len(self._lines) :]:
             self._add_line(line)
         self._partial = partial is not None
@@ -95,11 +101,18 @@ class CodeView:
             "".join(run.text for run in runs) == line for runs, line in zip(lines, self._lines, strict=False)
         )
         self._runs = lines if same else []
+        self._kept.clear()
         self._highlighter = None
         return True
 
     def row(self, y: int) -> Row:
         """Row `y`, from 0 to `height` - 1."""
+        row = self._kept.get(y)
+        if row is None:
+            row = self._kept[y] = self._row(y)
+        return row
+
+    def _row(self, y: int) -> Row:
         margin = self._first if y == 0 else self._rest
         if self._head and y == 0:
             return self._head_row(margin)

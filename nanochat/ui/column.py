@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nanochat.ui.block_stack import BlockStack
-from nanochat.ui.rows import BLANK, Row, Run
+from nanochat.ui.rows import BLANK, Row
 
 
 @dataclass(slots=True)
 class Section:
-    """Rows that belong together: given ones, or a stack of blocks with `bar` left of it."""
+    """Rows that belong together: given ones, or a stack of blocks."""
 
     name: str
     top: int
     rows: list[Row]
     stack: BlockStack | None = None
-    bar: Run | None = None
 
     @property
     def height(self) -> int:
@@ -25,14 +24,7 @@ class Section:
 
     def row(self, y: int) -> Row:
         """Row `y`, from 0 to `height` - 1."""
-        if self.stack is None:
-            return self.rows[y]
-        row = self.stack.row(y)
-        if self.bar is None:
-            return row
-        size = len(self.bar.text)
-        width = row.width + size if row.width else 0
-        return replace(row, runs=(self.bar, *row.runs), prefix=row.prefix + size, width=width)
+        return self.rows[y] if self.stack is None else self.stack.row(y)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +47,9 @@ class Column:
         """Rows; in part estimated until all was drawn."""
         return self.sections[-1].top + self.sections[-1].height if self.sections else 0
 
-    def add(
-        self, name: str, rows: list[Row], stack: BlockStack | None = None, bar: Run | None = None
-    ) -> None:
+    def add(self, name: str, rows: list[Row], stack: BlockStack | None = None) -> None:
         """Put a section under the others."""
-        before = self.sections[-1] if self.sections else None
-        self.sections.append(Section(name, before.top + before.height if before else 0, rows, stack, bar))
+        self.sections.append(Section(name, self.height, rows, stack))
 
     def draw(self, first: int, end: int) -> bool:
         """Draw what rows `first` to `end` (exclusive) show; False when all of it was drawn."""
@@ -122,6 +111,16 @@ class Column:
                     inner if section.stack is None else section.stack.find(spot.block, spot.row)
                 )
         return 0 if spot.section else self.height
+
+    def take_changed(self) -> int:
+        """The first row of a stack that has changed since the last call; `height` when none has."""
+        changed = self.height
+        for section in self.sections:
+            if section.stack is not None:
+                row = section.stack.take_changed()
+                if row < section.height:
+                    changed = min(changed, section.top + row)
+        return changed
 
     def highlight(self, first: int, end: int) -> bool:
         """Work on the colours of code in these rows for a moment; whether there is nothing left to do."""

@@ -64,6 +64,9 @@ class Conversation:
     def __init__(self, chat_id: str, messages: Iterable[TranscriptMessage] = ()) -> None:
         self.chat_id = chat_id
         self.on_change: Callable[[str | None], None] | None = None
+        self.kept_view: object | None = (
+            None  # what the transcript has drawn of it, for when it is shown again
+        )
         self._messages: dict[str, TranscriptMessage] = {}
         self._growth: dict[str, _Growth] = {}
         self._keys: dict[str, int] = {}

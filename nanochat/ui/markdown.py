@@ -60,15 +60,15 @@ def task_marker(block: Block) -> str:
 
 def margins(block: Block, style: str = "") -> tuple[tuple[Run, ...], tuple[Run, ...]]:
     """What stands left of a block: before its first row, and before all others."""
-    first: list[Run] = []
-    rest: list[Run] = []
+    bar = [Run("│ ", join(style, "reasoning_bar"))] if "reasoning" in style.split() else []
+    first, rest = list(bar), list(bar)
     bullets = 0
     begins = len(block.containers) - block.fresh
     for index, container in enumerate(block.containers):
         if container.kind == "quote":
-            bar = Run("▌ ", join(style, "quote_bar"))
-            first.append(bar)
-            rest.append(bar)
+            quote = Run("▌ ", join(style, "quote_bar"))
+            first.append(quote)
+            rest.append(quote)
             continue
         marker = (
             f"{container.number}. "

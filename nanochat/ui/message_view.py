@@ -51,7 +51,8 @@ class MessageView:
         self._width = 0
         self._stale = True
         self._finished = False
-        self._all_changed = True
+        self._known = 0  # rows when it was last asked what has changed; 0: everything has
+        self._footer_changed = False
         if message.role == "assistant":
             self._answer.feed(message.text)
             self._reasoning.feed(message.reasoning)
@@ -64,17 +65,22 @@ class MessageView:
 
     def update(self, message: TranscriptMessage, text: str = "", reasoning: str = "") -> None:
         """Take the message's new state, and the text and reasoning that were added to it."""
-        self._all_changed |= message != self.message
+        if message != self.message:
+            self._footer_changed = True
+            if replace(message, footer=self.message.footer) != self.message:
+                self._known = 0
         self.message = message
         if text:
             self._answer.feed(text)
             if not self._text_seen and text.strip():
-                self._text_seen = self._all_changed = True
+                self._text_seen = True
+                self._known = 0
                 self._reasoning.finish()
         if reasoning:
             self._reasoning.feed(reasoning)
-            self._all_changed = True
-            self._reasoning_seen = self._reasoning_seen or bool(reasoning.strip())
+            if not self._reasoning_seen and reasoning.strip():
+                self._reasoning_seen = True
+                self._known = 0
         self._finish_if_done()
         self._stale = True
 
@@ -87,7 +93,8 @@ class MessageView:
         """Take in what has changed since the last time."""
         if not self._stale and width == self._width:
             return
-        self._all_changed |= width != self._width
+        if width != self._width:
+            self._known = 0
         self._stale = False
         self._width = width
         self.column = Column()
@@ -101,19 +108,23 @@ class MessageView:
 
     def take_changed(self) -> int:
         """The first row that may have changed since the last call; `height` when none has."""
-        changed = self._answer.take_changed()
-        if self._all_changed:
-            self._all_changed = False
+        changed, known = self.column.take_changed(), self._known
+        self._known = self.height
+        if known == 0:
             return 0
-        answer = next((section for section in self.column.sections if section.stack is self._answer), None)
-        if answer is None or changed >= answer.height:
-            return self.height
-        return answer.top + changed
+        below = next(
+            (s.top for s in self.column.sections if s.name in ("error", "footer")), self.column.height
+        )
+        if self._footer_changed or changed < self.column.height or known != self.height:
+            self._footer_changed = False
+            return min(changed, below)
+        return self.height
 
     def toggle(self) -> None:
         """Fold what is unfolded, and the other way round."""
         self.folded = not self.is_folded
-        self._stale = self._all_changed = True
+        self._stale = True
+        self._known = 0
 
     @property
     def is_folded(self) -> bool:
@@ -190,8 +201,8 @@ class MessageView:
         head = Run(f"{'▸' if self.is_folded else '▾'} {words}", style, ("fold", ""))
         self.column.add("reasoning head", [Row((head,), prefix=len(head.text))])
         if not self.is_folded:
-            self._reasoning.layout(max(2, self._width - 2))
-            self.column.add("reasoning", [], self._reasoning, Run("│ ", join(self._base, "reasoning_bar")))
+            self._reasoning.layout(self._width)
+            self.column.add("reasoning", [], self._reasoning)
         if self._text_seen:
             self.column.add("after reasoning", [BLANK])
 

@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 
 from textual import events
 from textual.binding import Binding, BindingType
+from textual.geometry import Region
 from textual.message import Message
+from textual.strip import Strip
 
 from nanochat.ui import block_cursor
 from nanochat.ui.block_cursor import BlockCursor
@@ -98,6 +100,8 @@ class Transcript(TranscriptView, can_focus=True):
     class Left(Message):
         """The reader left the block cursor: the prompt should take the focus."""
 
+    _selected = range(0)  # the rows that the block cursor selects
+
     # The block cursor
 
     @property
@@ -151,12 +155,13 @@ class Transcript(TranscriptView, can_focus=True):
 
     def gutter_style(self, row: Row, index: int) -> str:
         """The bar left of a row: the block cursor's, or a question's."""
+        return "cursor" if index in self._selected else super().gutter_style(row, index)
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The rows of a part of the widget."""
         view, cursor = self._view, self.cursor
-        if view is not None and cursor is not None:
-            first, end = cursor.span(view)
-            if first <= index < end:
-                return "cursor"
-        return super().gutter_style(row, index)
+        self._selected = range(0) if view is None or cursor is None else range(*cursor.span(view))
+        return super().render_lines(crop)
 
     def _show(self, first: int, end: int) -> None:
         """Scroll as little as brings these rows on screen; their start when they are too many."""

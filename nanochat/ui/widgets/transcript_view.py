@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
-from weakref import WeakKeyDictionary
 
 from textual import events
 from textual._animator import EasingFunction
@@ -50,7 +49,6 @@ class TranscriptView(ScrollView):
         super().__init__(name=name, id=id, classes=classes)
         self.painter = RowPainter(self, "transcript")
         self._renderer = MarkdownRenderer()
-        self._views: WeakKeyDictionary[Conversation, ConversationView] = WeakKeyDictionary()
         self._view: ConversationView | None = None
         self._dirty: set[str | None] = set()
         self._moving = False  # the scroll position is being set by us, not by the reader
@@ -73,7 +71,11 @@ class TranscriptView(ScrollView):
             self._view.conversation.on_change = None
         self._view = None
         if conversation is not None:
-            self._view = self._views.setdefault(conversation, ConversationView(conversation, self._renderer))
+            kept = conversation.kept_view
+            self._view = (
+                kept if isinstance(kept, ConversationView) else ConversationView(conversation, self._renderer)
+            )
+            conversation.kept_view = self._view
             conversation.on_change = self._on_change
         self._dirty = {None}
         if self.is_attached:
@@ -332,11 +334,6 @@ class TranscriptView(ScrollView):
         return "user_bar" if row.full else ""
 
     # Selecting text
-
-    @property
-    def allow_select(self) -> bool:
-        """Text can be selected with the mouse."""
-        return True
 
     def text_select_all(self) -> None:
         """A double click selects nothing: all of a chat is not what it means."""
