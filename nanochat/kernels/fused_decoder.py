@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.cuda import CudaKernels, Weight
+from nanochat.kernels.nvrtc import CompilerMissing, DriverError
+from nanochat.kernels.persistent import PersistentStep, sizes
 from nanochat.kernels.triton_decode import decode_attention, decode_plan
 from nanochat.kernels.triton_gemv import GemvShape, gemv
 from nanochat.kernels.triton_rope import Rope
@@ -65,11 +68,27 @@ class DenseModel:
 
 
 class FusedDecoder:
-    """Runs `DenseModel` for up to eight rows. Launches only: nothing waits, so a graph can capture it."""
+    """Runs `DenseModel` for up to eight rows. Launches only: nothing waits, so a graph can capture it.
 
-    def __init__(self, model: DenseModel, kernels: CudaKernels) -> None:
+    One row of a model that fits runs in a single launch instead (persistent.cu), unless `persistent` is false.
+    """
+
+    def __init__(
+        self, model: DenseModel, kernels: CudaKernels, *, persistent: bool = True, cache: Path | None = None
+    ) -> None:
+        """`cache` is the folder where compiled code is kept."""
         self.model = model
         self.kernels = kernels
+        self.persistent: PersistentStep | None = None
+        self.without: str = ""  # why there is no persistent step
+        macros = sizes(model, kernels.multiprocessors, kernels.shared_memory) if kernels.pdl else None
+        if not persistent or macros is None:
+            self.without = "not asked for" if not persistent else "the model's sizes or the chip"
+            return
+        try:
+            self.persistent = PersistentStep(model, kernels, macros, cache)
+        except (CompilerMissing, DriverError) as error:
+            self.without = str(error)
 
     def shapes(self, rows: int) -> list[GemvShape]:
         """The distinct products of a step of so many rows, for tuning."""
@@ -95,6 +114,8 @@ class FusedDecoder:
             kv_cache: for each layer (keys, values).
         """
         model, pdl = self.model, self.kernels.pdl
+        if self.persistent is not None and rows.ids.shape[0] == 1:
+            return self.persistent.logits(rows, kv_cache)
         x, cos, sin = embed(
             rows.ids, rows.positions, model.embedding, model.frequencies,
             scale=model.embedding_scale, factor=model.rope_factor, pdl=pdl,

@@ -7,8 +7,9 @@ of (logit, descending; id, ascending).
 `_scan` reads the logits once, in parallel, and leaves for each chunk its best noisy token, its softmax sum, and the
 largest logit of every 32. `_choose` ends each row:
 - unfiltered: the best of the chunks;
-- top-k up to 256: only the k groups of 32 with the largest maxima can hold the k largest logits; their elements are
-  kept in registers, and the cuts of top-k and top-p are found bit by bit;
+- top-k up to 256: only the k groups of 32 with the largest maxima can hold the k largest logits. Up to 64, their
+  elements are narrowed down to a few that are compared pair by pair; above, or where very many tie, the cuts of
+  top-k and top-p are found bit by bit;
 - otherwise: the best noisy token of all is right if the filters keep it. If not, everything ordered at or after it
   falls too, so the best of what comes before it is tried next. Groups without such a token are not read.
 """
@@ -61,7 +62,7 @@ def gumbel(token, low, high):
 @triton.jit
 def ordered_bits(x):
     """uint32 that order as the floats do; 0 is below all of them."""
-    bits = x.to(tl.int32, bitcast=True)
+    bits = (x + 0.0).to(tl.int32, bitcast=True)  # adding makes one zero of the two
     flip = (bits >> 31) | -2147483648
     return (bits ^ flip).to(tl.uint32, bitcast=True)
 
@@ -98,9 +99,10 @@ def _scan(
     top = tl.max(x, 0)
     base = tl.where(top == float("-inf"), 0.0, top)
     mass = tl.sum(tl.exp(x - base), 0)
-    low, high = noise_word(tl.load(seed_ptr + row), tl.load(counter_ptr + row))
-    score = tl.where(greedy, x, x + gumbel(token, low, high))
-    best, best_token = _best(score, token)
+    if greedy == 0:
+        low, high = noise_word(tl.load(seed_ptr + row), tl.load(counter_ptr + row))
+        x += gumbel(token, low, high)
+    best, best_token = _best(x, token)
     to = partial_ptr + (row * num_chunks + chunk) * 5
     tl.store(to, top)
     tl.store(to + 1, mass)
@@ -182,14 +184,83 @@ def _choose_of_top_k(
 
 
 @triton.jit
+def _narrow(bits, valid, wanted, most):
+    """(t, how many of the valid `bits` are t or more): at least `wanted`, and no more than `most` unless many tie."""
+    t = tl.zeros([], tl.uint32)
+    bit = tl.full([], 0x80000000, tl.uint32)
+    count = tl.sum(valid.to(tl.int32), 0)
+    while (count > most) & (bit > 0):
+        candidate = t | bit
+        bit = bit >> 1
+        found = tl.sum((valid & (bits >= candidate)).to(tl.int32), 0)
+        enough = found >= wanted
+        t = tl.where(enough, candidate, t)
+        count = tl.where(enough, found, count)
+    return t, count
+
+
+@triton.jit
+def _choose_of_few(
+    logits, maxima_ptr, scratch_ptr, low, high, temperature, k, p, floor, top, vocab, num_groups,
+    GROUPS: tl.constexpr, FEW: tl.constexpr,
+):  # fmt: skip
+    """The token of a row with a top-k of at most FEW / 2; NO_TOKEN if too many logits tie.
+
+    Groups, then elements, are narrowed down to at most FEW that hold the k largest; those are compared pair by pair.
+    """
+    group = tl.arange(0, GROUPS)
+    in_row = group < num_groups
+    maxima = ordered_bits(tl.load(maxima_ptr + group, mask=in_row, other=0.0))
+    cut, num_picked = _narrow(maxima, in_row, k, FEW)
+    token = tl.full([], NO_TOKEN, tl.int32)
+    if num_picked <= FEW:
+        picked = in_row & (maxima >= cut)
+        tl.store(scratch_ptr + tl.cumsum(picked.to(tl.int32), 0) - 1, group, mask=picked)
+        tl.debug_barrier()  # other threads read what was stored
+        element = tl.arange(0, FEW * GROUP)
+        owner = element // GROUP
+        candidate = tl.load(scratch_ptr + owner, mask=owner < num_picked, other=0) * GROUP + element % GROUP
+        valid = (owner < num_picked) & (candidate < vocab)
+        bits = ordered_bits(tl.load(logits + candidate, mask=valid, other=float("-inf")).to(tl.float32))
+        at_least = valid & (bits >= cut)
+        count = tl.sum(at_least.to(tl.int32), 0)
+        if count > FEW:
+            cut, count = _narrow(bits, valid, k, FEW)
+            at_least = valid & (bits >= cut)
+        if count <= FEW:
+            tl.debug_barrier()
+            tl.store(scratch_ptr + tl.cumsum(at_least.to(tl.int32), 0) - 1, candidate, mask=at_least)
+            tl.debug_barrier()
+            own = tl.arange(0, FEW)
+            mine = tl.load(scratch_ptr + own, mask=own < count, other=0)
+            x = tl.load(logits + mine, mask=own < count, other=float("-inf")).to(tl.float32)
+            other = tl.load(scratch_ptr + own[None, :], mask=own[None, :] < count, other=0)
+            y = tl.load(logits + other, mask=own[None, :] < count, other=float("-inf")).to(tl.float32)
+            x_bits = ordered_bits(x)[:, None]
+            y_bits = ordered_bits(y)
+            earlier = (y_bits > x_bits) | ((y_bits == x_bits) & (other < mine[:, None]))
+            earlier = earlier & (own[None, :] < count)
+            rank = tl.sum(earlier.to(tl.int32), 1)
+            weight = tl.exp(tl.div_rn(y, temperature) - top)
+            before = tl.sum(tl.where(earlier, weight, 0.0), 1)
+            x = tl.div_rn(x, temperature)
+            kept = (own < count) & (rank < k)
+            total = tl.sum(tl.where(kept, tl.exp(x - top), 0.0), 0)
+            limit = tl.where(p < 1.0, p * total, float("inf"))
+            kept = kept & (before < limit) & (x >= floor)
+            _, token = _best(tl.where(kept, x + gumbel(mine, low, high), float("-inf")), mine)
+    return token
+
+
+@triton.jit
 def _count_before(
     logits, maxima_ptr, low, high, temperature, top, cut, cut_token, vocab, num_groups, NOISE: tl.constexpr, TILE: tl.constexpr
 ):
     """Of the tokens ordered before (cut, cut_token): how many, their mass, and the best noisy one."""
-    count = tl.zeros([], tl.int32)
-    mass = tl.zeros([], tl.float32)
-    best_score = tl.full([], float("-inf"), tl.float32)
-    best = tl.full([], NO_TOKEN, tl.int32)
+    count = tl.zeros([TILE], tl.int32)
+    mass = tl.zeros([TILE], tl.float32)
+    best_score = tl.full([TILE], float("-inf"), tl.float32)
+    best = tl.full([TILE], NO_TOKEN, tl.int32)
     for start in range(0, num_groups, TILE // GROUP):
         token = start * GROUP + tl.arange(0, TILE)
         owner = token // GROUP
@@ -198,15 +269,16 @@ def _count_before(
         x = tl.load(logits + token, mask=valid, other=float("-inf")).to(tl.float32)
         bits = ordered_bits(x)
         before = valid & ((bits > cut) | ((bits == cut) & (token < cut_token)))
-        count += tl.sum(before.to(tl.int32), 0)
+        count += before.to(tl.int32)
         x = tl.div_rn(x, temperature)
-        mass += tl.sum(tl.where(before, tl.exp(x - top), 0.0), 0)
+        mass += tl.where(before, tl.exp(x - top), 0.0)
         if NOISE:
-            score, found = _best(tl.where(before, x + gumbel(token, low, high), float("-inf")), token)
+            score = tl.where(before, x + gumbel(token, low, high), float("-inf"))
             better = score > best_score
-            best = tl.where(better, found, best)
+            best = tl.where(better, token, best)
             best_score = tl.where(better, score, best_score)
-    return count, mass, best
+    _, best_token = _best(best_score, best)
+    return tl.sum(count, 0), tl.sum(mass, 0), best_token
 
 
 @triton.jit
@@ -283,10 +355,13 @@ def _choose(
             logits = logits_ptr + row * stride
             maxima = maxima_ptr + row * num_groups
             groups = groups_ptr + row * 256
-            if (k > 0) & (k <= 32):
-                token = _choose_of_top_k(
-                    logits, maxima, groups, low, high, temperature, k, p, floor, top, vocab, num_groups, word, GROUPS, 32
+            found = tl.full([], NO_TOKEN, tl.int32)
+            if (k > 0) & (k <= 64):
+                found = _choose_of_few(
+                    logits, maxima, groups, low, high, temperature, k, p, floor, top, vocab, num_groups, GROUPS, 128
                 )
+            if found != NO_TOKEN:
+                token = found
             elif (k > 0) & (k <= 256):
                 token = _choose_of_top_k(
                     logits, maxima, groups, low, high, temperature, k, p, floor, top, vocab, num_groups, word, GROUPS, 256
@@ -335,7 +410,7 @@ def sample_rows(
     """
     num_rows, vocab = logits.shape
     device = logits.device
-    chunk = 1024 if num_rows <= 4 else 4096
+    chunk = 1024
     chunks, groups = triton.cdiv(vocab, chunk), triton.cdiv(vocab, 32)
     partial = torch.empty(num_rows, chunks, 5, dtype=torch.float32, device=device)
     maxima = torch.empty(num_rows, groups, dtype=torch.float32, device=device)

@@ -138,10 +138,9 @@ def attention(kernels: CudaKernels, peak: float) -> None:
         pool, tables = paged(batch, context, SMALL, max(1, min(28, (1 << 30) // size)))
         base = decode_plan(seqs=batch, queries=1, heads=16, kv_heads=8, head_dim=128, element=2, multiprocessors=kernels.multiprocessors)
         variants = {base}
-        for splits in (8, 16, 32) if batch == 1 else (1, 2, 4, 8):
-            variants.add(replace(base, splits=splits))
-        variants |= {replace(base, block_n=32, min_split=max(32, base.min_split if batch > 8 else 32)), replace(base, block_n=128, min_split=max(128, base.min_split), stages=2),
-                     replace(base, stages=4), replace(base, stages=2), replace(base, warps=8)}  # fmt: skip
+        for splits in (8, 16, 32) if batch == 1 else (1, 2, 4):
+            variants |= {replace(base, splits=splits), replace(base, splits=splits, block_n=128, min_split=max(128, base.min_split))}
+        variants |= {replace(base, splits=4, min_split=256), replace(base, warps=8)}
         times = {p: time_of_launches(decode_launch(SMALL, batch, context, pool, tables, p, kernels.counters), rounds=5) for p in variants}
         best = min(times, key=lambda p: times[p])
         line(f"decode b{batch} c{context}", times[base], size, peak, f"s{base.splits} m{base.min_split}")
@@ -152,7 +151,7 @@ def attention(kernels: CudaKernels, peak: float) -> None:
     pool, tables = paged(256, 2048, SMALL, 2)
     base = decode_plan(seqs=256, queries=1, heads=16, kv_heads=8, head_dim=128, element=2, multiprocessors=kernels.multiprocessors)
     size = int(lens.sum()) * SMALL.kv_heads * SMALL.head_dim * 4
-    for plan in (base, replace(base, splits=1), replace(base, splits=2), replace(base, splits=4, min_split=512), replace(base, splits=4, split_size=512, min_split=512), replace(base, block_n=32), replace(base, stages=4)):
+    for plan in (base, replace(base, splits=1), replace(base, splits=2), replace(base, splits=4, min_split=256), replace(base, splits=4), replace(base, splits=8)):
         seconds = time_of_launches(decode_launch(SMALL, 256, 2048, pool, tables, plan, kernels.counters, lens), rounds=5)
         line("decode b256 ragged 100-2048", seconds, size, peak, f"s{plan.splits} m{plan.min_split} fixed {plan.split_size} n{plan.block_n} st{plan.stages}")
 
@@ -235,7 +234,7 @@ def make_model(shape: Shape) -> DenseModel:
 
     ones = torch.ones(shape.hidden, device=DEVICE, dtype=DTYPE)
     width, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    spec = AttentionSpec(shape.heads, shape.kv_heads, shape.head_dim, shape.head_dim**-0.5, q_norm=ones[:128], k_norm=ones[:128])
+    spec = AttentionSpec(num_heads=shape.heads, num_kv_heads=shape.kv_heads, head_dim=shape.head_dim, scale=shape.head_dim**-0.5, q_norm=ones[:128], k_norm=ones[:128])
     layers = [
         Layer(0, spec, weight(width + 2 * kv, shape.hidden), weight(shape.hidden, width),
               Mlp(weight(2 * shape.inner, shape.hidden), weight(shape.hidden, shape.inner)), ones, ones)
@@ -250,28 +249,32 @@ def step(kernels: CudaKernels, peak: float) -> None:
     for shape, batch, context in ((SMALL, 1, 640), (SMALL, 1, 16384), (SMALL, 2, 640), (SMALL, 4, 640), (SMALL, 8, 640), (LARGE, 1, 640)):
         model = make_model(shape)
         pool, tables = paged(batch, context, shape, shape.layers, spare=80)
-        decoder = FusedDecoder(model, kernels)
+        single, chain = FusedDecoder(model, kernels), FusedDecoder(model, kernels, persistent=False)
         weights = sum(w.weight.numel() for m in model.layers for w in (m.qkv, m.output, m.mlp.gate_up, m.mlp.down)) + model.head.weight.numel()
         moved = 2 * weights + batch * context * shape.layers * shape.kv_heads * shape.head_dim * 4
         full = lambda value, dtype: torch.full((batch,), value, dtype=dtype, device=DEVICE)  # noqa: E731
         start = torch.arange(batch + 1, dtype=torch.int32, device=DEVICE)
-        for pdl in (True, False):
+        for name, decoder, pdl in (("one launch", single, True), ("dependent launches", chain, True), ("plain launches", chain, False)):
+            if name == "one launch" and (batch > 1 or single.persistent is None):
+                print(f"      no single launch: {single.without}") if batch == 1 else None
+                continue
             kernels.pdl = pdl
             rows = DecodeRows(full(5, torch.int64), full(context - 1, torch.int64), full(context, torch.int32),
                               (tables[:, (context - 1) // 16].long() * 16 + (context - 1) % 16), tables, full(0, torch.int64),
                               torch.full((batch, 2), -1, dtype=torch.int32, device=DEVICE), full(context + 1200, torch.int64))  # fmt: skip
             params = SamplingRows(full(0.6, torch.float32), full(0, torch.int32), full(1.0, torch.float32), full(0.0, torch.float32), full(1, torch.int64), rows.counter)
 
-            def run(rows: DecodeRows = rows, params: SamplingRows = params, pdl: bool = pdl) -> None:
+            def run(rows: DecodeRows = rows, params: SamplingRows = params, pdl: bool = pdl, decoder: FusedDecoder = decoder) -> None:
                 ids, finite = sample_rows(decoder.logits(rows, start, pool), params, filtered=False, pdl=pdl)
                 advance(rows, ids, finite, pdl=pdl)
 
             seconds = time_of_launches([run] * 8, rounds=8)
-            line(f"step {shape.name} b{batch} c{context} {'pdl' if pdl else 'plain'}", seconds, moved, peak, f"{batch / seconds:.0f} tok/s")
+            line(f"step {shape.name} b{batch} c{context} {name}", seconds, moved, peak, f"{batch / seconds:.0f} tok/s")
             logits_only = time_of_launches([lambda: decoder.logits(rows, start, pool)] * 4, rounds=6)
-            print(f"      logits alone {logits_only * 1e6:.1f} us; alive {int((rows.context_lens > 0).sum())}")
+            stuck = decoder.persistent.state.tolist() if name == "one launch" and decoder.persistent else ""
+            print(f"      logits alone {logits_only * 1e6:.1f} us; alive {int((rows.context_lens > 0).sum())} {stuck}", flush=True)
         kernels.pdl = True
-        del model, pool, decoder
+        del model, pool, decoder, single, chain
 
 
 def compile_ahead(part: int, parts: int) -> None:

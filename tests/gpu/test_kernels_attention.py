@@ -40,7 +40,7 @@ def layout_of(batch: Batch) -> AttentionLayout:
 
 def spec_of(batch: Batch, **fields: object) -> AttentionSpec:
     _, _, kv_heads, head_dim = batch.k_cache.shape
-    return AttentionSpec(batch.num_heads, kv_heads, head_dim, batch.scale, **fields)  # type: ignore[arg-type]
+    return AttentionSpec(num_heads=batch.num_heads, num_kv_heads=kv_heads, head_dim=head_dim, scale=batch.scale, **fields)  # type: ignore[arg-type]
 
 
 def attend(batch: Batch, kernels: CudaKernels, **fields: object) -> torch.Tensor:

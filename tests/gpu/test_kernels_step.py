@@ -41,7 +41,7 @@ class Layer:
     mlp_norm: torch.Tensor
 
 
-def make_model(dtype: torch.dtype) -> DenseModel:
+def make_model(dtype: torch.dtype, head_dim: int = HEAD_DIM, plain: bool = False) -> DenseModel:
     generator = torch.Generator().manual_seed(3)
 
     def random(*shape: int, scale: float = 1.0) -> torch.Tensor:
@@ -55,13 +55,14 @@ def make_model(dtype: torch.dtype) -> DenseModel:
 
     layers = [
         Layer(
-            0, AttentionSpec(HEADS, KV_HEADS, HEAD_DIM, HEAD_DIM**-0.5, q_norm=norm(HEAD_DIM), k_norm=norm(HEAD_DIM)),
-            weight((HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN, bias=True), weight(HIDDEN, HEADS * HEAD_DIM),
+            0, AttentionSpec(num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=head_dim, scale=head_dim**-0.5,
+                             q_norm=None if plain else norm(head_dim), k_norm=None if plain else norm(head_dim)),
+            weight((HEADS + 2 * KV_HEADS) * head_dim, HIDDEN, bias=not plain), weight(HIDDEN, HEADS * head_dim),
             Mlp(weight(2 * INNER, HIDDEN), weight(HIDDEN, INNER)), norm(HIDDEN), norm(HIDDEN),
         )
         for _ in range(LAYERS)
     ]  # fmt: skip
-    frequencies = 10000.0 ** (-torch.arange(0, HEAD_DIM, 2).float() / HEAD_DIM).cuda()[None]
+    frequencies = 10000.0 ** (-torch.arange(0, head_dim, 2).float() / head_dim).cuda()[None]
     return DenseModel(
         embedding=random(VOCAB, HIDDEN), layers=layers, final_norm=norm(HIDDEN), head=weight(VOCAB, HIDDEN),
         frequencies=frequencies, eps=1e-6, activation="silu",
@@ -92,7 +93,7 @@ def expected_logits(model: DenseModel, batch: Batch, rows: DecodeRows) -> torch.
         qkv = norm(x, layer.input_norm) @ layer.qkv.weight.float().T
         if layer.qkv.bias is not None:
             qkv = qkv + layer.qkv.bias.float()
-        split = qkv.view(x.shape[0], -1, HEAD_DIM)
+        split = qkv.view(x.shape[0], -1, layer.spec.head_dim)
         q = rotated(split[:, :HEADS], angle.cos(), angle.sin(), layer.spec.q_norm)
         k = rotated(split[:, HEADS : HEADS + KV_HEADS], angle.cos(), angle.sin(), layer.spec.k_norm)
         own = make_copy(batch)
@@ -112,9 +113,9 @@ def make_copy(batch: Batch) -> Batch:
     )  # fmt: skip
 
 
-def make(lens: list[int], contexts: list[int], dtype: torch.dtype) -> Batch:
+def make(lens: list[int], contexts: list[int], dtype: torch.dtype, head_dim: int = HEAD_DIM) -> Batch:
     return make_batch(
-        lens, contexts, heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, dtype=dtype, device="cuda", new_keys=False
+        lens, contexts, heads=HEADS, kv_heads=KV_HEADS, head_dim=head_dim, dtype=dtype, device="cuda", new_keys=False
     )
 
 
@@ -133,18 +134,57 @@ def test_a_step_agrees_with_dense_float32(
 ) -> None:
     model, batch = make_model(dtype), make(lens, contexts, dtype)
     rows = rows_of(batch)
-    logits = FusedDecoder(model, kernels).logits(rows, batch.query_start, caches(batch), queries=max(lens))
+    decoder = FusedDecoder(model, kernels, persistent=False)
+    logits = decoder.logits(rows, batch.query_start, caches(batch), queries=max(lens))
     assert logits.dtype == torch.float32
     assert relative_error(logits, expected_logits(model, batch, rows)) <= (2e-2 if dtype == torch.bfloat16 else 2e-5)
     assert int(kernels.counters.sum()) == 0
 
 
-def test_replayed_steps_draw_what_eager_steps_draw(kernels: CudaKernels) -> None:
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("plain", [False, True], ids=["qk-norm and bias", "plain"])
+def test_one_launch_computes_the_step_of_one_row(head_dim: int, plain: bool, kernels: CudaKernels) -> None:
+    if not kernels.pdl:
+        pytest.skip("needs sm_90")
+    model = make_model(torch.bfloat16, head_dim, plain)
+    decoder = FusedDecoder(model, kernels)
+    assert decoder.persistent is not None, decoder.without
+    other = FusedDecoder(model, kernels, persistent=False)
+    for context in (1, 2, 17, 64, 700, 4097, 9000):
+        batch = make([1], [context], torch.bfloat16, head_dim)
+        rows, mine, theirs = rows_of(batch), caches(batch), caches(batch)
+        logits = decoder.logits(rows, batch.query_start, mine)
+        expected = other.logits(rows, batch.query_start, theirs)
+        assert decoder.persistent.state.tolist()[1] == 0, context
+        assert relative_error(logits, expected) <= 2e-2, context
+        assert relative_error(logits, expected_logits(model, batch, rows)) <= 2e-2, context
+        for (k, v), (other_k, other_v) in zip(mine, theirs, strict=True):
+            slot = batch.slots[0]
+            assert relative_error(k.flatten(0, 1)[slot], other_k.flatten(0, 1)[slot]) <= 2e-2
+            assert relative_error(v.flatten(0, 1)[slot], other_v.flatten(0, 1)[slot]) <= 2e-2
+            k.flatten(0, 1)[slot] = other_k.flatten(0, 1)[slot] = 0
+            v.flatten(0, 1)[slot] = other_v.flatten(0, 1)[slot] = 0
+            assert torch.equal(k.nan_to_num(7.0), other_k.nan_to_num(7.0))
+            assert torch.equal(v.nan_to_num(7.0), other_v.nan_to_num(7.0))
+
+
+def test_one_launch_gives_the_same_bits_every_time(kernels: CudaKernels) -> None:
+    if not kernels.pdl:
+        pytest.skip("needs sm_90")
+    decoder, batch = FusedDecoder(make_model(torch.bfloat16), kernels), make([1], [700], torch.bfloat16)
+    rows, kv = rows_of(batch), caches(batch)
+    first = decoder.logits(rows, batch.query_start, kv)
+    for _ in range(50):
+        assert torch.equal(decoder.logits(rows, batch.query_start, kv), first)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_replayed_steps_draw_what_eager_steps_draw(count: int, kernels: CudaKernels) -> None:
     model = make_model(torch.bfloat16)
     decoder = FusedDecoder(model, kernels)
-    batch = make([1, 1, 1, 1], [16, 0, 60, 100], torch.bfloat16)
-    wide = batch.block_tables.new_zeros(4, 32)
-    free = torch.arange(batch.k_cache.shape[0], batch.k_cache.shape[0] + 128, device="cuda").view(4, 32)
+    batch = make([1] * count, [100, 0, 60, 16][:count], torch.bfloat16)
+    wide = batch.block_tables.new_zeros(count, 32)
+    free = torch.arange(batch.k_cache.shape[0], batch.k_cache.shape[0] + 128, device="cuda").view(4, 32)[:count]
     for seq, context in enumerate(batch.contexts):
         used = -(-context // 16)
         wide[seq, :used] = batch.block_tables[seq, :used]
@@ -159,11 +199,11 @@ def test_replayed_steps_draw_what_eager_steps_draw(kernels: CudaKernels) -> None
 
     def start() -> tuple[DecodeRows, SamplingRows, list[tuple[torch.Tensor, torch.Tensor]]]:
         rows = rows_of(batch)
-        rows.last_position.copy_(torch.tensor([40, 40, 70, 1000]))
-        full = lambda value, dtype: torch.full((4,), value, dtype=dtype, device="cuda")  # noqa: E731
+        rows.last_position.copy_(torch.tensor([1000, 40, 70, 40])[:count])
+        full = lambda value, dtype: torch.full((count,), value, dtype=dtype, device="cuda")  # noqa: E731
         sampling = SamplingRows(
             full(0.8, torch.float32), full(50, torch.int32), full(0.95, torch.float32), full(0.0, torch.float32),
-            torch.arange(4, device="cuda"), rows.counter,
+            torch.arange(count, device="cuda"), rows.counter,
         )  # fmt: skip
         return rows, sampling, caches(batch)
 
@@ -189,5 +229,5 @@ def test_replayed_steps_draw_what_eager_steps_draw(kernels: CudaKernels) -> None
     assert drawn == eager
     for name in ("ids", "positions", "context_lens", "slots", "counter"):
         assert torch.equal(getattr(rows, name), getattr(rows_eager, name)), name
-    assert rows.context_lens.tolist()[:3] == [0, 0, 0] and rows.context_lens[3] == 140
-    assert rows.slots.tolist()[:3] == [-1, -1, -1]
+    assert rows.context_lens.tolist() == [140, 0, 0, 0][:count]
+    assert rows.slots.tolist()[1:] == [-1, -1, -1][: count - 1]
