@@ -180,15 +180,18 @@ def combine_together(
     total = tl.zeros([BLOCK_ROWS, BLOCK_D], tl.float32)
     for first in range(0, used, CHUNK):
         own = first + tl.arange(0, CHUNK)
-        mask = (own < used)[:, None] & (rows < ROWS)[None, :]
-        tops = tl.load(
-            stat_ptr + own[:, None] * (2 * ROWS) + rows[None, :], mask=mask, other=float("-inf"), cache_modifier=".cg"
+        chunk_mask = (own < used)[:, None] & (rows < ROWS)[None, :]
+        chunk_tops = tl.load(
+            stat_ptr + own[:, None] * (2 * ROWS) + rows[None, :],
+            mask=chunk_mask,
+            other=float("-inf"),
+            cache_modifier=".cg",
         )
         part = tl.load(
             part_ptr + own[:, None, None] * (ROWS * HEAD_DIM) + rows[None, :, None] * HEAD_DIM + offs_d[None, None, :],
-            mask=mask[:, :, None] & (offs_d < HEAD_DIM)[None, None, :], other=0.0, cache_modifier=".cg",
+            mask=chunk_mask[:, :, None] & (offs_d < HEAD_DIM)[None, None, :], other=0.0, cache_modifier=".cg",
         )  # fmt: skip
-        total += tl.sum(part * tl.exp2(tops - base[None, :])[:, :, None], 0)
+        total += tl.sum(part * tl.exp2(chunk_tops - base[None, :])[:, :, None], 0)
     return total / tl.where(mass == 0.0, 1.0, mass)[:, None]
 
 
@@ -204,7 +207,9 @@ def store_split(
     stat = stat_ptr + share * (2 * ROWS) + rows
     tl.store(stat, top, mask=row_valid)
     tl.store(stat + ROWS, mass, mask=row_valid)
-    tl.store(part_ptr + share * (ROWS * HEAD_DIM) + rows[:, None] * HEAD_DIM + offs_d[None, :], total, mask=mask)
+    tl.store(
+        part_ptr + share * (ROWS * HEAD_DIM) + rows[:, None] * HEAD_DIM + offs_d[None, :], total, mask=mask
+    )
 
 
 @triton.jit
