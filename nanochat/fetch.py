@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanochat.errors import DownloadError, NanochatError
+from nanochat.errors import DownloadError, ModelNotFound, NanochatError
 from nanochat.shape import Shape
 from nanochat.transfer.blob import XetOnly
 from nanochat.transfer.events import CannotPause, Event, Failed, Note, Ready, Resolved, Spec, to_line
 from nanochat.transfer.part import disk_error
 from nanochat.transfer.records import Records
-from nanochat.transfer.remote import RemoteModel, open_hub
+from nanochat.transfer.remote import HubClient, RemoteModel, open_hub
 from nanochat.transfer.repository import RemoteFile, Repository, check_repo_id, check_revision
 from nanochat.transfer.selection import CONFIG, INDEX, refuse_by_listing, select
 from nanochat.transfer.store import BlobStore
@@ -53,8 +53,7 @@ class Fetch:
         repository = Repository(Path(spec.cache), check_repo_id(spec.repo_id))
         check_revision(spec.revision)
         hub = open_hub(spec.policy)
-        model = hub.model(spec.repo_id, spec.commit or spec.revision)
-        hub.check_access(spec.repo_id)
+        model = self._resolve(hub)
         records = Records(Path(spec.records), repository)
         store = BlobStore(repository, records, hub, model.commit, spec.policy)
         files = self._choose(model, store)
@@ -73,6 +72,21 @@ class Fetch:
         records.note_commit(model.commit, names, (model.licence, model.gated))
         self.emit(tally.progress())
         self.emit(Ready(str(folder), model.commit))
+
+    def _resolve(self, hub: HubClient) -> RemoteModel:
+        """The commit to fetch: the one that an earlier run began, if the hub still has it."""
+        spec = self.spec
+        try:
+            model = hub.model(spec.repo_id, spec.commit or spec.revision)
+        except ModelNotFound:
+            if spec.commit is None:
+                raise
+            model = hub.model(spec.repo_id, spec.revision)
+        if (
+            model.gated
+        ):  # everybody sees the listing of a gated model; a mirror may not know this question at all
+            hub.check_access(spec.repo_id)
+        return model
 
     def _choose(self, model: RemoteModel, store: BlobStore) -> list[RemoteFile]:
         """What to fetch. Refusals come here, before anything is written."""

@@ -94,7 +94,8 @@ def describe(hub: HubClient, repo_id: str, revision: str, cache: Path) -> dict[s
             Policy(tries=2, first_delay=0.2),
         )
         try:
-            hub.check_access(repo_id)
+            if model.gated:
+                hub.check_access(repo_id)
             facts |= _inside(store, model)
         except ModelError as error:
             facts["refusal"] = str(error)

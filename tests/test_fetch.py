@@ -283,6 +283,17 @@ def test_a_renamed_repository_keeps_its_token_on_the_same_host(
     assert len(moved) == 5 and {seen.authorization for seen in moved} == {"Bearer hf_secret"}
 
 
+def test_a_commit_that_the_hub_has_forgotten_gives_way_to_the_revision(hub: Hub, home: Home) -> None:
+    home.fetch(replace(home.spec(), commit=OLD.commit))
+    assert home.is_new(NEW)
+
+
+def test_a_mirror_without_gates_is_not_asked_about_them(hub: Hub, home: Home) -> None:
+    hub.rule("*/auth-check status=404")
+    home.fetch()
+    assert home.is_new(NEW) and not hub.gets("*/auth-check")
+
+
 def test_resolving_is_retried_when_the_hub_is_busy(hub: Hub, home: Home) -> None:
     hub.rule("/api/models/* status=429,0 times=1")
     home.fetch()
