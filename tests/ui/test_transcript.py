@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Self
@@ -426,3 +427,51 @@ async def test_losing_and_gaining_the_focus_of_the_terminal_paints_little() -> N
             await reader.pilot.pause()
             await reader.idle()
         assert reader.transcript.painted <= 4 * SIZE[1]
+
+
+async def test_letters_scroll() -> None:
+    async with reading(chat()) as reader:
+        reader.transcript.focus()
+        await reader.pilot.press("g")
+        await reader.until(lambda: "Question chat 0?" in reader.rows[0])
+        await reader.pilot.press("j", "j", "k")
+        await reader.until(lambda: round(reader.transcript.scroll_y) == 1)
+        await reader.pilot.press("ctrl+d")
+        await reader.until(
+            lambda: round(reader.transcript.scroll_y) == 1 + reader.transcript.size.height // 2
+        )
+        await reader.pilot.press("ctrl+u")
+        await reader.until(lambda: round(reader.transcript.scroll_y) == 1)
+        await reader.pilot.press("G")
+        await reader.until(lambda: reader.transcript.following and "19 tok/s" in "".join(reader.rows))
+
+
+async def test_random_reading_never_loses_the_text() -> None:
+    """Whatever is done in whatever order, the rows on screen are consecutive rows of the chat."""
+    source = random.Random(7)
+    conversation = streaming()
+    async with reading(conversation, (50, 15)) as reader:
+        reader.transcript.focus()
+        written = 0
+        for _ in range(120):
+            key = source.choice(
+                ["pageup", "pagedown", "j", "k", "g", "G", "alt+up", "alt+down", "write", "resize", "space"]
+            )
+            if key == "write":
+                conversation.write("s", "".join(f"- streamed {written + i}\n" for i in range(5)))
+                written += 5
+            elif key == "resize":
+                await reader.pilot.resize_terminal(source.randint(30, 90), source.randint(8, 40))
+            else:
+                await reader.pilot.press(key)
+        await reader.idle()
+        rows = [row.strip("▌█ ") for row in reader.rows[:-1]]
+        view = reader.transcript._view
+        assert view is not None
+        top = round(reader.transcript.scroll_y)
+        expected = [view.row(y)[0].text.strip("▌ ") for y in range(top, top + len(rows))]
+        assert rows == expected
+        view.settle(0, 10**6)
+        lines = [view.row(y)[0].text.strip() for y in range(view.height)]
+        assert [line for line in lines if "streamed" in line] == [f"• streamed {i}" for i in range(written)]
+        assert reader.transcript.virtual_size.height == view.height or not reader.transcript.following
