@@ -70,11 +70,11 @@ class DenseModel:
 class FusedDecoder:
     """Runs `DenseModel` for up to eight rows. Launches only: nothing waits, so a graph can capture it.
 
-    One row of a model that fits runs in a single launch instead (persistent.cu), unless `persistent` is false.
+    With `persistent`, one row of a model that fits runs in a single launch instead (persistent.cu).
     """
 
     def __init__(
-        self, model: DenseModel, kernels: CudaKernels, *, persistent: bool = True, cache: Path | None = None
+        self, model: DenseModel, kernels: CudaKernels, *, persistent: bool = False, cache: Path | None = None
     ) -> None:
         """`cache` is the folder where compiled code is kept."""
         self.model = model

@@ -249,7 +249,7 @@ def step(kernels: CudaKernels, peak: float) -> None:
     for shape, batch, context in ((SMALL, 1, 640), (SMALL, 1, 16384), (SMALL, 2, 640), (SMALL, 4, 640), (SMALL, 8, 640), (LARGE, 1, 640)):
         model = make_model(shape)
         pool, tables = paged(batch, context, shape, shape.layers, spare=80)
-        single, chain = FusedDecoder(model, kernels), FusedDecoder(model, kernels, persistent=False)
+        single, chain = FusedDecoder(model, kernels, persistent=True), FusedDecoder(model, kernels)
         weights = sum(w.weight.numel() for m in model.layers for w in (m.qkv, m.output, m.mlp.gate_up, m.mlp.down)) + model.head.weight.numel()
         moved = 2 * weights + batch * context * shape.layers * shape.kv_heads * shape.head_dim * 4
         full = lambda value, dtype: torch.full((batch,), value, dtype=dtype, device=DEVICE)  # noqa: E731

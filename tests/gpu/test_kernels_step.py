@@ -134,7 +134,7 @@ def test_a_step_agrees_with_dense_float32(
 ) -> None:
     model, batch = make_model(dtype), make(lens, contexts, dtype)
     rows = rows_of(batch)
-    decoder = FusedDecoder(model, kernels, persistent=False)
+    decoder = FusedDecoder(model, kernels)
     logits = decoder.logits(rows, batch.query_start, caches(batch), queries=max(lens))
     assert logits.dtype == torch.float32
     assert relative_error(logits, expected_logits(model, batch, rows)) <= (2e-2 if dtype == torch.bfloat16 else 2e-5)
@@ -147,9 +147,9 @@ def test_one_launch_computes_the_step_of_one_row(head_dim: int, plain: bool, ker
     if not kernels.pdl:
         pytest.skip("needs sm_90")
     model = make_model(torch.bfloat16, head_dim, plain)
-    decoder = FusedDecoder(model, kernels)
+    decoder = FusedDecoder(model, kernels, persistent=True)
     assert decoder.persistent is not None, decoder.without
-    other = FusedDecoder(model, kernels, persistent=False)
+    other = FusedDecoder(model, kernels)
     for context in (1, 2, 17, 64, 700, 4097, 9000):
         batch = make([1], [context], torch.bfloat16, head_dim)
         rows, mine, theirs = rows_of(batch), caches(batch), caches(batch)
@@ -171,7 +171,7 @@ def test_one_launch_computes_the_step_of_one_row(head_dim: int, plain: bool, ker
 def test_one_launch_gives_the_same_bits_every_time(kernels: CudaKernels) -> None:
     if not kernels.pdl:
         pytest.skip("needs sm_90")
-    decoder, batch = FusedDecoder(make_model(torch.bfloat16), kernels), make([1], [700], torch.bfloat16)
+    decoder, batch = FusedDecoder(make_model(torch.bfloat16), kernels, persistent=True), make([1], [700], torch.bfloat16)
     rows, kv = rows_of(batch), caches(batch)
     first = decoder.logits(rows, batch.query_start, kv)
     for _ in range(50):
@@ -181,7 +181,7 @@ def test_one_launch_gives_the_same_bits_every_time(kernels: CudaKernels) -> None
 @pytest.mark.parametrize("count", [1, 4])
 def test_replayed_steps_draw_what_eager_steps_draw(count: int, kernels: CudaKernels) -> None:
     model = make_model(torch.bfloat16)
-    decoder = FusedDecoder(model, kernels)
+    decoder = FusedDecoder(model, kernels, persistent=count == 1)
     batch = make([1] * count, [100, 0, 60, 16][:count], torch.bfloat16)
     wide = batch.block_tables.new_zeros(count, 32)
     free = torch.arange(batch.k_cache.shape[0], batch.k_cache.shape[0] + 128, device="cuda").view(4, 32)[:count]

@@ -68,7 +68,7 @@ def main() -> None:
             rows = make_rows(context, tables)
             seconds = bench.time_of_launches([lambda: step.logits(rows, pool)] * 4, rounds=6)
             print(f"{change} c{context}: {seconds * 1e6:.1f} us, state {step.state.tolist()}", flush=True)
-    decoder = FusedDecoder(model, kernels)
+    decoder = FusedDecoder(model, kernels, persistent=True)
     assert decoder.persistent is not None, decoder.without
     for context in (640, 16384):
         pool, tables = bench.paged(1, context, bench.SMALL, bench.SMALL.layers)
