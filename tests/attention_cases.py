@@ -43,7 +43,9 @@ class Batch:
         blocks = self.block_tables[seq, position // BLOCK_SIZE].long()
         return cache[blocks, position % BLOCK_SIZE].float()
 
-    def expected(self, *, window: int | None = None, soft_cap: float | None = None, q: Tensor | None = None) -> Tensor:
+    def expected(
+        self, *, window: int | None = None, soft_cap: float | None = None, q: Tensor | None = None
+    ) -> Tensor:
         """Dense attention in float32 (float64 sums), row by row of the batch; zeros for a padded sequence."""
         q = self.q if q is None else q
         head_dim, kv_heads = self.k_cache.shape[3], self.k_cache.shape[2]
@@ -88,7 +90,9 @@ def make_batch(
         own = [blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(context)]
         filled = own if new_keys else own[: context - count]
         for filling in (k_cache, v_cache):
-            filling.view(-1, kv_heads, head_dim)[filled] = torch.randn(len(filled), kv_heads, head_dim, generator=generator)
+            filling.view(-1, kv_heads, head_dim)[filled] = torch.randn(
+                len(filled), kv_heads, head_dim, generator=generator
+            )
         slots += own[context - count :] if context else [-1] * count
         positions += range(context - count, context) if context else [0] * count
     tokens = sum(query_lens)
@@ -109,7 +113,13 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
 
 
 def rotated(
-    x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, interleaved: bool = False
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    weight: Tensor | None = None,
+    eps: float = 1e-6,
+    *,
+    interleaved: bool = False,
 ) -> Tensor:
     """Heads [T, heads, head_dim] in float32: normed with `weight`, then turned by cos and sin [T, rotary / 2]."""
     x = x.float()

@@ -26,7 +26,9 @@ class Product:
         return self.weight.shape[0] // 2 if self.activation else self.weight.shape[0]
 
     def poisoned(self) -> Tensor:
-        return torch.full((self.x.shape[0], self.outputs), float("nan"), dtype=self.x.dtype, device=self.x.device)
+        return torch.full(
+            (self.x.shape[0], self.outputs), float("nan"), dtype=self.x.dtype, device=self.x.device
+        )
 
     def expected(self) -> Tensor:
         h = self.x.double()

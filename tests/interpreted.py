@@ -15,7 +15,9 @@ if torch.cuda.is_available():
 os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="Triton runs on Linux only")
 
-from triton.language import standard  # noqa: E402
+from triton.language import standard
 
 if "Interpreted" not in type(standard.zeros).__name__:
-    pytest.fail("Triton was imported before TRITON_INTERPRET was set: set it in the environment", pytrace=False)
+    pytest.fail(
+        "Triton was imported before TRITON_INTERPRET was set: set it in the environment", pytrace=False
+    )

@@ -64,7 +64,9 @@ class Rows:
         return float(scores[place]) >= float(certain) - tolerance
 
 
-def make_rows(count: int, vocab: int, *, seed: int = 0, spread: float = 3.0, steps: float = 0.0, device: str = "cpu") -> Rows:
+def make_rows(
+    count: int, vocab: int, *, seed: int = 0, spread: float = 3.0, steps: float = 0.0, device: str = "cpu"
+) -> Rows:
     """Random rows; with `steps`, logits are rounded to multiples of 1 / steps, so that many tie."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, vocab, generator=generator) * spread

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.kernels.bundle import AttentionSpec, Reduce
+from nanochat.kernels.decode_plan import decode_plan, invariant_plan
+from nanochat.kernels.gemv_config import GemvShape
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.routing import run_experts
 from nanochat.kernels.triton_activation import gate_mul
-from nanochat.kernels.triton_decode import decode_attention, decode_plan, invariant_plan
-from nanochat.kernels.triton_gemv import MAX_ROWS, GemvShape, gemv
+from nanochat.kernels.triton_decode import decode_attention
+from nanochat.kernels.triton_gemv import MAX_ROWS, gemv
 from nanochat.kernels.triton_matmul import invariant_linear
 from nanochat.kernels.triton_norm import add_rms_norm, rms_norm
 from nanochat.kernels.triton_prefill import prefill_attention, prefill_plan
@@ -59,7 +61,9 @@ class CudaKernels:
         tuning: where measured configurations are kept; `None` keeps them in memory.
     """
 
-    def __init__(self, device: torch.device, *, deterministic: bool = False, tuning: Path | None = None) -> None:
+    def __init__(
+        self, device: torch.device, *, deterministic: bool = False, tuning: Path | None = None
+    ) -> None:
         self.device = device
         self.deterministic = deterministic
         properties = torch.cuda.get_device_properties(device)

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.cuda import CudaKernels, Weight
+from nanochat.kernels.decode_plan import decode_plan
+from nanochat.kernels.gemv_config import GemvShape
 from nanochat.kernels.nvrtc import CompilerMissing, DriverError
 from nanochat.kernels.persistent import PersistentStep, sizes
-from nanochat.kernels.triton_decode import decode_attention, decode_plan
-from nanochat.kernels.triton_gemv import GemvShape, gemv
+from nanochat.kernels.triton_decode import decode_attention
+from nanochat.kernels.triton_gemv import gemv
 from nanochat.kernels.triton_rope import Rope
 from nanochat.kernels.triton_step import DecodeRows, embed
 
@@ -92,19 +94,28 @@ class FusedDecoder:
 
     def shapes(self, rows: int) -> list[GemvShape]:
         """The distinct products of a step of so many rows, for tuning."""
-        layer, head = self.model.layers[0], self.model.head.weight
-        down = layer.mlp.down.weight.shape
+        layer, head = self.model.layers[0], self.model.head
+
+        def plain(weight: Weight, norm: bool) -> GemvShape:
+            out, k = weight.weight.shape
+            return GemvShape.of(rows, out, k, False, norm)
+
+        hidden, inner = layer.mlp.down.weight.shape
         found = [
-            GemvShape.of(rows, *layer.qkv.weight.shape, False, True),
-            GemvShape.of(rows, *layer.output.weight.shape, False, False),
-            GemvShape.of(rows, down[1], down[0], True, True),
-            GemvShape.of(rows, *down, False, False),
-            GemvShape.of(rows, *head.shape, False, True),
+            plain(layer.qkv, True),
+            plain(layer.output, False),
+            GemvShape.of(rows, inner, hidden, True, True),
+            plain(layer.mlp.down, False),
+            plain(head, True),
         ]
         return list(dict.fromkeys(found))
 
     def logits(
-        self, rows: DecodeRows, query_start: Tensor, kv_cache: Sequence[tuple[Tensor, Tensor]], queries: int = 1
+        self,
+        rows: DecodeRows,
+        query_start: Tensor,
+        kv_cache: Sequence[tuple[Tensor, Tensor]],
+        queries: int = 1,
     ) -> Tensor:
         """Feed `rows.ids`, write their keys and values, and return logits, float32 [num_tokens, vocab].
 
@@ -139,7 +150,9 @@ class FusedDecoder:
         activation: str = "", out_dtype: torch.dtype | None = None, late: bool = False,
     ) -> Tensor:  # fmt: skip
         out, k = weight.weight.shape
-        shape = GemvShape.of(x.shape[0], out // 2 if activation else out, k, bool(activation), norm is not None)
+        shape = GemvShape.of(
+            x.shape[0], out // 2 if activation else out, k, bool(activation), norm is not None
+        )
         return gemv(
             x, weight.weight, config=self.kernels.tuning.config(shape), norm=norm, eps=self.model.eps, bias=weight.bias,
             residual=residual, activation=activation, out_dtype=out_dtype, pdl=self.kernels.pdl, late=late,

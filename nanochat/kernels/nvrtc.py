@@ -65,7 +65,13 @@ def compile_cubin(
     Raises:
         CompilerMissing, DriverError: the latter with the compiler's messages.
     """
-    options = [f"--gpu-architecture={architecture}", "-std=c++17", "--ftz=true", "--prec-div=false", "--prec-sqrt=false"]
+    options = [
+        f"--gpu-architecture={architecture}",
+        "-std=c++17",
+        "--ftz=true",
+        "--prec-div=false",
+        "--prec-sqrt=false",
+    ]
     options += [f"-D{name}={value}" for name, value in sorted(defines.items())]
     parts = [source, *(f"{k}\0{v}" for k, v in sorted(headers.items())), *options, torch.version.cuda or ""]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -90,7 +96,9 @@ def _compile(source: str, headers: Mapping[str, str], options: Sequence[str]) ->
 
     program = c_void_p()
     names, texts = strings(list(headers)), strings(list(headers.values()))
-    failed = library.nvrtcCreateProgram(byref(program), source.encode(), b"kernel.cu", len(headers), texts, names)
+    failed = library.nvrtcCreateProgram(
+        byref(program), source.encode(), b"kernel.cu", len(headers), texts, names
+    )
     if failed:
         raise DriverError(f"nvrtcCreateProgram failed with {failed}")
     try:
@@ -124,7 +132,9 @@ class Kernel:
         self._call("cuModuleGetGlobal_v2", byref(at), byref(size), self._module, shared_name.encode())
         self._call("cuMemcpyDtoH_v2", byref(value), at, c_size_t(4))
         self.shared_bytes = value.value
-        self._call("cuFuncSetAttribute", self._function, 8, self.shared_bytes)  # the most dynamic shared memory
+        self._call(
+            "cuFuncSetAttribute", self._function, 8, self.shared_bytes
+        )  # the most dynamic shared memory
 
     def launch(self, grid: int, block: int, parameters: ctypes.Structure) -> None:
         """Enqueue on torch's current stream; `parameters` is the kernel's only argument, copied now."""

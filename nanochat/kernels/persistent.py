@@ -31,7 +31,10 @@ class _Layer(ctypes.Structure):
 
 
 _STEP_FIELDS = (
-    *((name, c_void_p) for name in ("embedding", "final_norm", "head", "frequencies", "id", "position", "slot")),
+    *(
+        (name, c_void_p)
+        for name in ("embedding", "final_norm", "head", "frequencies", "id", "position", "slot")
+    ),
     *((name, c_void_p) for name in ("context", "table", "logits", "exchange", "state")),
     *((name, c_longlong) for name in ("block_stride", "slot_stride", "head_stride")),
     *((name, c_float) for name in ("scale", "eps", "qk_eps", "rope_factor")),
@@ -59,7 +62,9 @@ def sizes(model: DenseModel, multiprocessors: int, shared_memory: int) -> dict[s
         rows(qkv // 2) * (hidden // unit) + rows(hidden // 2) * ((width + inner) // unit)
         + 2 * rows(inner // 2) * (hidden // unit)
     )  # fmt: skip
-    other = 2 * max(hidden, width, inner) + 4 * spec.head_dim * (group + 2 + _WARPS * group + group + 1) + 8192
+    other = (
+        2 * max(hidden, width, inner) + 4 * spec.head_dim * (group + 2 + _WARPS * group + group + 1) + 8192
+    )
     units = min(24, (shared_memory - other) // (_WARPS * unit * 2))
     if pieces > 32 or units < 4 or hidden // 2 < multiprocessors or hidden > 4096:
         return None
@@ -81,20 +86,27 @@ def _plain(model: DenseModel) -> bool:
         and model.head.bias is None
         and ctypes.sizeof(_Layer) * len(model.layers) + 256 <= _PARAMETER_BYTES
         and all(
-            layer.rope == 0 and not layer.spec.window and not layer.spec.soft_cap
-            and layer.output.bias is None and layer.mlp.down.bias is None and layer.mlp.gate_up.bias is None
-            and layer.input_norm.dtype == torch.bfloat16 and layer.qkv.weight.dtype == torch.bfloat16
+            layer.rope == 0
+            and not layer.spec.window
+            and not layer.spec.soft_cap
+            and layer.output.bias is None
+            and layer.mlp.down.bias is None
+            and layer.mlp.gate_up.bias is None
+            and layer.input_norm.dtype == torch.bfloat16
+            and layer.qkv.weight.dtype == torch.bfloat16
             and (layer.spec.q_norm is None) == (first.spec.q_norm is None)
             and (layer.qkv.bias is None) == (first.qkv.bias is None)
             for layer in model.layers
-        )  # fmt: skip
+        )
     )
 
 
 class PersistentStep:
     """Runs `DenseModel` for one row. Owns what its blocks exchange, so one step may be under way at a time."""
 
-    def __init__(self, model: DenseModel, kernels: CudaKernels, macros: dict[str, int], cache: Path | None) -> None:
+    def __init__(
+        self, model: DenseModel, kernels: CudaKernels, macros: dict[str, int], cache: Path | None
+    ) -> None:
         """Compile for `macros` (see `sizes`); machine code is kept in the folder `cache`.
 
         Raises:

@@ -1,5 +1,9 @@
 """The gate of a feed-forward layer: activation(gate) * up."""
 
+# Device code has no Python types.
+# pyright: reportMissingParameterType=false, reportUntypedFunctionDecorator=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import torch
@@ -26,7 +30,9 @@ def _gate_mul(x_ptr, out_ptr, x_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr
     mask = offs < WIDTH
     gate = tl.load(x_ptr + row * x_stride + offs, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + row * x_stride + WIDTH + offs, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row * WIDTH + offs, (activated(gate, KIND) * up).to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(
+        out_ptr + row * WIDTH + offs, (activated(gate, KIND) * up).to(out_ptr.dtype.element_ty), mask=mask
+    )
 
 
 def gate_mul(gate_up: Tensor, activation: str) -> Tensor:
@@ -35,5 +41,7 @@ def gate_mul(gate_up: Tensor, activation: str) -> Tensor:
     out = torch.empty(tokens, width, dtype=gate_up.dtype, device=gate_up.device)
     if tokens:
         grid = (tokens, triton.cdiv(width, 1024))
-        _gate_mul[grid](gate_up, out, gate_up.stride(0), WIDTH=width, BLOCK=1024, KIND=activation, num_warps=4)
+        _gate_mul[grid](
+            gate_up, out, gate_up.stride(0), WIDTH=width, BLOCK=1024, KIND=activation, num_warps=4
+        )
     return out

@@ -8,6 +8,10 @@ unnormalised part to a workspace, and the last to finish adds the parts up in or
 Scores are kept in base 2: exp2 is one instruction, and log2(e) is folded into the scale.
 """
 
+# Device code has no Python types.
+# pyright: reportMissingParameterType=false, reportUntypedFunctionDecorator=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import triton

@@ -9,15 +9,18 @@ Launched with programmatic dependent launch, a fused program loads its first key
 after a kernel that lets its dependents start only once its own wait is over (`early=True` asserts that).
 """
 
-from __future__ import annotations
+# Device code has no Python types.
+# pyright: reportMissingParameterType=false, reportUntypedFunctionDecorator=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
 
-from dataclasses import dataclass
+from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from nanochat.kernels.decode_plan import DecodePlan
 from nanochat.kernels.sizes import next_power_of_2
 from nanochat.kernels.triton_attention import (
     add_part,
@@ -67,8 +70,10 @@ def _decode(
     part_ptr, stat_ptr, counter_ptr, slots_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, eps,
     scale, soft_cap, window, num_seqs, table_stride, q_stride, block_stride, slot_stride, head_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    GROUP: tl.constexpr, TILE_HEADS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_ROWS: tl.constexpr, M: tl.constexpr, BLOCK_N: tl.constexpr,
-    SPLITS: tl.constexpr, SPLIT_SIZE: tl.constexpr, MIN_SPLIT: tl.constexpr, SEQS: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,
+    GROUP: tl.constexpr, TILE_HEADS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SPLITS: tl.constexpr, SPLIT_SIZE: tl.constexpr, MIN_SPLIT: tl.constexpr, SEQS: tl.constexpr,
+    WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,
     FUSED: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
     STAGES: tl.constexpr, PDL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -108,7 +113,9 @@ def _decode(
     alive = (context > 0) & (count > 0)
     end = tl.where(alive, end, 0)
     start = tl.maximum(first_position - window + 1, 0) if WINDOW else 0
-    begin, stop, used = split_bounds(tl.minimum(start, end), end, share, SPLITS, SPLIT_SIZE, MIN_SPLIT, BLOCK_N)
+    begin, stop, used = split_bounds(
+        tl.minimum(start, end), end, share, SPLITS, SPLIT_SIZE, MIN_SPLIT, BLOCK_N
+    )
     if FUSED:
         used = tl.maximum(used, 1)
     table = table_ptr + seq.to(tl.int64) * table_stride
@@ -123,8 +130,12 @@ def _decode(
         inside = (position < stop) & working
         cached = cached_rows(table, position, inside, block_stride, slot_stride)
         in_head = offs_d < HEAD_DIM
-        early_k = tl.load(k_base + cached[None, :] + offs_d[:, None], mask=in_head[:, None] & inside[None, :], other=0.0)
-        early_v = tl.load(v_base + cached[:, None] + offs_d[None, :], mask=inside[:, None] & in_head[None, :], other=0.0)
+        early_k = tl.load(
+            k_base + cached[None, :] + offs_d[:, None], mask=in_head[:, None] & inside[None, :], other=0.0
+        )
+        early_v = tl.load(
+            v_base + cached[:, None] + offs_d[None, :], mask=inside[:, None] & in_head[None, :], other=0.0
+        )
         if PDL:
             tl.extra.cuda.gdc_wait()
             tl.extra.cuda.gdc_launch_dependents()
@@ -152,7 +163,17 @@ def _decode(
             if WINDOW:
                 visible = visible & (position[None, :] > row_position[:, None] - window)
             total, top, mass = attend_tile(
-                q, early_k, early_v, total, top, mass, visible, scale, soft_cap, SOFT_CAP=SOFT_CAP, MASKED=True
+                q,
+                early_k,
+                early_v,
+                total,
+                top,
+                mass,
+                visible,
+                scale,
+                soft_cap,
+                SOFT_CAP=SOFT_CAP,
+                MASKED=True,
             )
             begin += BLOCK_N
         if SPLITS == 1 and SPLIT_SIZE > 0:
@@ -180,7 +201,17 @@ def _decode(
             if WINDOW:
                 seen = seen & (new_position[None, :] > row_position[:, None] - window)
             total, top, mass = attend_tile(
-                q, tl.trans(new_k), new_v, total, top, mass, seen, scale, soft_cap, SOFT_CAP=SOFT_CAP, MASKED=True
+                q,
+                tl.trans(new_k),
+                new_v,
+                total,
+                top,
+                mass,
+                seen,
+                scale,
+                soft_cap,
+                SOFT_CAP=SOFT_CAP,
+                MASKED=True,
             )
         if SPLITS == 1:
             result = total / tl.where(mass == 0.0, 1.0, mass)[:, None]
@@ -202,65 +233,16 @@ def _decode(
                     row = tl.arange(0, BLOCK_ROWS)
                     head_row = first_head + row % TILE_HEADS
                     mask = (row < count * TILE_HEADS) & (head_row < (kv_head + 1) * GROUP)
-                    to = out_ptr + (token + row // TILE_HEADS)[:, None] * (HEADS * HEAD_DIM) + head_row[:, None] * HEAD_DIM
+                    to = (
+                        out_ptr
+                        + (token + row // TILE_HEADS)[:, None] * (HEADS * HEAD_DIM)
+                        + head_row[:, None] * HEAD_DIM
+                    )
                     mask_2d = mask[:, None] & (offs_d < HEAD_DIM)[None, :]
                     tl.store(to + offs_d[None, :], result.to(out_ptr.dtype.element_ty), mask=mask_2d)
     elif share == 0:
         # A padded sequence: zeros, so that its rows stay finite through the layers.
         tl.store(out, tl.zeros([M, BLOCK_D], out_ptr.dtype.element_ty), mask=out_mask)
-
-
-@dataclass(frozen=True, slots=True)
-class DecodePlan:
-    """The constants of a decode launch: they follow from shapes and the chip, never from a context length."""
-
-    block_q: int
-    tile_heads: int
-    block_n: int
-    splits: int
-    min_split: int
-    split_size: int = 0
-    warps: int = 4
-    stages: int = 3
-
-
-def decode_plan(
-    *, seqs: int, queries: int, heads: int, kv_heads: int, head_dim: int, element: int, multiprocessors: int
-) -> DecodePlan:
-    """Constants for `seqs` sequences of up to `queries` queries; `element` is the cache's bytes an element.
-
-    `seqs` is rounded up to a power of two, so that a padded batch computes the same bits as one without padding.
-    Wide tiles with two stages leave room for three programs a multiprocessor: more than deeper pipelines gain.
-    """
-    group = heads // kv_heads
-    tile_heads = min(group, max(1, 64 // queries))
-    width = next_power_of_2(head_dim) * element
-    block_n = 128 if width <= 256 else 64 if width <= 512 else 16
-    programs = next_power_of_2(seqs) * kv_heads * -(-group // tile_heads)
-    few = programs <= multiprocessors
-    if few:
-        block_n = min(block_n, 64)  # a short context is shared out more finely
-    splits = min(next_power_of_2(max(1, 4 * multiprocessors // programs)), 32 if few else 4)
-    return DecodePlan(
-        block_q=queries, tile_heads=tile_heads, block_n=block_n, splits=splits if few else max(splits, 2),
-        min_split=block_n if few else 512, stages=2,
-    )  # fmt: skip
-
-
-def invariant_plan(
-    *, tiles: int, heads: int, kv_heads: int, head_dim: int, element: int, max_context: int, multiprocessors: int
-) -> DecodePlan:
-    """Constants for bits that no batch changes: 16 rows a program, splits of 512 positions.
-
-    Whether the splits run side by side (few tiles) or one after the other (many) changes no bit.
-    """
-    group = heads // kv_heads
-    tile_heads = min(group, 16)
-    width = next_power_of_2(head_dim) * element
-    return DecodePlan(
-        block_q=16 // tile_heads, tile_heads=tile_heads, block_n=64 if width <= 256 else 32 if width <= 512 else 16,
-        splits=-(-max_context // 512) if tiles * kv_heads <= 4 * multiprocessors else 1, min_split=512, split_size=512, stages=2,
-    )  # fmt: skip
 
 
 def decode_attention(

@@ -8,16 +8,18 @@ wait: into registers, or, in the matrix-unit form, into L2.
 Accumulation is float32 throughout, in an order that only the configuration decides: equal inputs, equal bits.
 """
 
-from __future__ import annotations
+# Device code has no Python types.
+# pyright: reportMissingParameterType=false, reportUntypedFunctionDecorator=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
 
-from dataclasses import dataclass, replace
+from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanochat.kernels.sizes import next_power_of_2
+from nanochat.kernels.gemv_config import GemvConfig, GemvShape, default_config
 from nanochat.kernels.triton_activation import activated, gate_mul
 from nanochat.kernels.triton_norm import rms_norm
 
@@ -30,7 +32,9 @@ def _load_weights(w_ptr, rows, k, EVEN: tl.constexpr, N: tl.constexpr, K: tl.con
     if EVEN:
         return tl.load(w_ptr + rows * K + k, eviction_policy="evict_first")
     else:
-        return tl.load(w_ptr + rows * K + k, mask=(rows < N) & (k < K), other=0.0, eviction_policy="evict_first")
+        return tl.load(
+            w_ptr + rows * K + k, mask=(rows < N) & (k < K), other=0.0, eviction_policy="evict_first"
+        )
 
 
 @triton.jit
@@ -72,7 +76,9 @@ def _multiply(
 
 
 @triton.jit
-def _finish(y, gate, bias, gate_bias, residual, BIAS: tl.constexpr, GATE: tl.constexpr, RESIDUAL: tl.constexpr):
+def _finish(
+    y, gate, bias, gate_bias, residual, BIAS: tl.constexpr, GATE: tl.constexpr, RESIDUAL: tl.constexpr
+):
     """Bias, gate and residual of results y (and gate), all float32."""
     if BIAS:
         y += bias
@@ -119,7 +125,9 @@ def _gemv(
     for part in tl.static_range(BLOCK_N // WARPS):
         at = n + part * WARPS
         if BIAS:
-            biases = biases + (tl.load(bias_ptr + at + (N if GATED else 0), mask=at < N, other=0.0).to(tl.float32),)
+            biases = biases + (
+                tl.load(bias_ptr + at + (N if GATED else 0), mask=at < N, other=0.0).to(tl.float32),
+            )
         if BIAS and GATED:
             gate_biases = gate_biases + (tl.load(bias_ptr + at, mask=at < N, other=0.0).to(tl.float32),)
     if PDL:
@@ -155,7 +163,19 @@ def _gemv(
         for part in tl.static_range(PARTS):
             weights = weights + (_part_weights(w_ptr, n, k, part, EVEN, GATED, PARTS, WARPS, N, K),)
         sums, squares = _multiply(
-            sums, squares, weights, scale, x_ptr, k, x_stride, num_rows, ROWS, K, PARTS, NORM, ROWS == 1 and EVEN
+            sums,
+            squares,
+            weights,
+            scale,
+            x_ptr,
+            k,
+            x_stride,
+            num_rows,
+            ROWS,
+            K,
+            PARTS,
+            NORM,
+            ROWS == 1 and EVEN,
         )
     for part in tl.static_range(BLOCK_N // WARPS):
         for row in tl.static_range(ROWS):
@@ -204,7 +224,9 @@ def _gemv_dot(
     if PDL:
         if PREFETCH:
             count = tl.minimum(BLOCK_N, N - first)
-            _request_to_l2(w_ptr, first.to(tl.int64), count, K, w_ptr.dtype.element_ty.primitive_bitwidth // 8, PIECES)
+            _request_to_l2(
+                w_ptr, first.to(tl.int64), count, K, w_ptr.dtype.element_ty.primitive_bitwidth // 8, PIECES
+            )
             if GATE != "":
                 bits: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth
                 _request_to_l2(w_ptr, first.to(tl.int64) + N, count, K, bits // 8, PIECES)
@@ -218,12 +240,16 @@ def _gemv_dot(
     for chunk in tl.range(0, (K + BLOCK_K - 1) // BLOCK_K, num_stages=STAGES):
         k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
         x = tl.load(
-            x_ptr + column[None, :] * x_stride + k[:, None], mask=(k < K)[:, None] & (column < num_rows)[None, :], other=0.0
+            x_ptr + column[None, :] * x_stride + k[:, None],
+            mask=(k < K)[:, None] & (column < num_rows)[None, :],
+            other=0.0,
         )
         if NORM:
             wide = x.to(tl.float32)
             squares += tl.sum(wide * wide, 0)
-            x = (wide * tl.load(norm_ptr + k, mask=k < K, other=0.0).to(tl.float32)[:, None]).to(w_ptr.dtype.element_ty)
+            x = (wide * tl.load(norm_ptr + k, mask=k < K, other=0.0).to(tl.float32)[:, None]).to(
+                w_ptr.dtype.element_ty
+            )
         w = _load_weights(w_ptr, rows, k[None, :], EVEN, N, K)
         if GATE != "":
             gate_total = tl.dot(w, x, gate_total, input_precision="ieee")
@@ -239,77 +265,17 @@ def _gemv_dot(
     gate_bias = total
     residual = total
     if BIAS:
-        bias = tl.load(bias_ptr + at + (N if GATE != "" else 0), mask=valid[:, None], other=0.0).to(tl.float32)
+        bias = tl.load(bias_ptr + at + (N if GATE != "" else 0), mask=valid[:, None], other=0.0).to(
+            tl.float32
+        )
         if GATE != "":
             gate_bias = tl.load(bias_ptr + at, mask=valid[:, None], other=0.0).to(tl.float32)
     if RESIDUAL:
-        residual = tl.load(residual_ptr + column[None, :] * residual_stride + at, mask=mask, other=0.0).to(tl.float32)
+        residual = tl.load(residual_ptr + column[None, :] * residual_stride + at, mask=mask, other=0.0).to(
+            tl.float32
+        )
     y = _finish(total, gate_total, bias, gate_bias, residual, BIAS, GATE, RESIDUAL)
     tl.store(out_ptr + column[None, :] * N + at, y.to(out_ptr.dtype.element_ty), mask=mask)
-
-
-@dataclass(frozen=True, slots=True)
-class GemvConfig:
-    """How a product is cut: BLOCK_N outputs a program, BLOCK_K inputs a step.
-
-    `dot` uses the matrix units; `prefetch` is how many chunks are requested before a dependent launch's wait
-    (with `dot`, any or none). `library` leaves the product to cuBLAS, between a norm and what comes after.
-    """
-
-    block_n: int
-    block_k: int
-    warps: int = 4
-    prefetch: int = 4
-    dot: bool = False
-    stages: int = 4
-    library: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class GemvShape:
-    """What a configuration is tuned for. `n` counts outputs; a gated product has 2 * n rows of weights."""
-
-    rows: int
-    n: int
-    k: int
-    gated: bool
-    norm: bool
-
-    @classmethod
-    def of(cls, rows: int, n: int, k: int, gated: bool, norm: bool) -> GemvShape:
-        """The shape that stands for `rows` rows: 3 are tuned and computed like 4, so that padding changes no bit."""
-        return cls(next_power_of_2(rows), n, k, gated, norm)
-
-    @property
-    def name(self) -> str:
-        """A key for the cache on disk."""
-        return f"{self.rows}x{self.n}x{self.k}{'-gated' if self.gated else ''}{'-norm' if self.norm else ''}"
-
-
-def default_config(shape: GemvShape) -> GemvConfig:
-    """A configuration that is good on every chip: 8 to 24 KB of weights a program, cuBLAS where rows are many."""
-    # 256 inputs are one warp's widest loads, so that a warp owns whole outputs.
-    outputs = 2 if shape.k <= 1024 and not shape.gated else 1
-    own = GemvConfig(block_n=4 * outputs, block_k=256, prefetch=12)
-    small = shape.n * shape.k * (2 if shape.gated else 1) <= 8 << 20
-    return own if shape.rows <= 2 or (shape.rows <= 8 and small) else replace(own, library=True)
-
-
-def candidate_configs(shape: GemvShape) -> list[GemvConfig]:
-    """Configurations worth timing for a shape; the default is the first."""
-    found = [default_config(shape)]
-    for warps in (2, 4, 8):
-        for outputs in (1, 2, 4):
-            registers = outputs * (2 if shape.gated else 1) * (min(shape.k, 4096) // 64 + 8 * shape.rows)
-            if 32 <= registers <= 160:
-                found.append(GemvConfig(warps * outputs, 256, warps, prefetch=12))
-    if shape.rows >= 2:
-        found.append(replace(GemvConfig(4, 256), library=True))
-    if shape.rows >= 4:
-        for block_n, block_k, warps in ((16, 256, 1), (16, 128, 1), (64, 256, 4)):
-            if shape.k % block_k == 0 and shape.n // block_n >= 32:
-                found.append(GemvConfig(block_n, block_k, warps, dot=True))
-    return list(dict.fromkeys(found))
 
 
 def gemv(
@@ -342,14 +308,26 @@ def gemv(
         out if residual is None else residual, out, eps, rows,
         x.stride(0), n if residual is None else residual.stride(0),
     )  # fmt: skip
-    flags = {"NORM": norm is not None, "BIAS": bias is not None, "GATE": activation, "RESIDUAL": residual is not None}
+    flags = {
+        "NORM": norm is not None,
+        "BIAS": bias is not None,
+        "GATE": activation,
+        "RESIDUAL": residual is not None,
+    }
     sizes = {"N": n, "K": k, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "PDL": pdl, "LATE": late}
     options = {"num_warps": config.warps, **({"launch_pdl": True} if pdl else {})}
     grid = (triton.cdiv(n, config.block_n),)
     if config.dot:
         pieces = triton.next_power_of_2(triton.cdiv(config.block_n * k * weight.element_size(), 512))
         _gemv_dot[grid](
-            *arguments, ROWS=8, STAGES=config.stages, PREFETCH=config.prefetch > 0, PIECES=pieces, **sizes, **flags, **options
+            *arguments,
+            ROWS=8,
+            STAGES=config.stages,
+            PREFETCH=config.prefetch > 0,
+            PIECES=pieces,
+            **sizes,
+            **flags,
+            **options,
         )
     else:
         _gemv[grid](

@@ -4,6 +4,10 @@ A library picks another algorithm for another number of rows, and with it anothe
 and the order over K never change: the price is speed, and it is paid only in the deterministic mode.
 """
 
+# Device code has no Python types.
+# pyright: reportMissingParameterType=false, reportUntypedFunctionDecorator=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import torch
@@ -24,10 +28,14 @@ def _matmul(
     for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
         k = start + tl.arange(0, BLOCK_K)
         x = tl.load(
-            x_ptr + token[:, None] * x_stride + k[None, :], mask=(token < tokens)[:, None] & (k < K)[None, :], other=0.0
+            x_ptr + token[:, None] * x_stride + k[None, :],
+            mask=(token < tokens)[:, None] & (k < K)[None, :],
+            other=0.0,
         )
         w = tl.load(
-            w_ptr + n[None, :].to(tl.int64) * K + k[:, None], mask=(n < N)[None, :] & (k < K)[:, None], other=0.0
+            w_ptr + n[None, :].to(tl.int64) * K + k[:, None],
+            mask=(n < N)[None, :] & (k < K)[:, None],
+            other=0.0,
         )
         total = tl.dot(x, w, total, input_precision="ieee")
     if BIAS:

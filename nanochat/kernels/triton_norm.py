@@ -1,5 +1,9 @@
 """RMSNorm (Zhang and Sennrich, 2019), alone or with the residual added before it."""
 
+# Device code has no Python types.
+# pyright: reportMissingParameterType=false, reportUntypedFunctionDecorator=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import torch
@@ -32,7 +36,9 @@ def _rms_norm(
     tl.store(out_ptr + row * WIDTH + offs, (x * inverse * weight).to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def _launch(x: Tensor, delta: Tensor | None, weight: Tensor, total: Tensor | None, out: Tensor, eps: float, pdl: bool) -> None:
+def _launch(
+    x: Tensor, delta: Tensor | None, weight: Tensor, total: Tensor | None, out: Tensor, eps: float, pdl: bool
+) -> None:
     width = x.shape[-1]
     block = next_power_of_2(width)
     _rms_norm[(x.shape[0],)](
@@ -52,9 +58,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, pdl: bool = False) -> Ten
     return out.view(x.shape)
 
 
-def add_rms_norm(delta: Tensor, x: Tensor, weight: Tensor, eps: float, *, pdl: bool = False) -> tuple[Tensor, Tensor]:
+def add_rms_norm(
+    delta: Tensor, x: Tensor, weight: Tensor, eps: float, *, pdl: bool = False
+) -> tuple[Tensor, Tensor]:
     """(the norm of x + delta, x + delta), both [T, H] in new memory."""
-    out, total = torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out, total = (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device),
+        torch.empty(x.shape, dtype=x.dtype, device=x.device),
+    )
     if x.shape[0]:
         _launch(x, delta, weight, total, out, eps, pdl)
     return out, total

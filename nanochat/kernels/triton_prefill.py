@@ -6,6 +6,10 @@ the number of tokens and of sequences alone, so a launch can be captured. When f
 (a short question to a long chat), the keys are split as in decode.
 """
 
+# Device code has no Python types.
+# pyright: reportMissingParameterType=false, reportUntypedFunctionDecorator=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -15,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nanochat.kernels.sizes import next_power_of_2
 from nanochat.kernels.triton_attention import (
     attend_span,
     combine_splits,
@@ -23,7 +28,6 @@ from nanochat.kernels.triton_attention import (
     split_bounds,
     store_split,
 )
-from nanochat.kernels.sizes import next_power_of_2
 
 
 @triton.jit(do_not_specialize=["num_seqs", "table_stride", "window"])
@@ -57,7 +61,12 @@ def _prefill(
         row_position = first_position + query
         offs_d = tl.arange(0, BLOCK_D)
         mask = row_valid[:, None] & (offs_d < HEAD_DIM)[None, :]
-        out = out_ptr + (token + query[:, None]) * (HEADS * HEAD_DIM) + head[:, None] * HEAD_DIM + offs_d[None, :]
+        out = (
+            out_ptr
+            + (token + query[:, None]) * (HEADS * HEAD_DIM)
+            + head[:, None] * HEAD_DIM
+            + offs_d[None, :]
+        )
 
         end = tl.where(context > 0, first_position + count, 0)
         start = tl.minimum(tl.maximum(first_position - window + 1, 0), end) if WINDOW else 0

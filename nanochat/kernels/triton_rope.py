@@ -5,6 +5,10 @@ A head's first `ROTARY` elements turn by pairs: (i, i + ROTARY / 2), or (2i, 2i 
 rounded once.
 """
 
+# Device code has no Python types.
+# pyright: reportMissingParameterType=false, reportUntypedFunctionDecorator=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -124,13 +128,22 @@ def _rope_and_write(
     mask = valid[:, None] & in_head
     v_source = source + (HEADS + KV_HEADS + heads[:, None]) * HEAD_DIM + offs[None, :]
     v = tl.load(qkv_ptr + v_source, mask=mask, other=0.0)
-    to = (slot // 16) * block_stride + (slot % 16) * slot_stride + heads[:, None] * head_stride + offs[None, :]
+    to = (
+        (slot // 16) * block_stride + (slot % 16) * slot_stride + heads[:, None] * head_stride + offs[None, :]
+    )
     tl.store(k_cache_ptr + to, k.to(k_cache_ptr.dtype.element_ty), mask=mask)
     tl.store(v_cache_ptr + to, v.to(v_cache_ptr.dtype.element_ty), mask=mask)
 
 
 def rope_and_write(
-    qkv: Tensor, num_heads: int, rope: Rope, k_cache: Tensor, v_cache: Tensor, slots: Tensor, *, pdl: bool = False
+    qkv: Tensor,
+    num_heads: int,
+    rope: Rope,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    pdl: bool = False,
 ) -> Tensor:
     """Norm and rotate a projection's rows, write keys and values to their slots, return the queries.
 

@@ -1,5 +1,9 @@
 """The two ends of a decode step on the device: ids to hidden states, and sampled ids to the next step's inputs."""
 
+# Device code has no Python types.
+# pyright: reportMissingParameterType=false, reportUntypedFunctionDecorator=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -104,7 +108,9 @@ def _advance(
     position = tl.load(positions_ptr + row, mask=alive, other=0) + 1
     stop = tl.arange(0, BLOCK_STOPS)
     stops = tl.load(
-        stop_ptr + row[:, None] * STOPS + stop[None, :], mask=alive[:, None] & (stop < STOPS)[None, :], other=-1
+        stop_ptr + row[:, None] * STOPS + stop[None, :],
+        mask=alive[:, None] & (stop < STOPS)[None, :],
+        other=-1,
     )
     met = tl.max((stops.to(tl.int64) == sampled[:, None]).to(tl.int32), 1) > 0
     finite = tl.load(finite_ptr + row, mask=alive, other=0) != 0

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from nanochat.kernels.triton_gemv import GemvConfig, GemvShape, candidate_configs, default_config, gemv
+from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs, default_config
+from nanochat.kernels.triton_gemv import gemv
 
 _ROTATED_BYTES = 256 << 20  # weights are rotated through so many bytes, several times any L2 cache
 
@@ -30,7 +32,7 @@ class TuningCache:
         self._section = f"{device} / triton {triton.__version__}"
         self._configs: dict[str, GemvConfig] = {}
         stored = self._read().get(self._section, {})
-        for name, fields in stored.items() if isinstance(stored, dict) else ():
+        for name, fields in stored.items():
             try:
                 self._configs[name] = GemvConfig(**fields)
             except TypeError:
@@ -60,7 +62,7 @@ class TuningCache:
             json.dump(content, file, indent=1)
         os.replace(name, self._path)
 
-    def _read(self) -> dict[str, dict[str, dict[str, int | bool]]]:
+    def _read(self) -> dict[str, dict[str, dict[str, Any]]]:
         if self._path is None or not self._path.is_file():
             return {}
         try:
@@ -118,7 +120,9 @@ def tune_gemv(
 
         def launch(weight: Tensor, config: GemvConfig = config) -> Tensor:
             activation = "silu" if shape.gated else ""
-            return gemv(x, weight, out=out, config=config, norm=norm, eps=1e-6, activation=activation, pdl=pdl)
+            return gemv(
+                x, weight, out=out, config=config, norm=norm, eps=1e-6, activation=activation, pdl=pdl
+            )
 
         try:
             times[config] = time_of_launches([lambda weight=weight: launch(weight) for weight in weights])

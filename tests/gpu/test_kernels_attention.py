@@ -40,7 +40,9 @@ def layout_of(batch: Batch) -> AttentionLayout:
 
 def spec_of(batch: Batch, **fields: object) -> AttentionSpec:
     _, _, kv_heads, head_dim = batch.k_cache.shape
-    return AttentionSpec(num_heads=batch.num_heads, num_kv_heads=kv_heads, head_dim=head_dim, scale=batch.scale, **fields)  # type: ignore[arg-type]
+    return AttentionSpec(
+        num_heads=batch.num_heads, num_kv_heads=kv_heads, head_dim=head_dim, scale=batch.scale, **fields
+    )  # type: ignore[arg-type]
 
 
 def attend(batch: Batch, kernels: CudaKernels, **fields: object) -> torch.Tensor:
@@ -49,7 +51,9 @@ def attend(batch: Batch, kernels: CudaKernels, **fields: object) -> torch.Tensor
     return kernels.attend(q, spec_of(batch, **fields), (batch.k_cache, batch.v_cache), plan).flatten(1)
 
 
-def make(lens: list[int], contexts: list[int], shape: tuple[int, int, int], dtype: torch.dtype, **kw: object) -> Batch:
+def make(
+    lens: list[int], contexts: list[int], shape: tuple[int, int, int], dtype: torch.dtype, **kw: object
+) -> Batch:
     heads, kv_heads, head_dim = shape
     return make_batch(
         lens, contexts, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, device="cuda", **kw
@@ -142,7 +146,9 @@ def test_norm_rotation_and_write_come_with_attention(
     if interleaved:  # the bundle's own rotations never are
         rope = Rope(rotation.cos, rotation.sin, rotary, True, weight, weight) if rotation else None
         q = rope_and_write(qkv, heads, rope, batch.k_cache, batch.v_cache, batch.slots)
-        out = kernels.attend(q.view(-1, heads, head_dim), spec, (batch.k_cache, batch.v_cache), plan).flatten(1)
+        out = kernels.attend(q.view(-1, heads, head_dim), spec, (batch.k_cache, batch.v_cache), plan).flatten(
+            1
+        )
     else:
         out = kernels.attention(qkv, spec, rotation, (batch.k_cache, batch.v_cache), plan)
     v = split[:, heads + kv_heads :]
@@ -157,9 +163,15 @@ def test_padding_writes_no_keys(kernels: CudaKernels) -> None:
     qkv = project(batch)
     cos, sin = angles(2, 64, "cuda")
     kernels.attention(
-        qkv, spec_of(batch), Rope(cos, sin, 64), (batch.k_cache, batch.v_cache), kernels.plan(layout_of(batch))
+        qkv,
+        spec_of(batch),
+        Rope(cos, sin, 64),
+        (batch.k_cache, batch.v_cache),
+        kernels.plan(layout_of(batch)),
     )
-    write_kv(qkv.view(2, -1, 64)[:, :2], qkv.view(2, -1, 64)[:, :2], batch.k_cache, batch.v_cache, batch.slots)
+    write_kv(
+        qkv.view(2, -1, 64)[:, :2], qkv.view(2, -1, 64)[:, :2], batch.k_cache, batch.v_cache, batch.slots
+    )
     assert torch.equal(batch.k_cache.nan_to_num(7.0), before[0].nan_to_num(7.0))
     assert torch.equal(batch.v_cache.nan_to_num(7.0), before[1].nan_to_num(7.0))
 

@@ -13,8 +13,9 @@ if not torch.cuda.is_available():
 from attention_cases import relative_error
 from dense_cases import gated, make_product
 
+from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs
 from nanochat.kernels.triton_activation import gate_mul
-from nanochat.kernels.triton_gemv import GemvConfig, GemvShape, candidate_configs, gemv
+from nanochat.kernels.triton_gemv import gemv
 from nanochat.kernels.triton_matmul import invariant_linear
 from nanochat.kernels.triton_norm import add_rms_norm, rms_norm
 from nanochat.kernels.tuning import TuningCache, tune_gemv
@@ -56,7 +57,9 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize(("n", "k"), [(1024, 2048), (1000, 896), (130, 576), (4096, 4096)])
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8])
-def test_products_agree_with_float64(rows: int, n: int, k: int, kind: dict[str, object], dtype: torch.dtype) -> None:
+def test_products_agree_with_float64(
+    rows: int, n: int, k: int, kind: dict[str, object], dtype: torch.dtype
+) -> None:
     product = make_product(rows, n, k, dtype=dtype, device="cuda", **kind)  # type: ignore[arg-type]
     out = gemv(
         product.x, product.weight, out=product.poisoned(), norm=product.norm, eps=product.eps, bias=product.bias,
@@ -102,7 +105,10 @@ def test_a_chain_of_dependent_launches_computes_what_separate_ones_do() -> None:
 
 def test_a_row_of_an_invariant_product_does_not_depend_on_the_others() -> None:
     x = torch.randn(300, 1024, device="cuda").bfloat16()
-    weight, bias = torch.randn(500, 1024, device="cuda").bfloat16(), torch.randn(500, device="cuda").bfloat16()
+    weight, bias = (
+        torch.randn(500, 1024, device="cuda").bfloat16(),
+        torch.randn(500, device="cuda").bfloat16(),
+    )
     whole = invariant_linear(x, weight, bias)
     assert relative_error(whole, x.double() @ weight.double().T + bias.double()) <= 5e-3
     for rows in (slice(0, 1), slice(7, 8), slice(40, 140), slice(299, 300)):
@@ -113,7 +119,9 @@ def test_tuning_is_measured_once_and_read_back(tmp_path: Path) -> None:
     path, shape = tmp_path / "tuning.json", GemvShape(1, 512, 512, False, True)
     cache = TuningCache(path, "this device")
     few = [GemvConfig(4, 256), GemvConfig(8, 256)]
-    times = tune_gemv(shape, cache, dtype=torch.bfloat16, device=torch.device("cuda"), pdl=PDL, candidates=few)
+    times = tune_gemv(
+        shape, cache, dtype=torch.bfloat16, device=torch.device("cuda"), pdl=PDL, candidates=few
+    )
     assert set(times) == set(few)
     cache.save()
     assert TuningCache(path, "this device").get(shape) == min(times, key=lambda config: times[config])

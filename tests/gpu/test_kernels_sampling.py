@@ -26,8 +26,12 @@ def on_device(rows: Rows) -> SamplingRows:
 
 
 @pytest.mark.parametrize("vocab", [50, 1000, 32000, 151936, 262144])
-@pytest.mark.parametrize(("count", "spread", "steps"), [(24, 3.0, 0.0), (3, 3.0, 0.0), (24, 2.0, 8.0), (12, 0.3, 0.0)])
-def test_the_drawn_token_is_the_one_that_sorting_finds(vocab: int, count: int, spread: float, steps: float) -> None:
+@pytest.mark.parametrize(
+    ("count", "spread", "steps"), [(24, 3.0, 0.0), (3, 3.0, 0.0), (24, 2.0, 8.0), (12, 0.3, 0.0)]
+)
+def test_the_drawn_token_is_the_one_that_sorting_finds(
+    vocab: int, count: int, spread: float, steps: float
+) -> None:
     rows = make_rows(count, vocab, seed=vocab + count, spread=spread, steps=steps, device="cuda")
     ids, finite = sample_rows(rows.logits, on_device(rows))
     assert finite.all()

@@ -1,5 +1,7 @@
 """A whole decode step in fused kernels: against dense float32, in a graph, and with padded rows."""
 
+# ruff: noqa: E731
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -88,7 +90,7 @@ def expected_logits(model: DenseModel, batch: Batch, rows: DecodeRows) -> torch.
     """The same step in float32, each layer with the batch's own cached keys."""
     x = model.embedding[rows.ids].float()
     angle = rows.positions.float()[:, None] * model.frequencies[0]
-    norm = lambda t, w: F.rms_norm(t, (HIDDEN,), w.float(), 1e-6)  # noqa: E731
+    norm = lambda t, w: F.rms_norm(t, (HIDDEN,), w.float(), 1e-6)
     for layer in model.layers:
         qkv = norm(x, layer.input_norm) @ layer.qkv.weight.float().T
         if layer.qkv.bias is not None:
@@ -115,7 +117,14 @@ def make_copy(batch: Batch) -> Batch:
 
 def make(lens: list[int], contexts: list[int], dtype: torch.dtype, head_dim: int = HEAD_DIM) -> Batch:
     return make_batch(
-        lens, contexts, heads=HEADS, kv_heads=KV_HEADS, head_dim=head_dim, dtype=dtype, device="cuda", new_keys=False
+        lens,
+        contexts,
+        heads=HEADS,
+        kv_heads=KV_HEADS,
+        head_dim=head_dim,
+        dtype=dtype,
+        device="cuda",
+        new_keys=False,
     )
 
 
@@ -137,7 +146,9 @@ def test_a_step_agrees_with_dense_float32(
     decoder = FusedDecoder(model, kernels)
     logits = decoder.logits(rows, batch.query_start, caches(batch), queries=max(lens))
     assert logits.dtype == torch.float32
-    assert relative_error(logits, expected_logits(model, batch, rows)) <= (2e-2 if dtype == torch.bfloat16 else 2e-5)
+    assert relative_error(logits, expected_logits(model, batch, rows)) <= (
+        2e-2 if dtype == torch.bfloat16 else 2e-5
+    )
     assert int(kernels.counters.sum()) == 0
 
 
@@ -171,7 +182,10 @@ def test_one_launch_computes_the_step_of_one_row(head_dim: int, plain: bool, ker
 def test_one_launch_gives_the_same_bits_every_time(kernels: CudaKernels) -> None:
     if not kernels.pdl:
         pytest.skip("needs sm_90")
-    decoder, batch = FusedDecoder(make_model(torch.bfloat16), kernels, persistent=True), make([1], [700], torch.bfloat16)
+    decoder, batch = (
+        FusedDecoder(make_model(torch.bfloat16), kernels, persistent=True),
+        make([1], [700], torch.bfloat16),
+    )
     rows, kv = rows_of(batch), caches(batch)
     first = decoder.logits(rows, batch.query_start, kv)
     for _ in range(50):
@@ -184,30 +198,38 @@ def test_replayed_steps_draw_what_eager_steps_draw(count: int, kernels: CudaKern
     decoder = FusedDecoder(model, kernels, persistent=count == 1)
     batch = make([1] * count, [100, 0, 60, 16][:count], torch.bfloat16)
     wide = batch.block_tables.new_zeros(count, 32)
-    free = torch.arange(batch.k_cache.shape[0], batch.k_cache.shape[0] + 128, device="cuda").view(4, 32)[:count]
+    free = torch.arange(batch.k_cache.shape[0], batch.k_cache.shape[0] + 128, device="cuda").view(4, 32)[
+        :count
+    ]
     for seq, context in enumerate(batch.contexts):
         used = -(-context // 16)
         wide[seq, :used] = batch.block_tables[seq, :used]
         wide[seq, used:] = free[seq, used:]
     batch.block_tables = wide
-    batch.k_cache = torch.cat((batch.k_cache, torch.full_like(batch.k_cache[:1].repeat(128, 1, 1, 1), float("nan"))))
+    batch.k_cache = torch.cat(
+        (batch.k_cache, torch.full_like(batch.k_cache[:1].repeat(128, 1, 1, 1), float("nan")))
+    )
     batch.v_cache = batch.k_cache.clone()
     for cache in (batch.k_cache, batch.v_cache):
         for seq, context in enumerate(batch.contexts):
             for position in range(context):
-                cache[wide[seq, position // 16].long(), position % 16] = torch.randn(KV_HEADS, HEAD_DIM, device="cuda")
+                cache[wide[seq, position // 16].long(), position % 16] = torch.randn(
+                    KV_HEADS, HEAD_DIM, device="cuda"
+                )
 
     def start() -> tuple[DecodeRows, SamplingRows, list[tuple[torch.Tensor, torch.Tensor]]]:
         rows = rows_of(batch)
         rows.last_position.copy_(torch.tensor([1000, 40, 70, 40])[:count])
-        full = lambda value, dtype: torch.full((count,), value, dtype=dtype, device="cuda")  # noqa: E731
+        full = lambda value, dtype: torch.full((count,), value, dtype=dtype, device="cuda")
         sampling = SamplingRows(
             full(0.8, torch.float32), full(50, torch.int32), full(0.95, torch.float32), full(0.0, torch.float32),
             torch.arange(count, device="cuda"), rows.counter,
         )  # fmt: skip
         return rows, sampling, caches(batch)
 
-    def step(rows: DecodeRows, sampling: SamplingRows, kv: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    def step(
+        rows: DecodeRows, sampling: SamplingRows, kv: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> torch.Tensor:
         logits = decoder.logits(rows, batch.query_start, kv)
         ids, finite = sample_rows(logits, sampling, pdl=kernels.pdl)
         advance(rows, ids, finite, pdl=kernels.pdl)

@@ -1,5 +1,7 @@
 """Where the time of the single-launch step goes: clocks at the ends of its phases, per block."""
 
+# ruff: noqa: E731, E501
+
 from __future__ import annotations
 
 import sys
@@ -21,7 +23,10 @@ MARKS = ["qkv", "attended", "output", "gate_up", "down"]
 
 
 def traced(source: str) -> str:
-    source = source.replace("  float scale, eps, qk_eps, rope_factor;", "  float scale, eps, qk_eps, rope_factor;\n  float padding; long long *trace;")
+    source = source.replace(
+        "  float scale, eps, qk_eps, rope_factor;",
+        "  float scale, eps, qk_eps, rope_factor;\n  float padding; long long *trace;",
+    )
     mark = "\n    if (threadIdx.x == 0) step.trace[(blockIdx.x * LAYERS + l) * 8 + %d] = clock64();\n"
     anchors = [
         "    if (blockIdx.x < KV_HEADS * SPLITS) attend(shared, step, layer, words, tag, warp, lane);",
@@ -32,12 +37,18 @@ def traced(source: str) -> str:
     for index, anchor in enumerate(anchors):
         assert anchor in source, anchor
         source = source.replace(anchor, mark % index + anchor)
-    source = source.replace("  // The head: the same vector", "  if (threadIdx.x == 0) step.trace[BLOCKS * LAYERS * 8 + blockIdx.x] = clock64();\n  // The head: the same vector")
-    return source.replace(anchors[3], anchors[3] + mark % 4).replace("  if (blockIdx.x == 0 && threadIdx.x == 0) *(volatile", "  if (threadIdx.x == 0) step.trace[BLOCKS * LAYERS * 8 + BLOCKS + blockIdx.x] = clock64();\n  if (blockIdx.x == 0 && threadIdx.x == 0) *(volatile")
+    source = source.replace(
+        "  // The head: the same vector",
+        "  if (threadIdx.x == 0) step.trace[BLOCKS * LAYERS * 8 + blockIdx.x] = clock64();\n  // The head: the same vector",
+    )
+    return source.replace(anchors[3], anchors[3] + mark % 4).replace(
+        "  if (blockIdx.x == 0 && threadIdx.x == 0) *(volatile",
+        "  if (threadIdx.x == 0) step.trace[BLOCKS * LAYERS * 8 + BLOCKS + blockIdx.x] = clock64();\n  if (blockIdx.x == 0 && threadIdx.x == 0) *(volatile",
+    )
 
 
 def make_rows(context: int, tables: torch.Tensor) -> DecodeRows:
-    full = lambda value, dtype: torch.full((1,), value, dtype=dtype, device="cuda")  # noqa: E731
+    full = lambda value, dtype: torch.full((1,), value, dtype=dtype, device="cuda")
     return DecodeRows(full(5, torch.int64), full(context - 1, torch.int64), full(context, torch.int32), full(3, torch.int64), tables,
                       full(0, torch.int64), torch.full((1, 2), -1, dtype=torch.int32, device="cuda"), full(99999, torch.int64))  # fmt: skip
 
@@ -47,7 +58,9 @@ def main() -> None:
     kernels = CudaKernels(device)
     trace = torch.zeros(132 * 64 * 8, dtype=torch.int64, device=device)
     read = Path.read_text
-    Path.read_text = lambda self, *a, **k: traced(read(self, *a, **k)) if self.name == "persistent.cu" else read(self, *a, **k)  # type: ignore[method-assign]
+    Path.read_text = lambda self, *a, **k: (
+        traced(read(self, *a, **k)) if self.name == "persistent.cu" else read(self, *a, **k)
+    )  # type: ignore[method-assign]
     fields = persistent._STEP_FIELDS
     persistent._STEP_FIELDS = (*fields, ("padding", persistent.c_float), ("trace", persistent.c_void_p))
     parameters = persistent.PersistentStep._parameters
@@ -85,7 +98,9 @@ def main() -> None:
         names = ["attend", "output", "gate_up", "down", "qkv"]
         for index, name in enumerate(names):
             part = steps[:, index + 5 :: 5]
-            print(f"c{context} {name:8s} cycles: mean {part.mean():7.0f} fastest block {part.mean(1).min():7.0f} slowest {part.mean(1).max():7.0f} max {part.max():.0f}")
+            print(
+                f"c{context} {name:8s} cycles: mean {part.mean():7.0f} fastest block {part.mean(1).min():7.0f} slowest {part.mean(1).max():7.0f} max {part.max():.0f}"
+            )
         layer = torch.diff(marks[:, :, 0], dim=1).double()
         print(f"c{context} layer {layer.mean():.0f} cycles, head {(ends[1] - ends[0]).double().mean():.0f}")
 

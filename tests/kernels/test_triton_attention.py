@@ -7,7 +7,8 @@ import pytest
 import torch
 from attention_cases import Batch, angles, expect_written, make_batch, project, relative_error, rotated
 
-from nanochat.kernels.triton_decode import DecodePlan, decode_attention, decode_plan, invariant_plan
+from nanochat.kernels.decode_plan import DecodePlan, decode_plan, invariant_plan
+from nanochat.kernels.triton_decode import decode_attention
 from nanochat.kernels.triton_prefill import PrefillPlan, prefill_attention, prefill_plan
 from nanochat.kernels.triton_rope import Rope, rope_and_write, write_kv
 
@@ -87,7 +88,9 @@ def test_norm_rotation_and_write_come_with_attention(
     head_dim: int, rotary: int, interleaved: bool, norm: bool, fused: bool
 ) -> None:
     heads, kv_heads = 4, 2
-    batch = make_batch([1, 2, 1, 8], [33, 2, 0, 24], heads=heads, kv_heads=kv_heads, head_dim=head_dim, new_keys=False)
+    batch = make_batch(
+        [1, 2, 1, 8], [33, 2, 0, 24], heads=heads, kv_heads=kv_heads, head_dim=head_dim, new_keys=False
+    )
     qkv = project(batch)
     cos, sin = angles(12, rotary) if rotary else (torch.ones(12, 1), torch.zeros(12, 1))
     weight = torch.rand(head_dim) + 0.5 if norm else None
@@ -167,9 +170,19 @@ def test_plans_cover_every_head_and_stay_in_bounds(heads: int, head_dim: int, el
     for seqs in (1, 3, 64, 500):
         for queries in (1, 8):
             plan = decode_plan(
-                seqs=seqs, queries=queries, heads=heads, kv_heads=1, head_dim=head_dim, element=element, multiprocessors=132
+                seqs=seqs,
+                queries=queries,
+                heads=heads,
+                kv_heads=1,
+                head_dim=head_dim,
+                element=element,
+                multiprocessors=132,
             )
-            assert plan.block_q == queries and 1 <= plan.tile_heads <= heads and plan.min_split % plan.block_n == 0
+            assert (
+                plan.block_q == queries
+                and 1 <= plan.tile_heads <= heads
+                and plan.min_split % plan.block_n == 0
+            )
             assert plan.tile_heads * plan.block_q <= 64 and 1 <= plan.splits <= 32
         for tokens in (seqs, 50 * seqs, 4096):
             chunk = prefill_plan(

@@ -8,8 +8,9 @@ import torch
 from attention_cases import relative_error
 from dense_cases import gated, make_product
 
+from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs, default_config
 from nanochat.kernels.triton_activation import gate_mul
-from nanochat.kernels.triton_gemv import GemvConfig, GemvShape, candidate_configs, default_config, gemv
+from nanochat.kernels.triton_gemv import gemv
 from nanochat.kernels.triton_matmul import invariant_linear
 from nanochat.kernels.triton_norm import add_rms_norm, rms_norm
 

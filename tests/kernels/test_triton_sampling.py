@@ -10,7 +10,9 @@ from sampling_cases import Rows, make_rows
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
 from nanochat.kernels.triton_step import DecodeRows, advance, embed
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # integer hashes wrap, -inf minus -inf is masked
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning"
+)  # integer hashes wrap, -inf minus -inf is masked
 
 
 def on_device(rows: Rows) -> SamplingRows:
@@ -21,9 +23,12 @@ def on_device(rows: Rows) -> SamplingRows:
 
 
 @pytest.mark.parametrize(
-    ("vocab", "count", "spread", "steps"), [(50, 16, 3.0, 0), (1000, 12, 3.0, 0), (700, 24, 1.0, 1), (5000, 8, 0.5, 4)]
+    ("vocab", "count", "spread", "steps"),
+    [(50, 16, 3.0, 0), (1000, 12, 3.0, 0), (700, 24, 1.0, 1), (5000, 8, 0.5, 4)],
 )
-def test_the_drawn_token_is_the_one_that_sorting_finds(vocab: int, count: int, spread: float, steps: int) -> None:
+def test_the_drawn_token_is_the_one_that_sorting_finds(
+    vocab: int, count: int, spread: float, steps: int
+) -> None:
     rows = make_rows(count, vocab, seed=vocab, spread=spread, steps=steps)
     ids, finite = sample_rows(rows.logits, on_device(rows))
     assert finite.all()
@@ -60,7 +65,9 @@ def test_a_step_begins_with_embedded_rows_and_their_angles() -> None:
     x, cos, sin = embed(ids, positions, table, frequencies, scale=2.0, factor=0.5)
     assert torch.equal(x, table[ids] * 2.0)
     angle = positions.float()[None, :, None] * frequencies[:, None]
-    assert torch.allclose(cos, angle.cos() * 0.5, atol=1e-6) and torch.allclose(sin, angle.sin() * 0.5, atol=1e-6)
+    assert torch.allclose(cos, angle.cos() * 0.5, atol=1e-6) and torch.allclose(
+        sin, angle.sin() * 0.5, atol=1e-6
+    )
 
 
 def test_a_row_moves_on_until_a_stop_its_last_position_or_nan() -> None:

@@ -1,0 +1,67 @@
+"""How decode attention is cut into programs: constants that follow from shapes and the chip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nanochat.kernels.sizes import next_power_of_2
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """The constants of a decode launch: they follow from shapes and the chip, never from a context length."""
+
+    block_q: int
+    tile_heads: int
+    block_n: int
+    splits: int
+    min_split: int
+    split_size: int = 0
+    warps: int = 4
+    stages: int = 3
+
+
+def decode_plan(
+    *, seqs: int, queries: int, heads: int, kv_heads: int, head_dim: int, element: int, multiprocessors: int
+) -> DecodePlan:
+    """Constants for `seqs` sequences of up to `queries` queries; `element` is the cache's bytes an element.
+
+    `seqs` is rounded up to a power of two, so that a padded batch computes the same bits as one without padding.
+    Wide tiles with two stages leave room for three programs a multiprocessor: more than deeper pipelines gain.
+    """
+    group = heads // kv_heads
+    tile_heads = min(group, max(1, 64 // queries))
+    width = next_power_of_2(head_dim) * element
+    block_n = 128 if width <= 256 else 64 if width <= 512 else 16
+    programs = next_power_of_2(seqs) * kv_heads * -(-group // tile_heads)
+    few = programs <= multiprocessors
+    if few:
+        block_n = min(block_n, 64)  # a short context is shared out more finely
+    splits = min(next_power_of_2(max(1, 4 * multiprocessors // programs)), 32 if few else 4)
+    return DecodePlan(
+        block_q=queries, tile_heads=tile_heads, block_n=block_n, splits=splits if few else max(splits, 2),
+        min_split=block_n if few else 512, stages=2,
+    )  # fmt: skip
+
+
+def invariant_plan(
+    *,
+    tiles: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    element: int,
+    max_context: int,
+    multiprocessors: int,
+) -> DecodePlan:
+    """Constants for bits that no batch changes: 16 rows a program, splits of 512 positions.
+
+    Whether the splits run side by side (few tiles) or one after the other (many) changes no bit.
+    """
+    group = heads // kv_heads
+    tile_heads = min(group, 16)
+    width = next_power_of_2(head_dim) * element
+    return DecodePlan(
+        block_q=16 // tile_heads, tile_heads=tile_heads, block_n=64 if width <= 256 else 32 if width <= 512 else 16,
+        splits=-(-max_context // 512) if tiles * kv_heads <= 4 * multiprocessors else 1, min_split=512, split_size=512, stages=2,
+    )  # fmt: skip
