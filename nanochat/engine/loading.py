@@ -44,6 +44,10 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
         ModelNotFound, InvalidModel, UnsupportedModel: the folder is not what it should be.
         OutOfMemory: weights or KV cache do not fit; the text holds the arithmetic.
     """
+    if config.tensor_parallel_size != 1:
+        raise UsageError(
+            f"tensor_parallel_size {config.tensor_parallel_size} was asked for, and this version runs a model on one device: use 1"
+        )
     model_config = ModelConfig.from_folder(config.model)
     tokenizer = None if config.skip_tokenizer else Tokenizer.from_folder(config.model)
     device = choose_device(config.device)

@@ -5,7 +5,7 @@
 Layer shapes are Qwen3-0.6B's and Qwen3-8B's. Times are of launches in a captured graph over data that no cache holds.
 """
 
-# ruff: noqa: E731, E501
+# ruff: noqa: E731
 
 from __future__ import annotations
 
