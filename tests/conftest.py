@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, by whoever is first
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores already
+# Where the tests are started in the background, Ctrl-C is ignored, and every program that they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 REAL_PATHS = Paths.find()
 
 
