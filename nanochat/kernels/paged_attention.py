@@ -162,9 +162,8 @@ def _attend_one(
     if spec.soft_cap:
         mask = None if count == 1 else plan.mask(sequence, start, spec.window)
         return _capped(q, k, v, spec, mask)
-    if (
-        count == 1
-    ):  # the heads of a group are rows of one product: keys and values are read once for all of them
+    if count == 1:
+        # The heads of a group are rows of one product: keys and values are read once for all of them.
         out = F.scaled_dot_product_attention(
             q.view(1, kv_heads, heads // kv_heads, head_dim), k, v, scale=spec.scale
         )

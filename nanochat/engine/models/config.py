@@ -37,6 +37,7 @@ class ModelConfig:
         layers: one plan for each layer: window, rope, experts.
         attention_scale: scores are multiplied by this before the softmax.
         embedding_scale: embeddings are multiplied by this.
+        stored_parameters: for a model that is not native, how many its files hold.
         rope_switch: LongRoPE turns to its long factors in sequences longer than this; None for all other models.
     """
 
@@ -69,6 +70,7 @@ class ModelConfig:
     logits_soft_cap: float = 0.0
     embedding_scale: float = 1.0
     experts: Experts | None = None
+    stored_parameters: int = 0
 
     @classmethod
     def from_folder(cls, path: Path) -> ModelConfig:
@@ -108,7 +110,9 @@ class ModelConfig:
 
     @property
     def num_parameters(self) -> int:
-        """Parameters, tied embeddings counted once. For a model that is not native, an estimate by Llama's formula."""
+        """Parameters, tied embeddings counted once. For a model that is not native and not here yet, by Llama's formula."""
+        if self.stored_parameters:
+            return self.stored_parameters
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         attention = self.hidden_size * (2 * q + 2 * kv) + (q + 2 * kv) * self.qkv_bias
         attention += self.hidden_size * self.output_bias + 2 * self.head_dim * self.qk_norm
@@ -193,7 +197,9 @@ def _read(outer: Fields, config: Fields, architecture: str, path: Path) -> Model
         "layers": layers,
         "experts": experts,
     }
-    return ModelConfig(**common, **_traits(outer, config, architecture, hidden, head_dim))
+    return ModelConfig(
+        **common, **_traits(outer, config, architecture, hidden, head_dim, path, common["dtype"])
+    )
 
 
 def _head_dim(config: Fields, default: int | None, hidden: int, num_heads: int) -> int:
@@ -207,14 +213,16 @@ def _head_dim(config: Fields, default: int | None, hidden: int, num_heads: int) 
     return head_dim
 
 
-def _traits(outer: Fields, config: Fields, architecture: str, hidden: int, head_dim: int) -> dict[str, Any]:
+def _traits(
+    outer: Fields, config: Fields, architecture: str, hidden: int, head_dim: int, path: Path, dtype: str
+) -> dict[str, Any]:
     """What only the native decoder asks about; for other models what there is to know before Transformers is asked."""
     family = NATIVE.get(architecture)
     tied = outer.boolean(
         "tie_word_embeddings", config.boolean("tie_word_embeddings", _tied_by_default(config, architecture))
     )
     if family is None:
-        return {"tied_embeddings": tied}
+        return {"tied_embeddings": tied, "stored_parameters": _stored_parameters(path, dtype)}
     activation = (
         config.text("hidden_activation")
         or config.text("hidden_act")
@@ -246,3 +254,8 @@ def _traits(outer: Fields, config: Fields, architecture: str, hidden: int, head_
 
 def _tied_by_default(config: Fields, architecture: str) -> bool:
     return architecture.startswith(("Gemma", "SmolLM3", "GPT2"))
+
+
+def _stored_parameters(path: Path, dtype: str) -> int:
+    """How many values of `dtype` the weight files have room for; their headers are too short to matter."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors")) // (4 if dtype == "float32" else 2)

@@ -282,3 +282,10 @@ def test_loading_takes_at_most_a_fifth_more_than_the_weights(dtype, tmp_path):
         check=True,
     )
     assert float(run.stdout) < 1.2
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt2"])
+def test_a_model_of_transformers_is_as_large_as_its_files(name, tiny_folder):
+    config = ModelConfig.from_folder(tiny_folder(name))
+    exact = sum(tensor.numel() for tensor in load_file(tiny_folder(name) / "model.safetensors").values())
+    assert exact <= config.num_parameters < exact * 1.05
