@@ -38,9 +38,9 @@ def noise_word(seed, counter):
 def gumbel(token, low, high):
     """Gumbel noise, float32, for token ids (int32)."""
     h = _fmix32(_fmix32(token.to(tl.uint32) ^ low) + high)
-    uniform = ((h >> 8).to(tl.int32).to(tl.float32) + 0.5) * 5.9604644775390625e-08
-    # The largest hash rounds to 1, whose noise would be infinite.
-    return -tl.log(-tl.log(tl.minimum(uniform, 0.99999994)))
+    # 23 bits, so that adding a half is exact: with 24 the largest would round to 1, and its noise to infinity.
+    uniform = ((h >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+    return -tl.log(-tl.log(uniform))
 
 
 @triton.jit

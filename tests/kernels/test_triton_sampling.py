@@ -5,8 +5,13 @@ from __future__ import annotations
 import interpreted  # noqa: F401  # first: it turns the interpreter on
 import pytest
 import torch
+import triton
+import triton.language as tl
 from sampling_cases import Rows, make_rows
 
+from nanochat.engine.sampler import gumbel_noise
+from nanochat.engine.sampler import noise_word as host_noise_word
+from nanochat.kernels.triton_noise import gumbel, noise_word
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
 from nanochat.kernels.triton_step import DecodeRows, advance, embed
 
@@ -48,6 +53,26 @@ def test_without_filters_the_second_kernel_need_not_look_for_them() -> None:
     ids, _ = sample_rows(rows.logits, on_device(rows), filtered=False)
     assert ids.tolist() == sample_rows(rows.logits, on_device(rows))[0].tolist()
     assert all(rows.accepts(row, token) for row, token in enumerate(ids.tolist()))
+
+
+@triton.jit
+def _noise(seed, counter, out_ptr, N: tl.constexpr):
+    token = tl.arange(0, N)
+    low, high = noise_word(tl.load(seed), tl.load(counter))
+    tl.store(out_ptr + token, gumbel(token, low, high))
+
+
+def test_the_noise_is_the_host_samplers() -> None:
+    seed, counter = 2**62 + 12345, 77
+    out = torch.empty(65536)
+    _noise[(1,)](torch.tensor([seed]), torch.tensor([counter]), out, N=65536)
+    word = host_noise_word(seed, counter)
+    halves = torch.tensor([[word & 0xFFFFFFFF, word >> 32]])
+    words = torch.where(halves >= 2**31, halves - 2**32, halves).to(torch.int32)
+    # The largest values tell how many bits the uniform number has: they come from its ends.
+    assert torch.allclose(
+        out, gumbel_noise(words, torch.arange(65536, dtype=torch.int32)[None])[0], atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
