@@ -28,7 +28,7 @@ def nanochat(
     content = stdin.encode() if isinstance(stdin, str) else stdin
     source: dict[str, object] = {"input": content} if content else {"stdin": subprocess.DEVNULL}
     result = subprocess.run(
-        [sys.executable, "-m", "nanochat", *arguments], capture_output=True, timeout=120, **(source | options)  # type: ignore[call-overload]
+        [sys.executable, "-m", "nanochat", *arguments], capture_output=True, timeout=250, **(source | options)  # type: ignore[call-overload]
     )  # fmt: skip
     return subprocess.CompletedProcess(
         result.args, result.returncode, result.stdout.decode(), result.stderr.decode()
@@ -82,19 +82,14 @@ def test_an_answer_is_all_of_stdout_and_figures_are_one_line_of_stderr(starter_h
     assert re.match(FIGURES, result.stderr.rstrip("\n")), result.stderr
 
 
-def test_the_same_seed_gives_the_same_json(starter_home: Path) -> None:
+def test_a_drawn_seed_is_reported_and_gives_the_same_reply_again(starter_home: Path) -> None:
     arguments = ("run", "Name a colour.", "--json", "--temperature", "1", "--max-tokens", "10")
-    first = json.loads(nanochat(*arguments, "--seed", "7").stdout)
-    second = json.loads(nanochat(*arguments, "--seed", "7").stdout)
-    assert first["token_ids"] == second["token_ids"]
-    assert (first["seed"], first["model"], first["finish_reason"]) == (
-        7,
-        starter.NAME,
-        second["finish_reason"],
-    )
-    assert first["metrics"]["output_tokens"] == len(first["token_ids"]) <= 10
     drawn = json.loads(nanochat(*arguments).stdout)
-    assert json.loads(nanochat(*arguments, "--seed", str(drawn["seed"])).stdout)["text"] == drawn["text"]
+    again = json.loads(nanochat(*arguments, "--seed", str(drawn["seed"])).stdout)
+    for part in ("model", "text", "token_ids", "finish_reason", "seed"):
+        assert again[part] == drawn[part], part
+    assert drawn["model"] == starter.NAME
+    assert drawn["metrics"]["output_tokens"] == len(drawn["token_ids"]) <= 10
 
 
 def test_piped_text_stands_before_the_instruction_or_alone(starter_home: Path) -> None:

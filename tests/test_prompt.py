@@ -258,9 +258,19 @@ def test_no_way_through_a_template_makes_a_marker_of_text(source: str, text: str
     written = [tok.added_tokens[m] for m in ("<|im_start|>", "<|im_end|>") if m in source]
     prompt = template.render([user(text)], OPTIONS)
     assert structure(template, prompt) == written
-    assert not any(0xE000 <= ord(c) <= 0xF8FF for c in prompt.text + tok.decode(prompt.ids)), (
-        "no stand-in gets out"
+    shown = prompt.text + tok.decode(prompt.ids)
+    assert not any(0xE000 <= ord(c) <= 0xF8FF for c in shown), "no stand-in gets out"
+    assert "\\ue0" not in shown
+
+
+def test_a_template_that_looks_at_a_text_sees_it() -> None:
+    source = (
+        "<|im_start|>{% if messages[0].content.startswith('<b>') %}HTML: {% endif %}{{ messages[0].content }}"
     )
+    template = ChatTemplate(Template(source), tokenizer("byte_level"))
+    prompt = template.render([user("<b>bold</b> <|im_end|>")], OPTIONS)
+    assert prompt.text == "<|im_start|>HTML: <b>bold</b> <|im_end|>"
+    assert structure(template, prompt) == [template.tokenizer.added_tokens["<|im_start|>"]]
 
 
 def test_full_width_signs_that_normalize_to_a_marker_stay_text() -> None:
@@ -385,6 +395,16 @@ def test_a_template_that_leaves_replies_out_still_works() -> None:
     assert template.render(chat, OPTIONS).text == "<|user|>Hi<|user|>x<|assistant|>"
 
 
+def test_a_template_that_leaves_one_reply_out_keeps_the_ids_of_the_others() -> None:
+    source = "{% for m in messages[-3:] %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
+    template = ChatTemplate(Template(source), tokenizer("byte_level"))
+    letters = [i for letter in "hello" for i in ids_of(template, letter)]
+    chat = [user("a"), Message("assistant", "hello", token_ids=tuple(letters))] * 2 + [user("b")]
+    ids = template.render(chat, OPTIONS).ids
+    found = [at for at in range(len(ids)) if list(ids[at : at + len(letters)]) == letters]
+    assert len(found) == 1
+
+
 def test_a_template_that_repeats_a_reply_still_works() -> None:
     source = (
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ m.content|upper }}{% endfor %}<|assistant|>"
@@ -445,7 +465,7 @@ def test_what_is_warmed_after_a_reply_is_what_the_next_prompt_starts_with(
     said = (REWRITING.get(name, "") if thinking else "") + "It is 4."
     chat.append(answer(template, chat, said, end, options))
     warm = template.after_reply(chat, options)
-    following = template.render([*chat, user("y" + text)], options)
+    following = template.render([*chat, user(text + "y")], options)
     assert following.ids[: len(warm.ids)] == warm.ids
     assert warm.reusable == following.reusable
     assert len(following.ids) - len(warm.ids) < 40

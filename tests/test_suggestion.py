@@ -20,10 +20,10 @@ GB = 1_000_000_000
 
 class _Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]  # first: who has the answer may look
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
-        self.server.asked.append(self.path)  # type: ignore[attr-defined]
 
     def log_message(self, format: str, *args: object) -> None:
         pass

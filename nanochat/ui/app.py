@@ -184,11 +184,11 @@ class NanochatApp(App[None], inherit_bindings=False):
 
     # Doing -------------------------------------------------------------------------------------
 
-    def attempt(self, work: Coroutine[Any, Any, object]) -> None:
+    def attempt(self, work: Awaitable[object]) -> None:
         """Run this beside everything else; an error of ours becomes a word to the user."""
         self.run_worker(self._attempt(work), exit_on_error=True)
 
-    async def _attempt(self, work: Coroutine[Any, Any, object]) -> None:
+    async def _attempt(self, work: Awaitable[object]) -> None:
         try:
             await work
         except NanochatError as error:
@@ -216,11 +216,20 @@ class NanochatApp(App[None], inherit_bindings=False):
     def run_registered(self, action_id: str, argument: str = "") -> None:
         """Do one of the registry's actions."""
         if self.desk.is_open or action_id in ("quit", "interrupt", "help", "log"):
-            self.attempt(self.run_action_now(self.registry[action_id], argument))
+            try:
+                result = self.registry[action_id].run(self, argument)
+            except NanochatError as error:
+                self.say(str(error), severity="warning")
+                return
+            if result is not None:
+                self.attempt(result)
 
     def action_run(self, action_id: str) -> None:
-        """Do one of the registry's actions, from a key."""
-        self.run_registered(action_id)
+        """Do one of the registry's actions, from a key.
+
+        In its turn: what was typed before the key waits in the focused widget's queue, and the action waits behind it.
+        """
+        (self.focused or self.screen).call_later(self.run_registered, action_id)
 
     async def run_action_now(self, action: Action, argument: str = "") -> None:
         """Do one action and wait for its end."""

@@ -53,6 +53,14 @@ class ConversationView:
         self._index: dict[str, int] = {}
         self._tops: list[int] = [0]
 
+    @classmethod
+    def of(cls, conversation: Conversation, renderer: MarkdownRenderer) -> ConversationView:
+        """The view that the conversation keeps; a new one the first time."""
+        kept = conversation.kept_view
+        view = kept if isinstance(kept, ConversationView) else cls(conversation, renderer)
+        conversation.kept_view = view
+        return view
+
     @property
     def height(self) -> int:
         """All rows; estimated where nothing was drawn yet."""

@@ -6,13 +6,16 @@ import faulthandler
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 import termios
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
+from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual.drivers.linux_driver import LinuxDriver
 
 from nanochat.settings import private_folder
@@ -46,7 +49,24 @@ class ScreenFile(io.TextIOWrapper):
 
 
 class TerminalDriver(LinuxDriver):
-    """Textual's driver, which survives bytes that are not UTF-8 (X10 mouse reports after a tmux reattach)."""
+    """Textual's driver, with what it lacks in real terminals.
+
+    It survives bytes that are not UTF-8 (X10 mouse reports after a tmux reattach), it believes the terminal's size and
+    not an exported COLUMNS, and alt+1 to alt+9 are what they are: Textual 8.2 reads ESC 1 as the sign that Option+1
+    types on a Mac.
+    """
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        for digit in "123456789":
+            cast("dict[str, object]", ANSI_SEQUENCES_KEYS).pop(f"\x1b{digit}", None)
+
+    def _get_terminal_size(self) -> tuple[int, int]:
+        try:
+            size = os.get_terminal_size(self.fileno)
+            return size.columns, size.lines
+        except OSError:
+            return super()._get_terminal_size()
 
     def run_input_thread(self) -> None:
         """Read keys until the end; a damaged sequence is dropped, not fatal."""
@@ -122,10 +142,15 @@ def _screen_descriptor() -> int:
 
 
 def _guardian(screen: int) -> subprocess.Popen[bytes] | None:
-    """A shell that waits for our end and, unless it was told that all is well, restores the screen."""
+    """A shell that waits for our end and, unless it was told that all is well, restores the terminal.
+
+    The line discipline only where nobody has done it yet: our mode takes no signals from keys, a shell's own does.
+    """
     if not os.isatty(screen):
         return None
-    script = f"read -r word; [ \"$word\" = clean ] || printf '{RESTORE}'".replace("\x1b", "\\033")
+    restore = RESTORE.replace("\x1b", "\\033")
+    script = f"""exec 3>&1; read -r word; [ "$word" = clean ] && exit; printf '{restore}'
+    case $(stty -a <&3) in *-isig*) stty '{_line_discipline()}' <&3 ;; esac"""
     try:
         return subprocess.Popen(
             ["/bin/sh", "-c", script],
@@ -137,6 +162,17 @@ def _guardian(screen: int) -> subprocess.Popen[bytes] | None:
     except OSError as error:
         log.warning("no guardian for the terminal: %s", error)
         return None
+
+
+def _line_discipline() -> str:
+    """The terminal's present settings as `stty` takes them back."""
+    try:
+        done = subprocess.run(["stty", "-g"], capture_output=True, text=True, timeout=1, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("the terminal's settings cannot be read: %s", error)
+        return "sane"
+    saved = done.stdout.strip()
+    return saved if re.fullmatch(r"[\w:=]+", saved) else "sane"
 
 
 def _dismiss(guardian: subprocess.Popen[bytes] | None) -> None:

@@ -46,6 +46,15 @@ async def test_typed_before_the_chats_are_there_is_not_lost(tmp_path: Path) -> N
         assert stage.app.chat_screen.prompt.text == "a draft"
 
 
+async def test_what_is_typed_around_a_new_tab_lands_where_it_was_meant(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        for key in ("a", "b", "ctrl+t", "c", "d"):  # all at once, as when the machine was busy
+            stage.app.post_message(events.Key(key, key if len(key) == 1 else None))
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "cd")
+        await stage.press("ctrl+pageup")
+        assert stage.app.chat_screen.prompt.text == "ab"
+
+
 async def test_two_tabs_stream_at_once_and_the_hidden_one_is_whole_when_shown(tmp_path: Path) -> None:
     engine = FakeEngine(manual=True)
     async with on_stage(tmp_path, engine) as stage:

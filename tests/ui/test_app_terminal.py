@@ -94,6 +94,10 @@ def test_kill_leaves_the_screen_usable_and_loses_at_most_a_second(start: Start, 
     child.until(b"word600")
     child.process.kill()
     child.wait()
+    end = monotonic() + 5
+    while child.attributes() != child.before:
+        assert monotonic() < end, "the line discipline was not restored"
+        child.read(0.05)
     for mode, on in ON.items():
         assert child.output.rfind(b"\x1b[?" + mode + b"l") > child.output.rfind(on), mode
     with History.open(tmp_path / "data" / "chats") as history:
@@ -140,6 +144,22 @@ def test_a_terminal_without_utf8_gets_ascii_only(start: Start) -> None:
     child.wait()
     assert child.output.isascii()
     assert b"+---" in re.sub(rb"\x1b\[[\d;]*m", b"", child.output)
+
+
+def test_alt_and_a_digit_go_to_a_tab_as_terminals_send_them(start: Start) -> None:
+    child = start()
+    child.until(b"ready")
+    child.write(b"first\x14second")  # ctrl+t between
+    child.until(b"second")
+    since = len(child.output)
+    child.write(b"\x1b1")
+    child.until(b"first", since=since)
+
+
+def test_an_exported_size_is_not_believed(start: Start) -> None:
+    child = start(COLUMNS="40", LINES="10")
+    child.until(b"ready")
+    child.until(b"\x1b[24;1H")  # the status bar in the last of 24 rows
 
 
 def test_no_colour_is_written_when_none_is_wanted(start: Start) -> None:

@@ -71,6 +71,18 @@ def test_scrolling_up_shows_every_row_in_order_and_keeps_few_messages_drawn() ->
     assert seen == everything(conversation)
 
 
+def test_what_is_far_from_the_screen_is_forgotten() -> None:
+    view, _ = opened(chat(60))
+    view.settle(0, 10**6)
+    assert view.drawn == 120
+    view.release(view.height - ROWS, ROWS)
+    assert view.drawn == MOST_DRAWN
+    far = view.view("a0").column.sections[0].stack
+    assert far is not None
+    assert all(not isinstance(part.body, list) for part in far._parts)
+    assert shown(view, 0, view.height) == everything(chat(60))  # and comes back as it was
+
+
 def test_paging_up_leaves_no_gap() -> None:
     view, top = opened(chat(60))
     for _ in range(10):

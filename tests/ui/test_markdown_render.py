@@ -294,6 +294,7 @@ def test_hard_line_breaks_and_soft_ones_are_kept() -> None:
         ("ab 日本語", 6, ["ab 日", "本語"]),
         ("👩‍👧👩‍👧", 2, ["👩‍👧", "👩‍👧"]),
         ("e\u0301" * 4, 2, ["e\u0301e\u0301"] * 2),
+        ("\u0301日.", 2, ["\u0301", "日", "."]),
     ],
 )
 def test_wrapping(text: str, width: int, expected: list[str]) -> None:
@@ -365,3 +366,15 @@ def test_code_view_alone_takes_lines_and_gives_rows() -> None:
     assert [code.row(y).text for y in range(1, 4)] == [" a", " b", " par"]
     assert code.sync(None) == 3
     assert code.height == 3
+
+
+def test_a_flush_into_a_long_paragraph_changes_its_last_rows_only() -> None:
+    blocks = BlockStack(RENDERER)
+    blocks.feed("some *words* that go on and on " * 40)
+    blocks.layout(40)
+    blocks.draw(0, 999)
+    blocks.take_changed()
+    height = blocks.height
+    blocks.feed("and on")
+    blocks.layout(40)
+    assert blocks.take_changed() >= height - 1

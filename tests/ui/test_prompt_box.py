@@ -11,7 +11,6 @@ from textual import events
 from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 
-from nanochat.ui.draft import Draft
 from nanochat.ui.input_history import InputHistory
 from nanochat.ui.widgets.completions import Completion, Completions
 from nanochat.ui.widgets.prompt_bar import PromptBar
@@ -52,7 +51,6 @@ class Bench(App[None]):
     def on_prompt_box_sent(self, event: PromptBox.Sent) -> None:
         self.sent.append(event.draft.full)
         self.inputs.add(event.draft.full)
-        self.box.load_draft(Draft())
 
     def on_prompt_box_scroll_requested(self, event: PromptBox.ScrollRequested) -> None:
         self.scrolled.append(event.pages)
@@ -171,3 +169,21 @@ async def test_the_chat_is_scrolled_from_the_prompt(tmp_path: Path, key: str, pa
     async with app.run_test() as pilot:
         await pilot.press(key)
         await until(pilot, lambda: app.scrolled == [pages])
+
+
+async def test_keys_that_waited_are_taken_in_their_order(tmp_path: Path) -> None:
+    app = Bench(tmp_path)
+    async with app.run_test() as pilot:
+        for key in (
+            "a",
+            "b",
+            "backspace",
+            "c",
+            "enter",
+            "d",
+            "home",
+            "e",
+            "enter",
+        ):  # all at once, as after a pause
+            app.post_message(events.Key(key, key if len(key) == 1 else None))
+        await until(pilot, lambda: app.sent == ["ac", "ed"])

@@ -404,6 +404,34 @@ async def test_selected_text_is_whole_lines_with_the_tabs_of_code() -> None:
         assert between((2, 0), (5, 0)) == "one"
 
 
+async def test_selected_rows_stay_selected_when_heights_above_are_corrected() -> None:
+    messages = [TranscriptMessage(f"a{i}", "assistant", "short\n\n" * 30 + f"end {i}") for i in range(40)]
+    async with reading(Conversation("c", messages)) as reader:
+        await reader.idle()
+        transcript = reader.transcript
+        view = transcript._view
+        assert view is not None
+
+        def number(y: int) -> int:
+            style = transcript.render_line(y)._segments[-1].style
+            assert style is not None
+            found: int = style.meta["offset"][1]
+            return found
+
+        y = next(y for y, row in enumerate(reader.rows) if "end 39" in row)
+        reader.app.screen.selections = {transcript: Selection(Offset(2, number(y)), Offset(8, number(y)))}
+        height = view.height
+        for _ in range(3):
+            transcript.scroll_to(y=transcript.scroll_y - 90)
+            await reader.pilot.pause()
+            await reader.idle()
+        assert view.height != height  # or there was nothing to correct
+        assert reader.app.screen.get_selected_text() == "end 39"
+        transcript.follow()
+        await reader.until(lambda: any("end 39" in row for row in reader.rows))
+        assert reader.app.screen.get_selected_text() == "end 39"
+
+
 async def test_what_is_selected_is_shown() -> None:
     async with reading(Conversation("c", [TranscriptMessage("a", "assistant", "some words here")])) as reader:
         await reader.pilot.mouse_down(reader.transcript, offset=(7, 0))

@@ -17,6 +17,7 @@ _GROUP = "Tabs"
 
 def new(app: NanochatApp, _: str) -> None:
     """An empty chat in a new tab."""
+    app.chat_screen.keep_draft()
     app.chats.new(settings=ChatSettings(system_prompt=app.settings.system_prompt))
     app.chat_screen.show_active()
 

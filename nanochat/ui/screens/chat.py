@@ -65,6 +65,7 @@ class ChatScreen(Screen[None]):
         """Sidebar and panel begin hidden."""
         self.sidebar.display = self.panel.display = False
         self.query_one(PromptBar).when_empty = self.query_one(Welcome).answer
+        self.prompt.keymap = dict(self.nanochat.settings.keymap)
         self.prompt.count_tokens = self.nanochat.count_tokens
         self.prompt.placeholder = "Message · / for commands · F1 for help"
 
@@ -225,15 +226,14 @@ class ChatScreen(Screen[None]):
         return False
 
     def action_run(self, action_id: str) -> None:
-        """Do one of the registry's actions."""
-        self.nanochat.run_registered(action_id)
+        """Do one of the registry's actions, from a key."""
+        self.nanochat.action_run(action_id)
 
     # What the widgets say ----------------------------------------------------------------------
 
     @on(PromptBox.Sent)
     def _sent(self, event: PromptBox.Sent) -> None:
         event.stop()
-        self.prompt.load_draft(Draft())
         self.nanochat.send(event.draft)
 
     @on(PromptBar.Changed)

@@ -74,6 +74,8 @@ class PromptBox(TextArea):
         self.folder = Path.cwd()
         self.count_tokens: Count | None = None
         self.completing: Callable[[str], bool] = lambda _verb: False
+        self.keymap: dict[str, str] = {}
+        self._actions: dict[str, str] | None = None
         self._draft = Draft()
 
     @property
@@ -94,8 +96,24 @@ class PromptBox(TextArea):
     # Keys --------------------------------------------------------------------------------------
 
     async def _on_key(self, event: events.Key) -> None:
-        if event.key in ("enter", "tab", "shift+enter", "alt+enter"):
-            event.prevent_default()  # these are bindings here; TextArea would insert a newline
+        """Do what a key is bound to here and now.
+
+        Textual would hand the key up to the application first, and what is typed right behind it (the machine was
+        busy, the keys are waiting) would overtake it: text behind Enter would be sent with the line before.
+        """
+        action = self._keys().get(event.key)
+        if action is not None:
+            event.stop()
+            event.prevent_default()
+            await self.run_action(action)
+
+    def _keys(self) -> dict[str, str]:
+        """What each key does here, with the user's own key map."""
+        if self._actions is None:
+            bindings = self._bindings.copy()
+            bindings.apply_keymap(self.keymap)
+            self._actions = {key: each[0].action for key, each in bindings.key_to_bindings.items() if each}
+        return self._actions
 
     def action_send(self) -> None:
         """Send, or take the chosen completion."""
@@ -103,6 +121,7 @@ class PromptBox(TextArea):
             return
         draft = self.draft
         if not draft.empty:
+            self.load_draft(Draft())
             self.post_message(self.Sent(draft))
 
     def action_newline(self) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
@@ -11,6 +14,23 @@ from textual.strip import Strip
 from nanochat.ui.conversation_view import ConversationView
 from nanochat.ui.rows import Row
 from nanochat.ui.widgets.row_painter import GUTTER
+
+
+class Numbering:
+    """The number that the first row has in selections: selected rows keep theirs while heights above change."""
+
+    def __init__(self) -> None:
+        self.origin = 1_000_000  # far from 0, which rows above would cross
+
+    @contextmanager
+    def kept(self, view: ConversationView | None, selection: Selection | None) -> Generator[None]:
+        """While the rows of `view` are laid out anew, hold on to where the selection begins."""
+        end = None if selection is None else selection.start or selection.end
+        row = 0 if end is None else end.y - self.origin
+        place = None if view is None or end is None else view.locate(row)
+        yield
+        if view is not None and place is not None:
+            self.origin += row - view.find(place)
 
 
 def mark(strip: Strip, row: Row, selection: Selection, number: int, style: Style) -> Strip:

@@ -26,14 +26,12 @@ from nanochat.ui.conversation_view import ConversationView
 from nanochat.ui.markdown import MarkdownRenderer
 from nanochat.ui.rows import BLANK, Row
 from nanochat.ui.widgets.row_painter import GUTTER, MARGIN, RowPainter
-from nanochat.ui.widgets.text_selection import mark, selected_text
+from nanochat.ui.widgets.text_selection import Numbering, mark, selected_text
 
 #: Rows from the end within which the view counts as being there.
 NEAR_END = 2
 #: Rows around the screen that are drawn at once in idle time.
 AT_ONCE = 8
-#: Added to row numbers in text selections, which must not change when heights above are corrected.
-ORIGIN = 1_000_000
 
 
 class TranscriptView(ScrollView):
@@ -56,7 +54,7 @@ class TranscriptView(ScrollView):
         self._laid_out = 0  # the width that the rows were counted at
         self._thumb = (0, 0, 0)  # rows, and the thumb's size and place in eighths of one
         self._around = 0  # rows above and below the screen that are drawn, too
-        self._origin = ORIGIN
+        self._numbering = Numbering()
 
     # What is shown
 
@@ -71,11 +69,7 @@ class TranscriptView(ScrollView):
             self._view.conversation.on_change = None
         self._view = None
         if conversation is not None:
-            kept = conversation.kept_view
-            self._view = (
-                kept if isinstance(kept, ConversationView) else ConversationView(conversation, self._renderer)
-            )
-            conversation.kept_view = self._view
+            self._view = ConversationView.of(conversation, self._renderer)
             conversation.on_change = self._on_change
         self._dirty = {None}
         if self.is_attached:
@@ -108,20 +102,23 @@ class TranscriptView(ScrollView):
 
         For a pump that wants to know when what it brought is on screen: `call_after_refresh` counts from here.
         """
+        if not self._dirty:
+            return
         dirty, self._dirty = self._dirty, set()
         view, (width, rows) = self._view, self._room
-        if view is None or not width or not rows or not dirty:
+        if view is None or not width or not rows:
             self._set_height(0 if view is None else view.height)
             self.refresh()
             return
         height, known = view.height, self._laid_out == width
         ids: list[str] | None = None
-        if None in dirty:
-            view.reconcile(width)
-        else:
-            ids = [name for name in dirty if name is not None and name in view.conversation]
-            for message_id in ids:
-                view.refresh(message_id)
+        with self._numbering.kept(view, self.text_selection):
+            if None in dirty:
+                view.reconcile(width)
+            else:
+                ids = [name for name in dirty if name is not None and name in view.conversation]
+                for message_id in ids:
+                    view.refresh(message_id)
         if not view.following and known:
             view.unseen = max(0, view.unseen + view.height - height)
         self._laid_out = width
@@ -132,11 +129,12 @@ class TranscriptView(ScrollView):
         view, (_, rows) = self._view, self._room
         if view is None or not rows:
             return
-        if view.following:
-            top = view.settle_end(rows)
-        else:
-            top = view.find(view.place) if view.place else 0
-            top = view.settle(min(top, max(0, view.height - rows)), rows)
+        with self._numbering.kept(view, self.text_selection):
+            if view.following:
+                top = view.settle_end(rows)
+            else:
+                top = view.find(view.place) if view.place else 0
+                top = view.settle(min(top, max(0, view.height - rows)), rows)
         end = max(view.height, self.virtual_size.height)  # rows that are gone are painted over
         self._set_height(view.height)
         moved = self._move_to(top)
@@ -220,8 +218,8 @@ class TranscriptView(ScrollView):
         view, rows = self._view, self._room[1]
         if view is None:
             return
-        top = view.settle(wanted, rows, around)
-        self._origin -= top - wanted  # selected rows keep their numbers
+        with self._numbering.kept(view, self.text_selection):
+            top = view.settle(wanted, rows, around)
         self._set_height(view.height)
         self._move_to(min(top, max(0, view.height - rows)))
 
@@ -322,8 +320,8 @@ class TranscriptView(ScrollView):
         strip = self.painter.strip(row, self.gutter_style(row, index), width)
         selection = self.text_selection
         if selection is not None:
-            strip = mark(strip, row, selection, index + self._origin, self.selection_style)
-        strip = strip.apply_offsets(0, index + self._origin)
+            strip = mark(strip, row, selection, index + self._numbering.origin, self.selection_style)
+        strip = strip.apply_offsets(0, index + self._numbering.origin)
         if y == rows - 1 and self.new_lines:
             strip = self.painter.badge(strip, self.new_lines, width)
         return strip
@@ -344,4 +342,8 @@ class TranscriptView(ScrollView):
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
         """The selected text as it was written: wrapped lines are whole, tabs of code are kept."""
-        return None if self._view is None else (selected_text(self._view, selection, self._origin), "\n")
+        return (
+            None
+            if self._view is None
+            else (selected_text(self._view, selection, self._numbering.origin), "\n")
+        )
