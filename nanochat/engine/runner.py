@@ -10,6 +10,7 @@ from torch import Tensor
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
 from nanochat.engine.sampler import sample
 from nanochat.engine.scheduler import Chunk
+from nanochat.engine.steady_sampler import sample_steadily
 from nanochat.engine.step import EagerStep, KVTensors, PendingStep
 from nanochat.kernels.layout import AttentionLayout
 
@@ -73,7 +74,7 @@ class ModelRunner:
         if logits is None:
             return EagerStep(chunks, healthy, None)
         sequences = [chunk.sequence for chunk in chunks if chunk.samples]
-        sampled = sample(logits, sequences)
+        sampled = (sample_steadily if self.config.deterministic else sample)(logits, sequences)
         seats = to_device(torch.tensor([sequence.seat for sequence in sequences]), self.device)
         self._last_ids.index_copy_(0, seats, sampled.ids)
         return EagerStep(chunks, healthy, sampled)
@@ -113,16 +114,8 @@ def _capturable(model: Model) -> bool:
 
 def _graphable(chunk: Chunk) -> bool:
     """Whether a chunk is one decoded token that is sampled by nothing but its seat's parameters."""
-    sequence, params = chunk.sequence, chunk.sequence.params
-    return (
-        chunk.count == 1
-        and chunk.samples
-        and chunk.start >= len(sequence.prompt)
-        and not params.needs_history
-        and not params.logit_bias
-        and params.logprobs is None
-        and sequence.counter >= params.min_tokens
-    )
+    decodes = chunk.count == 1 and chunk.samples and chunk.start >= len(chunk.sequence.prompt)
+    return decodes and chunk.sequence.plain
 
 
 def lay_out(chunks: list[Chunk], device: torch.device) -> tuple[AttentionLayout, Tensor]:
