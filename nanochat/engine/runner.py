@@ -39,13 +39,16 @@ class ModelRunner:
         self._last_ids = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=device)
         self._graphs: DecodeGraphs | None = None
         self._prefills: PrefillGraphs | None = None
-        if device.type == "cuda" and not config.enforce_eager and _capturable(model):
+        if device.type == "cuda" and _capturable(model):
             from nanochat.engine.cuda_graphs import DecodeGraphs
             from nanochat.engine.prefill_graphs import PrefillGraphs
 
             max_blocks = -(-max_model_len // BLOCK_SIZE)
-            self._graphs = DecodeGraphs(model, kv_cache, self._last_ids, config.max_num_seqs, max_blocks)
-            self._prefills = PrefillGraphs(model, kv_cache, max_blocks, device)
+            eager = config.enforce_eager
+            self._graphs = DecodeGraphs(
+                model, kv_cache, self._last_ids, config.max_num_seqs, max_blocks, eager=eager
+            )
+            self._prefills = PrefillGraphs(model, kv_cache, max_blocks, device, eager=eager)
 
     @torch.inference_mode()
     def dispatch(self, chunks: list[Chunk]) -> PendingStep:
