@@ -60,6 +60,7 @@ class Plan:
 
 
 START = "start"
+PACED = {"gap", "interference"}
 
 
 def run_benchmark(
@@ -222,6 +223,8 @@ def engine_options(plan: Plan, longest: int, sequences: int) -> dict[str, Any]:
         "device": plan.device,
         "max_num_seqs": max(sequences, 1),
         "gpu_memory_utilization": 0.9 / (1 + len(plan.against)),
+        # A reply that is watched while a prompt is read: by the pace of the chat, not as fast as prompts can be read.
+        **({"prefill_beside_decodes": None} if set(plan.names) <= PACED else {}),
         "skip_tokenizer": True,
         "random_weights": plan.drawn,
     }
