@@ -31,7 +31,7 @@ class LLM:
             much of it as fits.
         dtype: "auto", "bfloat16", "float16" or "float32".
         seed: where the seeds of requests without one are drawn from.
-        options: more fields of `EngineConfig`.
+        options: more fields of `EngineConfig`, such as `deterministic=True`: the same bits whatever else runs.
 
     Raises:
         ModelNotFound, InvalidModel, UnsupportedModel, OutOfMemory: the model cannot be loaded.

@@ -66,6 +66,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
         device=device,
         progress=progress,
         drawn=config.random_weights,
+        deterministic=config.deterministic,
     )
     block_bytes = BLOCK_SIZE * model_config.kv_bytes_per_token(dtype)
     memory = plan(

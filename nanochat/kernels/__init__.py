@@ -22,7 +22,7 @@ def pick(
     """The fastest kernels for a device.
 
     Args:
-        deterministic: a row's bits depend on nothing but its own sequence.
+        deterministic: a row's bits depend on nothing but its own sequence: not on the batch, not on what was cached.
         tuning: the file where measured configurations are kept; by default in the user's cache folder.
         int8_weights: on a CPU, matrices are quantized to 8 bits.
     """
@@ -33,6 +33,10 @@ def pick(
             from nanochat.kernels.cuda import CudaKernels
 
             return CudaKernels(device, deterministic=deterministic, tuning=tuning or _tuning_file())
+    if deterministic:
+        from nanochat.kernels.invariant import InvariantKernels
+
+        return InvariantKernels(device, int8_weights=int8_weights)
     from nanochat.kernels.reference import ReferenceKernels
 
     return ReferenceKernels(device, int8_weights=int8_weights)

@@ -159,7 +159,8 @@ class CudaKernels:
         activation: str,
     ) -> Tensor:
         """See `Kernels`."""
-        return run_experts(x, router, gate_up, down, per_token, normalized, activation)
+        product = invariant_linear if self.deterministic else None
+        return run_experts(x, router, gate_up, down, per_token, normalized, activation, product)
 
     def _product(
         self, x: Tensor, weight: Weight, *, activation: str = "", residual: Tensor | None = None

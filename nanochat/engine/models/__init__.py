@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from nanochat.engine.models.config import ModelConfig
-from nanochat.errors import UnsupportedModel
+from nanochat.errors import UnsupportedModel, UsageError
 from nanochat.kernels import pick
 
 if TYPE_CHECKING:  # so that a config can be read without torch
@@ -51,6 +51,7 @@ def load_model(
     reduce: Reduce | None = None,
     drawn: bool = False,
     int8_weights: bool = False,
+    deterministic: bool = False,
 ) -> Model:
     """Read a model's weights onto a device.
 
@@ -60,19 +61,31 @@ def load_model(
         reduce: sums a tensor over all ranks; needed when there is more than one.
         int8_weights: a native model on a CPU keeps its matrices in 8 bits: half the memory and up to twice as fast.
         drawn: draw random weights instead of reading any; for models that our own decoder runs.
+        deterministic: a token's bits depend on nothing but its own sequence.
 
     Raises:
         InvalidModel: weights are missing, damaged, or do not match the config.
-        UnsupportedModel: Transformers cannot run it in the paged cache either.
+        UnsupportedModel: Transformers cannot run it in the paged cache either, or not deterministically.
+        UsageError: deterministic on more than two ranks.
     """
+    if deterministic and world_size > 2:
+        raise UsageError(
+            f"deterministic was asked for on {world_size} devices, and sums over more than two depend on how they are "
+            "sent: use tensor_parallel_size 1 or 2"
+        )
     if config.native:
         from nanochat.engine.models.loading import load_decoder
 
-        kernels = pick(device, int8_weights=int8_weights)
+        kernels = pick(device, deterministic=deterministic, int8_weights=int8_weights)
         return load_decoder(folder, config, kernels, dtype, device, rank, world_size, progress, reduce, drawn)
     if drawn:
         raise UnsupportedModel(
             f"random weights are drawn only for models of our own decoder, not {config.architecture}"
+        )
+    if deterministic:
+        raise UnsupportedModel(
+            f"{config.architecture} runs through Transformers, whose products depend on the batch: "
+            "leave deterministic off, or take a model of our own decoder"
         )
     from nanochat.engine.models.fallback import load_fallback
 
