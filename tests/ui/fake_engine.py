@@ -34,6 +34,7 @@ class FakeLoad:
 
     config: EngineConfig
     progress: tuple[float, str] = (0.0, "importing torch")
+    bytes: tuple[int, int] = (0, 0)
     done: bool = False
     error: NanochatError | None = None
 
