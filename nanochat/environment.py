@@ -9,10 +9,11 @@ from pathlib import Path
 from nanochat.settings import private_folder
 
 _LOG_BYTES = 2_000_000
+# Threads of a parallel region that wait must not spin: beside one busy process (a terminal app is one) spinning costs
+# most of the speed. It must be set before torch starts its threads.
+_THREADS = {"GOMP_SPINCOUNT": "1000"}
 _DEFAULTS = {
-    # Threads of a parallel region that wait must not spin: beside one busy process (a terminal app is one)
-    # spinning costs most of the speed. It must be set before torch starts its threads.
-    "GOMP_SPINCOUNT": "1000",
+    **_THREADS,
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -24,6 +25,12 @@ _DEFAULTS = {
 def set_variables() -> None:
     """Set what torch and the Hugging Face libraries read when they are imported; the user's own values stay."""
     for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def set_thread_variables() -> None:
+    """Set what torch's threads read when they start, and no more: for a script that imports the Python API."""
+    for name, value in _THREADS.items():
         os.environ.setdefault(name, value)
 
 

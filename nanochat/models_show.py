@@ -10,6 +10,7 @@ from nanochat import catalog
 from nanochat.errors import ModelNotFound
 from nanochat.fit import Fit, Ruler
 from nanochat.hub import LocalModel, cache_folder
+from nanochat.inventory import origin_of
 from nanochat.models_text import amount, size
 from nanochat.settings import Paths, Settings
 from nanochat.shape import Shape
@@ -121,22 +122,6 @@ def _local_facts(model: LocalModel, paths: Paths, ruler: Ruler) -> Facts:
         problem=missing,
         fit=ruler.fit(model.name, shape),
     )
-
-
-def origin_of(model: LocalModel, paths: Paths) -> tuple[str, bool | None]:
-    """(licence, gated), as noted at the download, else as the curated list says; "" and None when not known."""
-    if model.source == "starter":
-        return "apache-2.0", False
-    if model.source == "cache":
-        note = Records(paths.data / "verified", Repository(cache_folder(), model.name)).origin(
-            model.path.name
-        )
-        if note is not None:
-            return note
-        listed = next((one for one in catalog.recommended() if one.repo_id == model.name), None)
-        if listed is not None:
-            return listed.licence, listed.gated
-    return "", None
 
 
 def _remote_facts(name: str, revision: str, ruler: Ruler) -> Facts:

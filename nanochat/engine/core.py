@@ -257,7 +257,8 @@ class EngineCore:
             reason = FinishReason.LENGTH if stopped is None else FinishReason.STOP
             self._finish(sequence, reason, (token,), text=text, stop_reason=stopped)
         else:
-            self._updates.append(Update(sequence.request_id, sequence.index, text, (token,)))
+            first = sequence.metrics() if sequence.num_output == 1 else None
+            self._updates.append(Update(sequence.request_id, sequence.index, text, (token,), first=first))
 
     def _finish(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,6 +11,7 @@ from nanochat.engine.config import BLOCK_SIZE, EngineConfig
 from nanochat.engine.memory import MemoryPlan, gib, host_memory_free, plan
 from nanochat.engine.models import Model, load_model
 from nanochat.engine.models.config import ModelConfig
+from nanochat.engine.models.footprint import bytes_held
 from nanochat.engine.runner import ModelRunner, measure_reserve
 from nanochat.engine.step import KVTensors
 from nanochat.engine.tokenizer import Tokenizer
@@ -85,7 +86,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
         tokenizer=tokenizer,
         device=device,
         dtype=dtype,
-        memory=memory,
+        memory=replace(memory, weights_held=bytes_held(model, device)),
         fingerprint=f"{config.model.resolve()}|{dtype}",
     )
 

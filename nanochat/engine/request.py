@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from nanochat.engine.outputs import CompletionOutput
+from nanochat.engine.outputs import CompletionOutput, RequestMetrics
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.sequence import next_request_id
 
@@ -22,7 +22,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one step brought for one reply. `finished` holds the whole reply when it ended."""
+    """What one step brought for one reply. `finished` holds the whole reply when it ended.
+
+    `first` comes with the first token: what is known then of prompt, prefix cache and prefill.
+    """
 
     request_id: str
     index: int
@@ -30,3 +33,4 @@ class Update:
     token_ids: tuple[int, ...]
     finished: CompletionOutput | None = None
     last: bool = False  # nothing more will come for this request
+    first: RequestMetrics | None = None

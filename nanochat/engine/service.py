@@ -38,6 +38,7 @@ class Load:
         self.error: NanochatError | None = None
         self._done = threading.Event()
         self._progress: tuple[float, str] = (0.0, "importing torch")
+        self.bytes: tuple[int, int] = (0, 0)  # of weights: in place, in all
 
     @property
     def done(self) -> bool:
@@ -63,6 +64,7 @@ class Load:
 
     def report(self, done: int, total: int) -> None:
         """Called by the engine's thread: `done` of `total` bytes of weights are in place."""
+        self.bytes = (done, total)
         self._progress = (done / total if total else 0.0, "reading weights")
 
     def finish(self, error: NanochatError | None) -> None:
@@ -304,6 +306,8 @@ def _snapshot(core: EngineCore, state: str, load_seconds: float) -> EngineStats:
         preemptions=core.scheduler.preemptions,
         steps=core.statistics.steps,
         weight_bytes=memory.weights,
+        weights_held=memory.weights_held,
+        reserve_bytes=memory.reserve,
         kv_bytes=memory.kv_bytes,
         load_seconds=load_seconds,
     )

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from nanochat.engine.outputs import CompletionOutput
+from nanochat.engine.outputs import CompletionOutput, RequestMetrics
 from nanochat.engine.request import Request, Update
 from nanochat.errors import NanochatError
 
@@ -41,6 +41,7 @@ class Stream:
         self.submitted = time.perf_counter()
         self.state: State = "waiting"
         self.prefill_progress: tuple[int, int] = (0, len(request.prompt_ids))
+        self.first: RequestMetrics | None = None  # from the first token on; TTFT as the engine saw it
         self._cancel = cancel
         self._bells: list[Callable[[], None]] = [on_ready] if on_ready is not None else []
         self._changed = threading.Condition()
@@ -163,6 +164,7 @@ class Stream:
         with self._changed:
             quiet = not self._updates
             self._updates.append(update)
+            self.first = self.first or update.first
             self.state = "finished" if update.last else "decoding"
             self._changed.notify_all()
             bells = tuple(self._bells) if quiet or update.last else ()

@@ -57,16 +57,21 @@ def chat_figures(session: ChatSession, host: ModelHost, *, note: str = "") -> Ch
     state, limit = state_word(session, host), host.context
     if reply is not None:
         stream = reply.stream
-        done, total = stream.prefill_progress if stream is not None else (0, 0)
+        first = stream.first if stream is not None else None
+        done, total = stream.prefill_progress if stream is not None and first is None else (0, 0)
         return ChatFigures(
-            state=state, active=True, prefill_done=done, prefill_total=total, decode_rate=reply.decode_rate,
-            decode_history=tuple(reply.rates), context_used=session.context_tokens + reply.num_tokens,
-            context_limit=limit, note=note,
+            state=state, active=True, prefill_done=done, prefill_total=total,
+            prefill_rate=host.engine.stats().prefill_rate if first is None else first.prefill_rate,
+            decode_rate=reply.decode_rate, decode_history=tuple(reply.rates),
+            ttft=None if first is None else first.ttft, reused=None if first is None else first.cached_tokens,
+            prompt_tokens=None if first is None else first.prompt_tokens,
+            context_used=session.context_tokens + reply.num_tokens, context_limit=limit, note=note,
         )  # fmt: skip
     last = session.last(Role.ASSISTANT)
     metrics = last.metrics if last is not None else {}
     return ChatFigures(
-        state=state, decode_rate=float(metrics.get("decode_rate", 0.0)),
+        state=state, prefill_rate=float(metrics.get("prefill_rate", 0.0)),
+        decode_rate=float(metrics.get("decode_rate", 0.0)),
         ttft=float(metrics["ttft"]) if metrics.get("ttft") else None,
         reused=last.cached_tokens if last is not None and metrics else None,
         prompt_tokens=int(metrics.get("prompt_tokens", 0)) or None,

@@ -131,9 +131,9 @@ class Desk:
                 "used; a model loaded in both takes its memory twice.", severity="warning",
             )  # fmt: skip
         if self.history.recovered:
-            app.say(
-                f"{len(self.history.recovered)} interrupted replies were saved: /continue or /retry goes on."
-            )
+            number = len(self.history.recovered)
+            saved = "An interrupted reply was" if number == 1 else f"{number} interrupted replies were"
+            app.say(f"{saved} saved: /continue or /retry goes on.")
         try:
             model = await asyncio.to_thread(self.shelf.first, self._wanted)
         except ModelError as error:

@@ -146,6 +146,13 @@ class ChatSession:
             await asyncio.to_thread(self._services.history.messages.step, self._chat_id(), record.id, step)
             await self.load()
 
+    async def go_to(self, message_id: str) -> None:
+        """Show the version of the chat that has this message; while a reply is on its way, the shown one stays."""
+        if self.busy or (self.records is not None and self.message(message_id) is not None):
+            return
+        await asyncio.to_thread(self._services.history.messages.step, self._chat_id(), message_id, 0)
+        await self.load()
+
     async def delete(self, message_id: str) -> str:
         """Hide a message and all under it; returns its id for `undelete`."""
         with self._alone():

@@ -25,23 +25,34 @@ class SidebarFlow:
 
     def refresh(self) -> None:
         """Read again what is shown; costs nothing while the sidebar is hidden."""
-        if not self._app.desk.is_open or not self._app.chat_screen.sidebar.display:
+        if not self._app.desk.is_open or not self._app.chat_screen.sides.list.display:
             return
         if self._reading is not None:
             self._reading.cancel()
-        self._reading = asyncio.create_task(self._read(self._app.chat_screen.sidebar.query_text))
+        self._reading = asyncio.create_task(self._read(self._app.chat_screen.sides.list.query_text))
 
-    async def act(self, verb: Verb, chat_id: str) -> None:
-        """Do what the user wants with a chat."""
+    async def open_found(self) -> None:
+        """Open the best of what the search finds, once it has caught up with what was typed."""
+        if self._reading is not None:
+            await asyncio.wait({self._reading})
+        self._app.chat_screen.sides.list.open_highlighted()
+
+    async def act(self, verb: Verb, chat_id: str, message_id: str = "") -> None:
+        """Do what the user wants with a chat; `message_id` is the message in it that the search found."""
         app = self._app
         if verb == "undo":
             await editing.undo(app, "")
+            await self._back_to_list()
         elif not chat_id:
             return
         elif verb == "open":
             app.chat_screen.keep_draft()
-            await app.chats.open(chat_id)
+            session = await app.chats.open(chat_id)
+            if message_id:
+                await session.go_to(message_id)
             app.chat_screen.show_active()
+            if message_id:
+                app.chat_screen.call_after_refresh(app.chat_screen.transcript.show_message, message_id)
         elif verb == "rename":
             chat = await asyncio.to_thread(app.history.chats.get, chat_id)
             await chats.rename_chat(app, chat_id, chat.title)
@@ -49,12 +60,17 @@ class SidebarFlow:
             await chats.pin_chat(app, chat_id)
         elif verb == "delete":
             await chats.delete_chat(app, chat_id)
-            app.chat_screen.sidebar.action_to_list()
+            await self._back_to_list()
         else:
             await chats.export_one(app, chat_id)
 
+    async def _back_to_list(self) -> None:
+        """Showing the chat gave it the focus; the user is still busy here."""
+        await self._app.chat_screen.sides.open_list()
+        self._app.chat_screen.sides.list.action_to_list()
+
     async def _read(self, query: str) -> None:
-        history, sidebar = self._app.history, self._app.chat_screen.sidebar
+        history, sidebar = self._app.history, self._app.chat_screen.sides.list
         if query:
             await asyncio.sleep(TYPING_SECONDS)
             sidebar.show_found(await asyncio.to_thread(history.search, query), query)

@@ -31,6 +31,7 @@ class ChatFigures:
     active: bool = False
     prefill_done: int = 0
     prefill_total: int = 0
+    prefill_rate: float = 0.0
     decode_rate: float = 0.0
     decode_history: Sequence[float] = ()
     ttft: float | None = None
@@ -47,7 +48,7 @@ def fields(chat: ChatFigures, engine: EngineStats, device: Reading) -> list[Fiel
     return [
         Field("state", chat.state, 11, 0, _state_tone(chat, engine)),
         Field("model", model, min(max(len(model), 8), 24), 2),
-        Field("prefill", _prefill(chat, engine), 24, 5),
+        Field("prefill", _prefill(chat), 24, 5),
         Field("decode", _decode(chat), 11, 3),
         Field("spark", figures.sparkline(chat.decode_history, 8), 8, 10),
         Field("ttft", "TTFT –" if chat.ttft is None else f"TTFT {chat.ttft:.2f} s", 11, 7),
@@ -82,8 +83,8 @@ def _state_tone(chat: ChatFigures, engine: EngineStats) -> str:
     return "active" if chat.active else ""
 
 
-def _prefill(chat: ChatFigures, engine: EngineStats) -> str:
-    speed = f"prefill {figures.rate(engine.prefill_rate)}/s" if engine.prefill_rate else "prefill –"
+def _prefill(chat: ChatFigures) -> str:
+    speed = f"prefill {figures.rate(chat.prefill_rate)}/s" if chat.prefill_rate else "prefill –"
     if chat.prefill_total and chat.prefill_done < chat.prefill_total and chat.active:
         return f"{speed} {figures.count(chat.prefill_done)}/{figures.count(chat.prefill_total)}"
     return speed

@@ -56,6 +56,17 @@ def test_a_stream_read_from_a_thread_brings_every_token_in_order(ready: EngineSe
     assert ids == reply([1, 2, 3], 20)
 
 
+def test_what_is_known_with_the_first_token_is_what_the_end_says(ready: EngineService) -> None:
+    prompt = list(range(1, 41))
+    ready.submit(request(prompt)).result(WAIT)
+    stream = ready.submit(request(prompt))
+    assert stream.first is None
+    last = stream.result(WAIT).metrics
+    assert stream.first is not None
+    assert (stream.first.prompt_tokens, stream.first.cached_tokens) == (40, 32)
+    assert (stream.first.prefill_rate, stream.first.output_tokens) == (last.prefill_rate, 1)
+
+
 async def test_a_stream_read_from_asyncio_brings_every_token_in_order(ready: EngineService) -> None:
     async def read(start: int) -> list[int]:
         return [token async for delta in ready.submit(request([start])) for token in delta.token_ids]

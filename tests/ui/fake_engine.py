@@ -34,6 +34,7 @@ class FakeLoad:
 
     config: EngineConfig
     progress: tuple[float, str] = (0.0, "importing torch")
+    bytes: tuple[int, int] = (0, 0)
     done: bool = False
     error: NanochatError | None = None
 
@@ -124,21 +125,27 @@ class FakeEngine:
 
     def emit(self, stream: Stream, *pieces: str) -> None:
         for piece in pieces:
-            self._written[stream.request_id].append(piece)
-            stream.put(Update(stream.request_id, 0, piece, (len(self._written[stream.request_id]),)))
+            written = self._written[stream.request_id]
+            written.append(piece)
+            first = self._metrics(stream, 1) if len(written) == 1 else None
+            stream.put(Update(stream.request_id, 0, piece, (len(written),), first=first))
 
     def finish(
         self, stream: Stream, reason: FinishReason = FinishReason.STOP, error: str | None = None
     ) -> None:
-        written, prompt = self._written[stream.request_id], len(stream.request.prompt_ids)
-        metrics = RequestMetrics(
-            prompt_tokens=prompt, cached_tokens=prompt // 2, output_tokens=len(written), prefill_time=0.1, ttft=0.21,
-            decode_time=0.01 * max(len(written) - 1, 1),
-        )  # fmt: skip
+        written = self._written[stream.request_id]
+        metrics = self._metrics(stream, len(written))
         output = CompletionOutput(
             0, "".join(written), tuple(range(1, len(written) + 1)), reason, metrics=metrics, error=error
         )
         stream.put(Update(stream.request_id, 0, "", (), output, last=True))
+
+    def _metrics(self, stream: Stream, tokens: int) -> RequestMetrics:
+        prompt = len(stream.request.prompt_ids)
+        return RequestMetrics(
+            prompt_tokens=prompt, cached_tokens=prompt // 2, output_tokens=tokens, prefill_time=0.1, ttft=0.21,
+            decode_time=0.01 * max(tokens - 1, 1),
+        )  # fmt: skip
 
     def _cancel(self, request_id: str) -> None:
         self.cancelled.append(request_id)

@@ -17,6 +17,7 @@ from nanochat.settings import Paths, Settings
 from nanochat.ui.app import NanochatApp
 from nanochat.ui.desk import Desk
 from nanochat.ui.widgets.prompt_box import PromptBox
+from nanochat.ui.widgets.status_bar import StatusBar
 
 SECONDS = 10.0
 
@@ -87,6 +88,11 @@ class Stage:
 
     def statuses(self) -> list[str]:
         return [message.status for message in self.app.chats.active.conversation.messages]
+
+    @property
+    def status(self) -> str:
+        """What the status bar says."""
+        return str(self.app.chat_screen.query_one(StatusBar).render())
 
     @property
     def notices(self) -> str:

@@ -78,6 +78,22 @@ async def test_two_tabs_stream_at_once_and_the_hidden_one_is_whole_when_shown(tm
         await stage.settle()
 
 
+async def test_the_figures_of_the_prompt_are_there_from_the_first_token_on(tmp_path: Path) -> None:
+    engine = FakeEngine(manual=True)
+    async with on_stage(tmp_path, engine, size=(200, 40)) as stage:
+        await stage.send("a prompt of six words here")
+        await stage.until(lambda: engine.requests)
+        engine.prefill(engine.last, 4)
+        await stage.until(lambda: "prefill – 4/10" in stage.status)
+        engine.emit(engine.last, "one ")
+        await stage.until(lambda: "prefill 50/s" in stage.status)
+        assert "TTFT 0.21 s" in stage.status
+        assert "reused 5/10" in stage.status
+        engine.finish(engine.last)
+        await stage.settle()
+        assert "prefill 50/s" in stage.status
+
+
 async def test_esc_stops_and_keeps_the_text(tmp_path: Path) -> None:
     engine = FakeEngine(manual=True)
     async with on_stage(tmp_path, engine) as stage:
@@ -178,10 +194,58 @@ async def test_the_sidebar_finds_a_word_of_an_old_chat_and_opens_it(tmp_path: Pa
         await stage.press("ctrl+f")
         await stage.until(lambda: stage.app.focused and stage.app.focused.id == "sidebar-search")
         await stage.type("marmal")
-        chats = stage.app.chat_screen.query_one(ChatList)
-        await stage.until(lambda: any("marmalade" in str(option.prompt) for option in chats.options))
-        await stage.press("enter", "enter")
+        await stage.press("enter")  # at once: the search has not found anything yet
         await stage.until(lambda: stage.texts() == ["about the marmalade", "Hello there."])
+
+
+async def test_a_found_message_is_shown_also_where_it_was_replaced(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("about the marmalade")
+        await stage.type("/edit")
+        await stage.press("enter")
+        await stage.until(lambda: stage.app.chats.active.editing)
+        await stage.press("ctrl+u")
+        await stage.ask("about the honey")
+        assert stage.texts() == ["about the honey", "Hello there."]
+        await stage.press("ctrl+f")
+        await stage.type("marmal")
+        await stage.press("down")
+        chats = stage.app.chat_screen.query_one(ChatList)
+        await stage.until(lambda: chats.option_count == 2)
+        await stage.press("down", "enter")
+        await stage.until(lambda: stage.texts() == ["about the marmalade", "Hello there."])
+        first = stage.app.chats.active.conversation.ids[0]
+        await stage.until(
+            lambda: (cursor := stage.app.chat_screen.transcript.cursor) and cursor.message_id == first
+        )
+
+
+async def test_on_a_narrow_screen_the_list_gives_way_to_the_chat(tmp_path: Path) -> None:
+    async with on_stage(tmp_path, size=(80, 24)) as stage:
+        await stage.ask("about the marmalade")
+        await stage.press("ctrl+t")
+        sides = stage.app.chat_screen.sides
+        for leave in ("enter", "escape", "f6", "ctrl+g"):
+            await stage.press("f2")
+            await stage.until(lambda: sides.list.has_focus_within)
+            assert sides.list.region.width == 80
+            await stage.press(leave)
+            await stage.until(lambda: not sides.list.display)
+        assert stage.texts() == ["about the marmalade", "Hello there."]
+        await stage.press("f6")
+        await stage.until(lambda: sides.panel.has_focus_within)
+        await stage.press("escape")
+        await stage.until(lambda: stage.app.chat_screen.prompt.has_focus and not sides.panel.display)
+
+
+async def test_no_terminal_is_too_small_with_both_sides_open(tmp_path: Path) -> None:
+    async with on_stage(tmp_path, size=(200, 40)) as stage:
+        await stage.ask("hello you")
+        await stage.press("f2", "f6")
+        for width, height in ((80, 24), (44, 10), (8, 3), (1, 1), (200, 40)):
+            await stage.pilot.resize_terminal(width, height)
+            await stage.pilot.pause()
+        assert stage.texts() == ["hello you", "Hello there."]
 
 
 async def test_rename_asks_and_the_tab_shows_the_title(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from nanochat.ui.monitor import Reading
 from nanochat.ui.status_fields import ChatFigures, Field, fields, fitting
 from nanochat.ui.titles import clean_title
 
-ENGINE = EngineStats(state="ready", model="Qwen3-0.6B", blocks_total=100, blocks_used=41, blocks_cached=30, waiting=1,
-                     prefill_rate=8412.0)  # fmt: skip
+ENGINE = EngineStats(
+    state="ready", model="Qwen3-0.6B", blocks_total=100, blocks_used=41, blocks_cached=30, waiting=1
+)
 CHAT = ChatFigures(
-    state="prefilling", active=True, prefill_done=3100, prefill_total=9800, decode_rate=143.0,
-    decode_history=(120.0, 143.0), ttft=0.21, reused=7904, prompt_tokens=8120, context_used=8100, context_limit=32768,
+    state="prefilling", active=True, prefill_done=3100, prefill_total=9800, prefill_rate=8412.0,
+    decode_rate=143.0, decode_history=(120.0, 143.0), ttft=0.21, reused=7904, prompt_tokens=8120, context_used=8100, context_limit=32768,
 )  # fmt: skip
 DEVICE = Reading("VRAM", int(17.2 * 2**30), 24 * 2**30, 250.0)
 

@@ -18,12 +18,12 @@ _GROUP = "Chats"
 
 async def sidebar(app: NanochatApp, _: str) -> None:
     """Show the list of chats and go there; from there, hide it."""
-    await app.chat_screen.toggle_sidebar()
+    await app.chat_screen.sides.toggle_list()
 
 
 async def search(app: NanochatApp, query: str) -> None:
     """Search every message of every chat."""
-    await app.chat_screen.search_sidebar(query)
+    await app.chat_screen.sides.search(query)
 
 
 async def rename(app: NanochatApp, title: str) -> None:

@@ -23,13 +23,13 @@ _THINKING = {"on": True, "off": False, "default": None}
 
 async def panel(app: NanochatApp, _: str) -> None:
     """Show the settings of the chat and go there; from there, hide them."""
-    await app.chat_screen.toggle_panel()
+    await app.chat_screen.sides.toggle_panel()
 
 
 async def system(app: NanochatApp, prompt: str) -> None:
     """Set the system prompt, or show the panel."""
     if not prompt:
-        await app.chat_screen.toggle_panel(shown=True)
+        await app.chat_screen.sides.toggle_panel(shown=True)
         return
     await change(app, "system_prompt", "" if prompt in ("none", "default") else prompt)
 

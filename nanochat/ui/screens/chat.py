@@ -17,6 +17,7 @@ from nanochat.sanitize import sanitize
 from nanochat.ui import chrome, figures, links
 from nanochat.ui.commands import REGISTRY, editing, settings
 from nanochat.ui.draft import Draft
+from nanochat.ui.screens.sides import Sides
 from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import short_name
 from nanochat.ui.status_fields import fields
@@ -49,6 +50,7 @@ class ChatScreen(Screen[None]):
         self._shown: ChatSession | None = None
         self._last_status = 0.0
         self._draft_tokens: int | None = None
+        self.sides = Sides(self)
 
     def compose(self) -> ComposeResult:
         """Everything, from top to bottom."""
@@ -63,11 +65,15 @@ class ChatScreen(Screen[None]):
 
     def on_mount(self) -> None:
         """Sidebar and panel begin hidden."""
-        self.sidebar.display = self.panel.display = False
+        self.sides.hide()
         self.query_one(PromptBar).when_empty = self.query_one(Welcome).answer
         self.prompt.keymap = dict(self.nanochat.settings.keymap)
         self.prompt.count_tokens = self.nanochat.count_tokens
         self.prompt.placeholder = "Message · / for commands · F1 for help"
+
+    def on_resize(self) -> None:
+        """Close what has no room any more."""
+        self.sides.fit()
 
     # Parts -------------------------------------------------------------------------------------
 
@@ -85,16 +91,6 @@ class ChatScreen(Screen[None]):
     def prompt(self) -> PromptBox:
         """Where the user writes."""
         return self.query_one(PromptBox)
-
-    @property
-    def sidebar(self) -> Sidebar:
-        """The list of chats."""
-        return self.query_one(Sidebar)
-
-    @property
-    def panel(self) -> ChatPanel:
-        """The chat's settings."""
-        return self.query_one(ChatPanel)
 
     async def add_transcript(self) -> None:
         """Put the transcript in its place. Not part of the first frame: importing it takes a while."""
@@ -152,12 +148,12 @@ class ChatScreen(Screen[None]):
 
     def refresh_panel(self) -> None:
         """The side panel, where it is shown."""
-        if self._shown is None or not self.panel.display:
+        if self._shown is None or not self.sides.panel.display:
             return
         host, session = self.nanochat.host, self._shown
         language = host.language
         used = session.context_tokens
-        self.panel.show(
+        self.sides.panel.show(
             session.settings,
             model=short_name(host.model.name) if host.model else "none",
             defaults=language.defaults if language else {},
@@ -171,33 +167,9 @@ class ChatScreen(Screen[None]):
         self._draft_tokens = tokens
         self._refresh_frame()
 
-    async def toggle_sidebar(self) -> None:
-        """Show the sidebar and go there; hide it when the user is in it."""
-        if self.sidebar.display and self.sidebar.has_focus_within:
-            self.sidebar.display = False
-            self.focus_prompt()
-        else:
-            await self._open_sidebar()
-            self.sidebar.action_to_list()
-
-    async def search_sidebar(self, query: str) -> None:
-        """Show the sidebar and search."""
-        await self._open_sidebar()
-        self.sidebar.search_for(query)
-
-    async def toggle_panel(self, *, shown: bool = False) -> None:
-        """Show the side panel and go there; hide it when the user is in it, unless it is to be `shown`."""
-        if self.panel.display and self.panel.has_focus_within and not shown:
-            self.panel.display = False
-            self.focus_prompt()
-            return
-        await self.panel.fill()
-        self.panel.display = True
-        self.refresh_panel()
-        self.panel.query("Button").first().focus()
-
     def focus_prompt(self) -> None:
         """Let the user write."""
+        self.sides.uncover()
         self.prompt.focus()
 
     def begin_edit(self, message_id: str) -> None:
@@ -273,7 +245,11 @@ class ChatScreen(Screen[None]):
 
     @on(Sidebar.Acted)
     def _sidebar_acted(self, event: Sidebar.Acted) -> None:
-        self.nanochat.attempt(self.nanochat.desk.sidebar.act(event.verb, event.chat))
+        self.nanochat.attempt(self.nanochat.desk.sidebar.act(event.verb, event.chat, event.message))
+
+    @on(Sidebar.Submitted)
+    def _search_submitted(self) -> None:
+        self.nanochat.attempt(self.nanochat.desk.sidebar.open_found())
 
     @on(Sidebar.Searched)
     def _searched(self) -> None:
@@ -323,11 +299,6 @@ class ChatScreen(Screen[None]):
         self.nanochat.attempt(links.confirm(self.nanochat, event.url))
 
     # Inside ------------------------------------------------------------------------------------
-
-    async def _open_sidebar(self) -> None:
-        await self.sidebar.fill()
-        self.sidebar.display = True
-        self.nanochat.desk.sidebar.refresh()
 
     def _refresh_frame(self) -> None:
         if self._shown is None:

@@ -76,7 +76,7 @@ class ChatPanel(VerticalScroll, can_focus=False):
         yield Button(_THINKING_WORDS[None], id="panel-thinking", compact=True)
         yield Label("System prompt", classes="panel-label")
         yield SystemPrompt(id="panel-system", compact=True, highlight_cursor_line=False, placeholder="none")
-        yield Label("Sampling; empty is the model's own default", classes="panel-label")
+        yield Label("Sampling · empty: the model's default", classes="panel-label")
         for knob in KNOBS:
             name = Label(knob.name.removesuffix("_penalty").replace("_", " "))
             line = Input(id=f"panel-{knob.name}", compact=True, select_on_focus=False)

@@ -12,13 +12,14 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content, Span
 from textual.message import Message
-from textual.widgets import Input, OptionList
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from nanochat.history_chats import Day
 from nanochat.history_records import Chat, Found, Snippet
 from nanochat.sanitize import sanitize_line
 
+_KEYS = "/ search · r rename · p pin\nd delete · u undo · x export"
 Verb = Literal["open", "rename", "pin", "delete", "undo", "export"]
 
 
@@ -72,14 +73,22 @@ class Sidebar(Vertical):
         query: str
 
     @dataclass
+    class Submitted(Message):
+        """Enter in the search line: the user wants the best of what is found."""
+
+    @dataclass
     class Left(Message):
         """The user is done here."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._query = ""
 
     async def fill(self) -> None:
         """Make search line and list, when they are wanted first: the first frame does not pay for them."""
         if not self.children:
             search = Input(placeholder="Search all chats", id="sidebar-search", select_on_focus=False)
-            await self.mount(search, ChatList(id="sidebar-list"))
+            await self.mount(search, ChatList(id="sidebar-list"), Static(_KEYS, id="sidebar-keys"))
 
     def show_days(self, days: Iterable[Day], *, active: str | None, today: date) -> None:
         """Show all chats under their days."""
@@ -90,6 +99,7 @@ class Sidebar(Vertical):
         if not options:
             options.append(_heading("No chats yet: what you send appears here."))
         self._replace(options)
+        self._query = ""
 
     def show_found(self, found: Sequence[Found], query: str) -> None:
         """Show what a search found: each chat with its matching messages."""
@@ -102,7 +112,8 @@ class Sidebar(Vertical):
             )
         if not options:
             options.append(_heading(f"Nothing found for “{sanitize_line(query)}”"))
-        self._replace(options)
+        self._replace(options, keep=query == self._query)
+        self._query = query
 
     @property
     def query_text(self) -> str:
@@ -121,9 +132,16 @@ class Sidebar(Vertical):
         self.post_message(self.Searched(event.value.strip()))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Go to what was found."""
+        """Open the best of what is found; without a query, go to the list."""
         event.stop()
-        self.action_to_list()
+        if event.value.strip():
+            self.post_message(self.Submitted())
+        else:
+            self.action_to_list()
+
+    def open_highlighted(self) -> None:
+        """Open the highlighted chat, at the message that was found in it."""
+        self.query_one(ChatList).action_select()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Open the chosen chat."""
@@ -153,9 +171,11 @@ class Sidebar(Vertical):
             event.prevent_default()
             self.query_one(Input).focus()
 
-    def _replace(self, options: list[Option]) -> None:
+    def _replace(self, options: list[Option], *, keep: bool = True) -> None:
+        """Show these; what was highlighted stays so, or the first is."""
         chats = self.query_one(ChatList)
-        kept = None if chats.highlighted is None else chats.get_option_at_index(chats.highlighted).id
+        at = chats.highlighted if keep else None
+        kept = None if at is None else chats.get_option_at_index(at).id
         chats.set_options(options)
         places = {option.id: place for place, option in enumerate(options) if option.id}
         chats.highlighted = places.get(kept or "", next(iter(places.values()), None))

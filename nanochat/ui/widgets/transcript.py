@@ -15,6 +15,7 @@ from textual.strip import Strip
 from nanochat.ui import block_cursor
 from nanochat.ui.block_cursor import BlockCursor
 from nanochat.ui.conversation import Conversation, TranscriptMessage
+from nanochat.ui.conversation_view import ConversationView
 from nanochat.ui.inline import is_web_address
 from nanochat.ui.rows import Row
 from nanochat.ui.widgets.row_painter import ACTION
@@ -119,8 +120,16 @@ class Transcript(TranscriptView, can_focus=True):
         self._dirty.add(None)
         self.flush()
         if view.cursor is not None:
-            for _ in range(2):  # drawing what came on screen may have changed where it is
-                self._show(*view.cursor.span(view))
+            self._bring(view, view.cursor)
+
+    def show_message(self, message_id: str) -> None:
+        """Select a message and bring its start on screen; nothing when it is not here."""
+        view = self._view
+        if view is not None and message_id in view.conversation:
+            view.cursor = BlockCursor(message_id)
+            self._dirty.add(None)
+            self.flush()
+            self._bring(view, view.cursor)
 
     def clear_cursor(self) -> None:
         """Take the block cursor away."""
@@ -162,6 +171,11 @@ class Transcript(TranscriptView, can_focus=True):
         view, cursor = self._view, self.cursor
         self._selected = range(0) if view is None or cursor is None else range(*cursor.span(view))
         return super().render_lines(crop)
+
+    def _bring(self, view: ConversationView, cursor: BlockCursor) -> None:
+        """Scroll to what the cursor selects."""
+        for _ in range(2):  # drawing what came on screen may have changed where it is
+            self._show(*cursor.span(view))
 
     def _show(self, first: int, end: int) -> None:
         """Scroll as little as brings these rows on screen; their start when they are too many."""
