@@ -114,14 +114,22 @@ def _gpu() -> list[Fact]:
             Fact("gpu", f"cuda:{index}", "compute capability {}.{}".format(*torch.cuda.get_device_capability(index)))
             for index in range(torch.cuda.device_count())
         ]  # fmt: skip
-        return devices + capable
+        return [*devices, *capable, _kernels("gpu", torch.device("cuda"), torch.bfloat16)]
     if torch.version.cuda is None:
         why = "this torch is a build for CPUs"
     elif any(fact.name == "driver" for fact in devices):
         why = f"the driver does not let CUDA {torch.version.cuda} start (too old, or no device is visible)"
     else:
         why = "no NVIDIA driver was found"
-    return [*devices, Fact("gpu", "used", f"none: {why}; the CPU does the work")]
+    used = Fact("gpu", "used", f"none: {why}; the CPU does the work")
+    return [*devices, used, _kernels("gpu", torch.device("cpu"), torch.bfloat16)]
+
+
+def _kernels(section: str, device: Any, dtype: Any) -> Fact:
+    """What a model would be computed with here, in the words that a benchmark's header has too."""
+    from nanochat.kernels import pick
+
+    return Fact(section, "kernels", pick(device).describe(dtype))
 
 
 def _nvidia() -> list[Fact]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nanochat.kernels.bundle import AttentionSpec, Reduce
 from nanochat.kernels.decode_plan import decode_plan, invariant_plan
+from nanochat.kernels.flash import FlashAttention, Fresh, fresh_prompts
 from nanochat.kernels.gemv_config import GemvShape
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.routing import run_experts
@@ -46,11 +47,15 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class CudaPlan:
-    """A step's sequences: those in front that decode, and those behind them that prefill."""
+    """A step's sequences: those in front that decode, and those behind them that prefill.
+
+    `fresh` is there where all of the latter are read from their beginning and flash-attn is installed.
+    """
 
     layout: AttentionLayout
     decode: Span
     prefill: Span
+    fresh: Fresh | None = None
 
 
 class CudaKernels:
@@ -72,13 +77,18 @@ class CudaKernels:
         self.pdl = (properties.major, properties.minor) >= (9, 0)
         self.tuning = TuningCache(tuning, properties.name)
         self.counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
+        self.flash = FlashAttention.find() if not deterministic else FlashAttention(None, "no flash-attn")
 
     def describe(self, dtype: torch.dtype) -> str:
         """See `Kernels`."""
         chip = "sm_{}{}".format(*torch.cuda.get_device_capability(self.device))
         name = str(dtype).removeprefix("torch.")
         kind = "batch-invariant" if self.deterministic else f"matrix-vector up to {MAX_ROWS} rows"
-        return f"Triton for {chip}, {name} matrices, {kind}" + (", dependent launch" if self.pdl else "")
+        return (
+            f"Triton for {chip}, {name} matrices, {kind}"
+            + (", dependent launch" if self.pdl else "")
+            + f"; {self.flash.why}"
+        )
 
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Weight:
         """See `Kernels`."""
@@ -94,6 +104,7 @@ class CudaKernels:
             layout,
             Span(0, decoding, max(lens[:decoding], default=0)),
             Span(decoding, seqs - decoding, max(lens[decoding:], default=0)),
+            fresh_prompts(layout, decoding) if self.flash.installed else None,
         )
 
     def rotation(self, cos: Tensor, sin: Tensor, like: Tensor) -> Rope:
@@ -186,9 +197,25 @@ class CudaKernels:
             return out
         if plan.decode.count:
             self._decode(q, spec, cache, plan, None, out)
-        if plan.prefill.count:
+        if plan.prefill.count and not self._flash(q, out, spec, cache, plan):
             self._prefill(q, out, spec, cache, plan)
         return out
+
+    def _flash(
+        self, q: Tensor, out: Tensor, spec: AttentionSpec, cache: tuple[Tensor, Tensor], plan: CudaPlan
+    ) -> bool:
+        """Let flash-attn compute the prefilling rows, where it can and is faster; false if it did not."""
+        flash, fresh, slots = self.flash, plan.fresh, plan.layout.slots
+        if fresh is None or not flash.takes(q, spec):
+            return False
+        if not flash.faster(
+            spec,
+            lambda: flash.attend(q, spec, cache, slots, fresh),
+            lambda: self._prefill(q, out, spec, cache, plan),
+        ):
+            return False
+        out[fresh.row :] = flash.attend(q, spec, cache, slots, fresh)
+        return True
 
     def _decode(
         self,

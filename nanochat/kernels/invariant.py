@@ -26,6 +26,11 @@ class InvariantKernels(ReferenceKernels):
         self._block = _BLOCK  # rows of every product
         self._tried: set[tuple[int, ...]] = set()
 
+    def describe(self, dtype: torch.dtype) -> str:
+        """See `Kernels`."""
+        rows = f"products of {self._block} rows" if self._block > 1 else "products of single rows"
+        return f"{super().describe(dtype)}, batch-invariant ({rows})"
+
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Weight:
         """See `Kernels`. Finds out whether this machine computes all rows of a block alike; if not, blocks are single rows."""
         shape, dtype = tuple(weight.shape), weight.dtype
