@@ -43,7 +43,9 @@ def test_without_a_gpu_the_reason_is_named(starter_home: Path) -> None:
     used = next(fact for fact in facts if fact.name == "used")
     assert used.value.startswith("none: ")
     assert not used.wrong
-    assert next(fact for fact in facts if fact.name == "kernels").value.startswith("torch on the CPU, bfloat16")
+    assert next(fact for fact in facts if fact.name == "kernels").value.startswith(
+        "torch on the CPU, bfloat16"
+    )
 
 
 def test_json_holds_the_same_facts(starter_home: Path) -> None:

@@ -45,7 +45,7 @@ class InvariantKernels(ReferenceKernels):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels`."""
         rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
-        if rows.shape[0] == 1:  # torch adds up a single row in another way than one of several
+        if rows.shape[0] == 1:  # torch adds up a single wide row in parts, on several threads
             rows = rows.repeat(2, 1)
         normed = F.rms_norm(rows, weight.shape, weight, eps).to(x.dtype)
         return normed[: x.numel() // x.shape[-1]].view(x.shape)

@@ -199,7 +199,6 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=WINDOW, help="of a window, at most 1,024")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = False
     with tempfile.TemporaryDirectory() as made:
         folder = model_folder(options.model, Path(made))
         result = measure(folder, options.device, options.positions, min(options.length, WINDOW))
