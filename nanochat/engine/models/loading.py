@@ -17,6 +17,7 @@ from nanochat.engine.models.layers import LayerReader, Piece
 from nanochat.engine.weights import TORCH_DTYPES, Checkpoint
 from nanochat.errors import InvalidModel
 from nanochat.kernels.bundle import Kernels, Reduce
+from nanochat.kernels.packed import Int8Linear, PackedLinear
 
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 _HARMLESS = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")  # buffers that old checkpoints carry
@@ -63,7 +64,7 @@ def _embedding_and_head(
         stored = next((head for head in _HEADS if head in checkpoint), _HEADS[0])
         return Embedding(table), kernels.pack(reader.stacked([Piece(stored, shape)]))
     head = kernels.pack(table)
-    if reader.device.type != "cpu" or isinstance(head, tuple) or isinstance(checkpoint, DrawnWeights):
+    if not isinstance(head, PackedLinear | Int8Linear) or isinstance(checkpoint, DrawnWeights):
         return Embedding(table), head
     entry = checkpoint.entry(name, shape)
     return RowsOnDisk(
