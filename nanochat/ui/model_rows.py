@@ -21,7 +21,7 @@ Tone = Literal["", "good", "bad", "dim", "active"]
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float8_e4m3fn": "fp8"}
 _BAR = 24
 _GAP = 2
-_NAME_LEAST, _NAME_MOST = 18, 44
+_NAME_LEAST, _NAME_MOST, _NOTE_LEAST = 18, 44, 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,6 @@ COLUMNS = (
     Column("licence", 12, 5),
     Column("gated", 5, 7),
     Column("fit", 19, 1),
-    Column("note", 34, 8),
 )
 
 
@@ -83,11 +82,14 @@ def lines_of(row: Row, width: int) -> list[list[Piece]]:
     """A row at this width, as lines of pieces; every piece is cleaned: names and errors come from outside."""
     columns = columns_for(width)
     if row.kind == "words":
-        return [[(_fixed(sanitize_line(row.name), width), "more")]]
+        return [[(_fixed("  " + sanitize_line(row.name), width), "more")]]
+    if row.kind == "leftovers":
+        return [[(f"{row.mark:<2}", "mark"), (_fixed(sanitize_line(row.name), width - 2), "more")]]
     room = width - 2 - sum(column.width + _GAP for column in columns)
     if row.kind == "download":
         room = max(width - 2 - 40, 24)
-    name = _fixed(sanitize_line(row.name), min(room, _NAME_MOST) if row.kind != "download" else min(room, 40))
+    most = 40 if row.kind == "download" else _NAME_MOST
+    name = _named(sanitize_line(row.name), min(room, most), from_left=row.kind == "heading")
     first: list[Piece] = [(f"{row.mark:<2}", "mark"), (name, "name")]
     if row.kind == "download":
         first += [("  ", ""), (row.cells.get("state", ""), "fit")]
@@ -95,6 +97,9 @@ def lines_of(row: Row, width: int) -> list[list[Piece]]:
         for column in columns:
             cell = sanitize_line(row.cells.get(column.name, ""))
             first += [(" " * _GAP, ""), (_fixed(cell, column.width, right=column.right), column.name)]
+        left = width - 2 - min(room, most) - sum(column.width + _GAP for column in columns) - _GAP
+        if left >= _NOTE_LEAST and row.cells.get("note"):
+            first += [(" " * _GAP, ""), (_fixed(sanitize_line(row.cells["note"]), left).rstrip(), "note")]
     further = [[(_fixed("  " + sanitize_line(text), width), "more")] for text in row.more]
     return [first, *further]
 
@@ -224,6 +229,15 @@ def _fixed(text: str, width: int, *, right: bool = False) -> str:
     if cells > width:
         return set_cell_size(text, max(width - 1, 0)) + "…"
     return " " * (width - cells) + text if right else text + " " * (width - cells)
+
+
+def _named(name: str, width: int, *, from_left: bool) -> str:
+    """A name in its column; of one that is too long the end stays: that is where the sizes stand."""
+    if cell_len(name) <= width or from_left:
+        return _fixed(name, width)
+    while cell_len(name) >= width:
+        name = name[1:]
+    return _fixed("…" + name, width)
 
 
 def plain(rows: Sequence[Row], width: int) -> str:

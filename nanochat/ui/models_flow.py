@@ -69,16 +69,16 @@ class ModelsFlow:
             return [*rows, words("looking", "looking …")]
         rows += [self._here(one) for one in found.here]
         if not found.here:
-            rows.append(words("none", "No model is here yet: Enter fetches one of those below."))
+            rows.append(words("none", "no model is here yet: Enter fetches one of those below"))
         if self._leftovers:
             total, number = size(sum(one.size for one in self._leftovers)), len(self._leftovers)
-            text = f"{total} in {number} leftover{'s' if number != 1 else ''} of unfinished downloads"
+            text = f"{total} in {number} leftover{'s' if number != 1 else ''} of unfinished downloads: Enter cleans"
             rows.append(
                 Row(
                     "leftovers",
                     "leftovers",
                     text,
-                    {"fit": "Enter cleans them"},
+                    {},
                     "~",
                     "dim",
                     about=self._left_about(),
@@ -94,7 +94,7 @@ class ModelsFlow:
         title = f"On the hub: “{sanitize_line(self._query)}”" if self._query else "On the hub"
         rows.append(heading(title, of="listing" if self._found else ""))
         if self._search_note or not self._found:
-            rows.append(words("search", self._search_note or "/ searches the hub for models that run here."))
+            rows.append(words("search", self._search_note or "/ searches the hub for models that run here"))
         return [*rows, *(listing_row("hub", one, fit, said) for one, fit, said in self._found)]
 
     def details(self, row: Row) -> list[str]:

@@ -13,13 +13,13 @@ import pytest
 from fake_engine import MODEL, FakeEngine, FakeShelf
 from fakehome import Home
 from fakehub import Hub
-from fakerepo import CONFIG, File, Repo, safetensors, tiny_model
+from fakerepo import CONFIG, Repo, safetensors, tiny_model
 from stage import Stage, make_app
 
 from nanochat import catalog
 from nanochat.errors import ModelNotFound
 from nanochat.fit import Memory
-from nanochat.hub import LocalModel, local_models
+from nanochat.hub import LocalModel, resolve
 from nanochat.ui.screens.models import ModelsScreen
 from nanochat.ui.widgets.model_list import ModelList
 
@@ -37,13 +37,13 @@ def listed(name: str, downloads: int = 1, rows: int = 512, **changes: Any) -> Re
 
 
 class CacheShelf(FakeShelf):
-    """The models of the cache, besides those of a list."""
+    """The models of a list, and those that are really there: in the cache, and in folders."""
 
     def find(self, name: str) -> LocalModel:
         try:
             return super().find(name)
         except ModelNotFound:
-            return next(model for model in local_models() if model.name == name)
+            return resolve(name)
 
 
 @dataclass
@@ -136,6 +136,3 @@ async def on_models(
         finally:
             hub.closing.set()
             await app.desk.close(app)
-
-
-__all__ = ["File", "ModelsStage", "constant_memory", "few_recommended", "listed", "local_model", "on_models"]

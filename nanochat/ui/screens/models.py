@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _HINTS: dict[str, str] = {
     "here": "Enter load · u default · v verify · x remove · e unload · t idle time",
     "listing": "Enter download",
-    "download": "Enter or p pause, go on · x cancel",
+    "download": "p pause, resume · x cancel",
     "leftovers": "Enter clean",
 }
 _ALWAYS = "i details · / search · o folder · Esc back"
