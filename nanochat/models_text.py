@@ -30,9 +30,11 @@ def speed(per_second: float) -> str:
 
 
 def amount(count: int | None) -> str:
-    """Parameters for people: `135M`, `8.2B`."""
+    """Parameters for people: `33k`, `135M`, `8.2B`."""
     if not count:
         return "?"
+    if count < 999_500:
+        return f"{count / 1e3:.0f}k"
     return f"{count / 1e9:.1f}B" if count >= 999_500_000 else f"{count / 1e6:.0f}M"
 
 

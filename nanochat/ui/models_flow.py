@@ -24,7 +24,7 @@ from nanochat.ui.background import detached
 from nanochat.ui.commands.settings import use_model
 from nanochat.ui.download_flow import DownloadFlow
 from nanochat.ui.model_host import HostState
-from nanochat.ui.model_rows import Row, download_row, heading, here_row, listing_row, words
+from nanochat.ui.model_rows import Row, download_row, heading, here_row, in_home, listing_row, words
 from nanochat.ui.screens.question import Answer, Question, TextQuestion
 from nanochat.ui.shelf import reference
 
@@ -386,7 +386,7 @@ class ModelsFlow:
 
         planned = await detached(lambda: plan(model, cache_folder()))
         app = self._app
-        lines = [f"Frees {size(planned.freed)} in {planned.path}."]
+        lines = [f"Frees {size(planned.freed)} in {in_home(planned.path)}."]
         if planned.shared:
             lines.append(f"{size(planned.shared)} stay: other versions or models use them too.")
         if self._is_loaded_model(model):

@@ -18,6 +18,7 @@ from nanochat.download import State
 from nanochat.hub import local_models
 from nanochat.settings import Settings
 from nanochat.ui.screens.question import Question, TextQuestion
+from nanochat.ui.widgets.facts import Facts
 from nanochat.ui.widgets.status_bar import StatusBar
 
 BIG = listed("org/big", rows=8192)
@@ -356,6 +357,6 @@ async def test_details_of_a_model_on_the_hub_come_from_its_headers_not_its_weigh
         await stage.go_to("hub:org/chat-one")
         await stage.press("i")
         await stage.until(lambda: stage.screen == "Page")
-        text = str(stage.app.screen.query(".page-text Static").first().render())
+        text = str(stage.app.screen.query_one(Facts).render())
         assert few.commit in text and "so it         fits with 4k" in text
         assert all(seen.range for seen in hub.gets("*.safetensors*", origin="cdn"))

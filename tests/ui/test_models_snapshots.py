@@ -92,6 +92,8 @@ def pictured(
         await until(pilot, lambda: app.desk.is_open and app.chats is not None and len(app.chats) > 0)
         await until(pilot, lambda: app.host.model is not None)
         flow = app.desk.models
+        await until(pilot, lambda: flow.downloads._queue is not None)
+        await pilot.pause(0.25)  # what was left of earlier runs has been looked at
         flow.downloads.all = downloads
         await pilot.press("f3")
         await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and len(flow.rows()) > 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -13,10 +14,11 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Input, Static
 
-from nanochat.sanitize import sanitize, sanitize_line
+from nanochat.sanitize import sanitize_line
 from nanochat.ui.model_rows import Row
 from nanochat.ui.models_flow import ModelsFlow
 from nanochat.ui.screens.page import Page
+from nanochat.ui.widgets.facts import Facts
 from nanochat.ui.widgets.model_list import ModelList
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class ModelsScreen(Screen[None]):
             with Vertical(id="models-left"):
                 yield ModelList(id="models-list")
             with VerticalScroll(id="models-details", can_focus=False):
-                yield Static("", id="models-details-text")
+                yield Facts(id="models-details-text")
         yield Static("", id="models-hints")
 
     def on_mount(self) -> None:
@@ -206,17 +208,20 @@ class ModelsScreen(Screen[None]):
             self._leave()
 
     async def _search_for(self, text: str) -> None:
-        await self._flow.search(text)
+        searching = asyncio.ensure_future(self._flow.search(text))
+        self.call_after_refresh(self.models.scroll_end, animate=False)  # there stands what is being done
+        await searching
         first = next((row.key for row in self._flow.rows() if row.key.startswith("hub:")), "")
         if self.is_attached:
             self.redraw(go_to=first)
+            if not first:
+                self.call_after_refresh(self.models.scroll_end, animate=False)
 
     async def _details(self, row: Row) -> None:
         lines = await self._flow.look_up(row)
         if self.query_one("#models-details").display or not self.is_current:
             return
-        text = sanitize("\n".join(lines))
-        self.app.push_screen(Page(row.name, Static(Content(text))))
+        self.app.push_screen(Page(row.name, Facts(lines)))
 
     def _leave(self) -> None:
         if self.is_current:
@@ -224,6 +229,6 @@ class ModelsScreen(Screen[None]):
 
     def _show_row(self, row: Row | None) -> None:
         details = self._flow.details(row) if row is not None else []
-        self.query_one("#models-details-text", Static).update(Content(sanitize("\n".join(details))))
+        self.query_one(Facts).show(details)
         hint = _HINTS.get(row.kind, "") if row is not None else ""
         self.query_one("#models-hints", Static).update(Content(" · ".join(filter(None, (hint, _ALWAYS)))))
