@@ -26,7 +26,6 @@ from nanochat.ui.chat_settings import ChatSettings
 from nanochat.ui.engine_port import Engine
 from nanochat.ui.idle_work import IdleWork
 from nanochat.ui.model_host import HostState, ModelHost
-from nanochat.ui.models_flow import ModelsFlow
 from nanochat.ui.monitor import Monitor, Reading
 from nanochat.ui.offers import Offers
 from nanochat.ui.open_chats import OpenChats
@@ -40,6 +39,7 @@ from nanochat.ui.sidebar_flow import SidebarFlow
 if TYPE_CHECKING:
     from nanochat.history import History
     from nanochat.ui.app import NanochatApp
+    from nanochat.ui.models_flow import ModelsFlow
 
 log = logging.getLogger("nanochat.desk")
 
@@ -112,7 +112,8 @@ class Desk:
             titled=lambda chat_id: app.attempt(app.chats_changed(chat_id)),
         )  # fmt: skip
         self.host.before_submit = self.idle.interrupt
-        self.offers, self.sidebar, self.models = Offers(app), SidebarFlow(app), ModelsFlow(app)
+        self.offers, self.sidebar = Offers(app), SidebarFlow(app)
+        self.models = await asyncio.to_thread(_models_flow, app)
         await self.chats.restore()
         self.opened.set()
         app.spawn(pump.run())
@@ -296,6 +297,14 @@ def _open_history(folder: Path) -> History:
     from nanochat.history import History  # SQLite: in a worker, after the first frame
 
     return History.open(folder)
+
+
+def _models_flow(app: NanochatApp) -> ModelsFlow:
+    from nanochat.ui.models_flow import (
+        ModelsFlow,  # catalogue, cache and queue: in a worker, after the first frame
+    )
+
+    return ModelsFlow(app)
 
 
 async def _painted(app: NanochatApp) -> None:

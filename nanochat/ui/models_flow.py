@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from nanochat import catalog, hub
 from nanochat.catalog import Listing
 from nanochat.download import Download, State
+from nanochat.engine.memory import gib
 from nanochat.errors import NanochatError, UsageError
 from nanochat.fit import Fit, Reserves, Ruler
 from nanochat.hub import LocalModel, cache_folder
@@ -97,6 +98,11 @@ class ModelsFlow:
             rows.append(words("search", self._search_note or "/ searches the hub for models that run here"))
         return [*rows, *(listing_row("hub", one, fit, said) for one, fit, said in self._found)]
 
+    @property
+    def query(self) -> str:
+        """What was searched for last."""
+        return self._query
+
     def details(self, row: Row) -> list[str]:
         """What is known of a row, with the arithmetic of its fit."""
         known = list(self._facts.get(row.key, ()))
@@ -118,10 +124,7 @@ class ModelsFlow:
             share, what = host.progress
             return [memory, f"{name}: {what} · {round(100 * share)} %"]
         if host.state is HostState.READY:
-            return [
-                memory,
-                f"{name} is loaded · " + " · ".join(" ".join(line.split()) for line in self.truth()),
-            ]
+            return [memory, f"{name} is loaded: {self._taken()}"]
         if host.state is HostState.FAILED:
             return [memory, f"{name} could not be loaded: {host.error}"]
         return [memory, f"{name} is unloaded; the next message loads it" if name else "no model is loaded"]
@@ -132,6 +135,15 @@ class ModelsFlow:
         if self._estimate is None or not stats.weights_held:
             return [f"context       {stats.max_model_len:,} tokens possible"]
         return self._estimate.beside(stats.weights_held, stats.max_model_len)
+
+    def _taken(self) -> str:
+        stats, estimate = self._app.engine.stats(), self._estimate
+        if estimate is None or not stats.weights_held:
+            return f"context {stats.max_model_len:,}"
+        return (
+            f"{gib(stats.weights_held)} of weights ({gib(estimate.weights)} estimated), "
+            f"context {stats.max_model_len:,} ({estimate.context:,} estimated)"
+        )
 
     # Reading -----------------------------------------------------------------------------------
 

@@ -73,6 +73,7 @@ class ModelsScreen(Screen[None]):
     def on_mount(self) -> None:
         """Show what is known, and look again."""
         self._flow.on_change = self._flow_changed
+        self.query_one(Input).value = sanitize_line(self._flow.query)
         self.call_after_refresh(self.redraw)
         self._attempt(self._flow.refresh())
 
