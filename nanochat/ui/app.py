@@ -65,6 +65,7 @@ class NanochatApp(App[None], inherit_bindings=False):
         "widgets/sidebar.tcss",
         "widgets/chat_panel.tcss",
         "widgets/welcome.tcss",
+        "screens/models.tcss",
     ]
     BINDINGS: ClassVar[list[BindingType]] = [*REGISTRY.bindings("app")]
     ENABLE_COMMAND_PALETTE = True

@@ -82,10 +82,12 @@ class ModelHost:
 
     @property
     def progress(self) -> tuple[float, str]:
-        """How far the load is: (fraction, what is being done)."""
-        return (
-            self._load.progress if self._load is not None and self.state is HostState.LOADING else (0.0, "")
-        )
+        """How far the load is: (fraction, what is being done, with the bytes of weights that are read)."""
+        if self._load is None or self.state is not HostState.LOADING:
+            return 0.0, ""
+        share, what = self._load.progress
+        done, total = self._load.bytes
+        return share, f"{what} {done / 1e9:.1f} of {total / 1e9:.1f} GB" if total else what
 
     def start(self, model: LocalModel) -> None:
         """Load a model without waiting; one that is loaded makes room. Failure shows in `state` and `error`."""
@@ -132,6 +134,12 @@ class ModelHost:
         self._loading, self._load = None, None
         self.engine.unload()
         self._set(HostState.NONE)
+
+    def forget(self) -> None:
+        """Unload, and have no model any more: its files are about to go."""
+        self._model, self.language = None, None
+        self._chosen.clear()
+        self.unload()
 
     def submit(self, request: Request, on_ready: Callable[[], None]) -> Stream:
         """Queue a request that somebody waits for."""
