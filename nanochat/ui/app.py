@@ -85,7 +85,7 @@ class NanochatApp(App[None], inherit_bindings=False):
         self._undo: list[tuple[str, Undo]] = []
         self._interrupts = Interrupts()
         self._ticks = 0
-        self._counting: asyncio.Task[None] | None = None
+        self._counting: asyncio.Task[object] | None = None
         self.spawned: set[asyncio.Task[Any]] = set()
         for each in theme.THEMES:
             self.register_theme(each)
@@ -200,11 +200,12 @@ class NanochatApp(App[None], inherit_bindings=False):
                 raise
             log.debug("the screen was taken down before this was done")
 
-    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
-        """Run this in the background; nobody waits for it."""
+    def spawn(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
+        """Run this in the background; nobody waits for it. The end of the application cancels it."""
         task = asyncio.ensure_future(work)
         self.spawned.add(task)
         task.add_done_callback(self._spawned_ended)
+        return task
 
     def _spawned_ended(self, task: asyncio.Task[Any]) -> None:
         self.spawned.discard(task)
@@ -342,12 +343,13 @@ class NanochatApp(App[None], inherit_bindings=False):
         """Count the tokens in the prompt soon, and show them."""
         if self._counting is not None:
             self._counting.cancel()
-        self._counting = asyncio.create_task(self._count_draft(draft))
+        self._counting = self.spawn(self._count_draft(draft))
 
     async def _count_draft(self, draft: Draft) -> None:
         await asyncio.sleep(0.15)
         tokens = 0 if draft.empty or draft.text.startswith("/") else await self.count_tokens(draft.full)
-        self.chat_screen.show_draft_tokens(tokens)
+        if not self.desk.is_closing:
+            self.chat_screen.show_draft_tokens(tokens)
 
     def show_session(self, session: ChatSession) -> None:
         """Bring a chat into view."""
