@@ -69,6 +69,10 @@ class EngineCore:
         """Whether any sequence is waiting or running."""
         return bool(self._sequences)
 
+    def describe(self) -> str:
+        """What computes the model, in a few words: kernels, graphs."""
+        return self._runner.describe(self.dtype)
+
     # Requests ---------------------------------------------------------------------------------
 
     def check(self, request: Request) -> SamplingParams:

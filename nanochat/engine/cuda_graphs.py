@@ -72,6 +72,10 @@ class DecodeGraphs:
         self._events = [torch.cuda.Event() for _ in range(_RING)]
         self._turn = 0
 
+    def describe(self) -> str:
+        """Which form of a decode step is captured, in a few words."""
+        return f"fused steps up to {_FUSED_ROWS} rows" if self._fused is not None else "plain steps"
+
     def dispatch(self, chunks: list[Chunk]) -> GraphStep:
         """Queue one decode step for `chunks` behind whatever the device still does."""
         size = next(size for size in self._sizes if size >= len(chunks))

@@ -46,6 +46,14 @@ class ModelRunner:
             self._graphs = DecodeGraphs(model, kv_cache, self._last_ids, config.max_num_seqs, max_blocks)
             self._prefills = PrefillGraphs(model, kv_cache, max_blocks, device)
 
+    def describe(self, dtype: torch.dtype) -> str:
+        """What computes the model, in a few words: for reports."""
+        kernels = getattr(self.model, "kernels", None)
+        words = kernels.describe(dtype) if kernels is not None else "torch"
+        if self._graphs is not None:
+            words += f", CUDA graphs ({self._graphs.describe()})"
+        return words
+
     @torch.inference_mode()
     def dispatch(self, chunks: list[Chunk]) -> PendingStep:
         """Run one step over `chunks`. Their sequences' blocks must cover every position."""

@@ -26,6 +26,16 @@ class ReferenceKernels:
         self.device = device
         self.int8_weights = int8_weights
 
+    def describe(self, dtype: torch.dtype) -> str:
+        """See `Kernels`."""
+        name = str(dtype).removeprefix("torch.")
+        if self.device.type != "cpu":
+            return f"plain torch, {name} matrices"
+        if self.int8_weights and dtype in (torch.bfloat16, torch.float16):
+            return "torch on the CPU, int8 matrices with a scale a row"
+        packed = can_pack(torch.empty(1, 1, dtype=dtype))
+        return f"torch on the CPU, {name} matrices" + (" packed by oneDNN" if packed else "")
+
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Weight:
         """See `Kernels`."""
         if (

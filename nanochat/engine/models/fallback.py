@@ -40,7 +40,7 @@ class TransformersModel:
 
     def __init__(self, config: ModelConfig, causal: nn.Module, device: torch.device) -> None:
         self.config = config
-        self._kernels = pick(device)
+        self.kernels = pick(device)
         name = str(causal.base_model_prefix)
         self._decoder = cast(nn.Module, getattr(causal, name))
         # What is left turns hidden states into logits, whatever scaling or capping that takes in this architecture.
@@ -52,7 +52,7 @@ class TransformersModel:
         self, ids: Tensor, positions: Tensor, layout: AttentionLayout, kv_cache: list[tuple[Tensor, Tensor]]
     ) -> Tensor:
         """See `Model`."""
-        step = PagedStep(self.config, self._kernels, self._kernels.plan(layout), kv_cache)
+        step = PagedStep(self.config, self.kernels, self.kernels.plan(layout), kv_cache)
         output = self._decoder(
             input_ids=ids[None], position_ids=positions[None], use_cache=False, paged_step=step
         )
