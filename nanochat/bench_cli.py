@@ -15,8 +15,8 @@ from typing import Any
 
 import click
 
-from nanochat.bench import PRESETS, START, WORKLOADS, Plan, Progress, Row, Run, Sizes, run_benchmark
-from nanochat.benchmarks.report import as_csv, comparison_lines, header, markdown, number, table
+from nanochat.bench import PRESETS, START, WORKLOADS, Hooks, Plan, Progress, Row, Run, Sizes, run_benchmark
+from nanochat.benchmarks.report import as_csv, comparison_lines, duration, header, markdown, number, table
 from nanochat.benchmarks.storage import Results
 from nanochat.errors import UsageError
 
@@ -151,9 +151,7 @@ def _run(plan: Plan, results: Results | None) -> Run:
             results.save(run)
 
     with _interruptible() as stopped:
-        run = run_benchmark(
-            plan, on_progress=screen.progress, on_row=on_row, on_state=screen.show, stopped=stopped
-        )
+        run = run_benchmark(plan, Hooks(screen.progress, on_row, screen.show, stopped))
     screen.clear()
     if results is not None:
         click.echo(f"kept as {results.save(run)}", err=True)
@@ -187,6 +185,14 @@ def _row_line(row: Row) -> str:
     return f"{row.test} ({row.engine}): {number(row.summary.median)} {row.unit}{reached}"
 
 
+def _left(progress: Progress) -> str:
+    if progress.run_seconds_left is not None:
+        return f", about {duration(progress.run_seconds_left)} left"
+    if progress.seconds_left is not None:
+        return f", about {duration(progress.seconds_left)} left in this test"
+    return ""
+
+
 class _Line:
     """One line on stderr that is overwritten; without a terminal, only what is kept is printed."""
 
@@ -199,7 +205,9 @@ class _Line:
 
     def progress(self, progress: Progress) -> None:
         value = f", {number(progress.value)} {progress.unit}" if progress.value is not None else ""
-        left = f", {progress.seconds_left:.0f} s left in this test" if progress.seconds_left else ""
+        left = _left(progress)
+        if progress.rate is not None:
+            value = f", now {number(progress.rate)} tok/s"
         what = f"{progress.repeat}/{progress.repeats}" if progress.repeat else "warm-up"
         self.show(
             f"[{progress.case}/{progress.cases}] {progress.test} ({progress.engine}): {what}{value}{left}"
