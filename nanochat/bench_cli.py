@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 import tempfile
@@ -92,9 +93,23 @@ def bench(context: click.Context, **options: Any) -> None:
     if options["as_json"]:
         click.echo(json.dumps(run.as_dict(), ensure_ascii=False, allow_nan=False))
     else:
-        for line in (*header(run), "", *table(run)):
-            click.echo(line)
+        _print_run(run, pictures=sys.stdout.isatty())
     sys.exit(_exit_code(run))
+
+
+def _print_run(run: Run, *, pictures: bool) -> None:
+    """Header and table; on a terminal the pictures too."""
+    for line in (*header(run), "", *table(run)):
+        click.echo(line)
+    if not pictures:
+        return
+    from nanochat.benchmarks.charts import charts_of
+    from nanochat.benchmarks.text_plot import plain
+
+    columns = min(shutil.get_terminal_size().columns, 120)
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    for chart in charts_of(run):
+        click.echo("\n" + "\n".join(plain(chart, columns, 18, ascii_only=not unicode)))
 
 
 def _exit_code(run: Run) -> int:
@@ -233,7 +248,9 @@ def list_runs() -> None:
 
 @bench.command()
 @click.argument("name", default="last")
-@click.option("--format", "kind", type=click.Choice(["text", "markdown", "json", "csv"]), default="text")
+@click.option(
+    "--format", "kind", type=click.Choice(["text", "plot", "markdown", "json", "csv"]), default="text"
+)
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it as SVG as well.")
 def show(name: str, kind: str, plot: Path | None) -> None:
     """A kept run: its id or the beginning of it, `last`, `last-1`, or a file."""
@@ -249,8 +266,7 @@ def show(name: str, kind: str, plot: Path | None) -> None:
     elif kind == "csv":
         click.echo(as_csv(run), nl=False)
     else:
-        for line in (*header(run), "", *table(run)):
-            click.echo(line)
+        _print_run(run, pictures=sys.stdout.isatty() or kind == "plot")
 
 
 @bench.command()

@@ -146,7 +146,7 @@ def test_the_picture_is_xml_with_every_point() -> None:
     ] + [replace(a_row("turn <1>", place={"turn": 1, "cache": True}), unit="ms")]  # fmt: skip
     run = a_run(*rows)
     assert [chart.title for chart in charts_of(run)] == [
-        "Roofline", "Throughput against batch", "Throughput of each request", "First token of each turn",
+        "Throughput against batch", "Throughput of each request", "First token of each turn", "Roofline",
     ]  # fmt: skip
     tree = ElementTree.fromstring(svg(run))
     circles = tree.findall("{http://www.w3.org/2000/svg}circle")

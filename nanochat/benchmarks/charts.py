@@ -38,8 +38,8 @@ class Chart:
 
 
 def charts_of(run: Run) -> list[Chart]:
-    """The pictures that a run has rows for: the roofline, throughput against batch, first tokens by turn."""
-    charts = [roofline(run), *_throughput(run), *_turns(run)]
+    """The pictures that a run has rows for: throughput against batch, first tokens by turn, the roofline."""
+    charts = [*_throughput(run), *_turns(run), roofline(run)]
     return [chart for chart in charts if any(series.points for series in chart.series)]
 
 

@@ -117,16 +117,13 @@ class _Drawing:
                 self._cells[self._row_of(y), self._column_of(x)] = (sign, place)
 
     def _add_labels(self, place: int, series: Series) -> None:
-        """Each point's name beside it, right or left, on its row or next to it, where there is room; else nowhere."""
+        """Each point's name beside it, right or left, where there is room; else nowhere."""
         for (x, y), label in zip(series.points, series.labels, strict=False):
             row, column = self._row_of(y), self._column_of(x)
-            starts = [
-                (row + down, start) for down in (0, -1, 1) for start in (column + 2, column - len(label) - 1)
-            ]
-            for at, start in starts:
-                if self._free(at, start, len(label)):
+            for start in (column + 2, column - len(label) - 1):
+                if self._free(row, start, len(label)):
                     for offset, letter in enumerate(label):
-                        self._cells[at, start + offset] = (letter, place)
+                        self._cells[row, start + offset] = (letter, place)
                     break
 
     def _free(self, row: int, start: int, length: int) -> bool:

@@ -92,7 +92,7 @@ def kept_line(run: Run | str, marked: bool, width: int) -> Content:
     preset = _fixed(sanitize_line(run.preset), 13)
     parts: list[str | tuple[str, str]] = [sign, when if width >= 70 else when[5:], "  ", (preset, "bold")]
     if width >= 70:
-        parts += ["  ", _fixed(name, max(width - 62, 16))]
+        parts += ["  ", _fixed(name, max(width - 56, 16))]
     parts += [(f" {rows:>8}", _DIM)]
     if run.partial:
         parts.append(("  partial", "$warning"))

@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import ContentSwitcher, OptionList, Static
+from textual.widgets import Button, ContentSwitcher, OptionList, Static
 from textual.widgets.option_list import Option
 
 from nanochat import starter
@@ -30,7 +30,9 @@ from nanochat.ui import bench_text, figures
 from nanochat.ui.benchmark import Benchmark, kept_runs, plan_for
 from nanochat.ui.exporting import write_new
 from nanochat.ui.widgets.chart_view import ChartView
+from nanochat.ui.widgets.choices import Choices
 from nanochat.ui.widgets.result_table import ResultTable
+from nanochat.ui.widgets.view_strip import ViewStrip
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
@@ -43,13 +45,13 @@ _TITLES: dict[View, str] = {
     "compare": "Comparison",
 }
 _ORDER: tuple[View, ...] = ("measure", "run", "kept")
-_HINTS: dict[View, str] = {
-    "measure": "Enter start · Esc back · Tab models · + - repeats · t against Transformers",
-    "run": "Esc back · y copy · e export · ↑↓ scroll · 3 kept runs",
-    "kept": "Enter show · Space mark · c compare · y copy · e export · Esc back",
-    "compare": "Esc back · y copy · e export · ↑↓ scroll",
+_HINTS: dict[View, tuple[str, ...]] = {  # what matters most comes first: a narrow screen shows fewer
+    "measure": ("Enter start", "Esc back", "Tab models", "+ - repeats", "t against Transformers"),
+    "run": ("Esc back", "y copy", "e export", "↑↓ scroll", "←→ views"),
+    "kept": ("Enter show", "Space mark", "c compare", "Esc back", "y copy", "e export"),
+    "compare": ("Esc back", "y copy", "e export", "↑↓ scroll"),
 }
-_RUNNING = "Esc stops and keeps what was finished · ↑↓ scroll"
+_RUNNING = ("Esc stops and keeps what was finished", "↑↓ scroll")
 _MOST_REPEATS = 100
 _DRAWN = tuple(name for name in SHAPES if name != "tiny")
 _FORMATS = (
@@ -95,25 +97,26 @@ class BenchScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         """Head, progress, one of four views, and what the keys do."""
-        yield Static(id="bench-head")
+        yield ViewStrip("Benchmark", id="bench-head")
         yield Static(id="bench-live")
         with ContentSwitcher(initial="bench-measure", id="bench-views"):
             with Vertical(id="bench-measure"):
                 with Horizontal(id="bench-choices"):
                     with Vertical(id="bench-left"):
                         yield Static("What", classes="bench-title")
-                        yield OptionList(*(Option(name, id=name) for name in ABOUT), id="bench-presets")
+                        yield Choices(*(Option(name, id=name) for name in ABOUT), id="bench-presets")
                     with Vertical(id="bench-right"):
                         yield Static("Model", classes="bench-title")
-                        yield OptionList(id="bench-models")
+                        yield Choices(id="bench-models")
                 yield Static(id="bench-about")
+                yield Button("Start", id="bench-start", compact=True)
             with VerticalScroll(id="bench-run"):
                 yield Static(id="bench-facts")
                 yield ResultTable()
                 yield Vertical(id="bench-charts")
                 yield Static(id="bench-small")
             with Vertical(id="bench-kept-box"):
-                yield OptionList(id="bench-kept")
+                yield Choices(id="bench-kept")
             with VerticalScroll(id="bench-compare"):
                 yield Static(id="bench-words")
         yield Static(id="bench-hint")
@@ -188,6 +191,17 @@ class BenchScreen(Screen[None]):
     def _start_chosen(self, event: OptionList.OptionSelected) -> None:
         event.stop()
         self.nanochat.attempt(self._start())
+
+    @on(Button.Pressed, "#bench-start")
+    def _start_pressed(self, event: Button.Pressed) -> None:
+        event.stop()
+        self.nanochat.attempt(self._start())
+
+    @on(ViewStrip.Chosen)
+    def _view_chosen(self, event: ViewStrip.Chosen) -> None:
+        event.stop()
+        if event.place < len(_ORDER):
+            self.action_show(_ORDER[event.place])
 
     @on(OptionList.OptionSelected, "#bench-kept")
     def _kept_chosen(self, event: OptionList.OptionSelected) -> None:
@@ -343,8 +357,6 @@ class BenchScreen(Screen[None]):
             return
         if not self.benchmark.running:
             self.nanochat.attempt(self._read_kept())
-            if self.benchmark.error:
-                self.nanochat.say(self.benchmark.error, severity="error")
         self._refresh()
 
     def on_resize(self) -> None:
@@ -356,9 +368,10 @@ class BenchScreen(Screen[None]):
         """Everything that is not in a list."""
         benchmark, width = self.benchmark, self.app.size.width - 4
         self.set_class(benchmark.running, "-running")
-        self.query_one("#bench-head", Static).update(self._head())
-        hint = _RUNNING if benchmark.running else _HINTS[self._view]
-        self.query_one("#bench-hint", Static).update(Content(hint))
+        views = (*_ORDER, "compare") if self._view == "compare" else _ORDER
+        self.query_one(ViewStrip).show([_TITLES[view] for view in views], views.index(self._view))
+        hints = _RUNNING if benchmark.running else _HINTS[self._view]
+        self.query_one("#bench-hint", Static).update(Content(_fitting(hints, self.app.size.width - 2)))
         live = bench_text.live(
             benchmark.progress, benchmark.word, benchmark.rates, width, stopping=benchmark.stopping
         )
@@ -380,7 +393,8 @@ class BenchScreen(Screen[None]):
         else:
             nothing = "" if benchmark.running else "Nothing has been measured yet: 1 chooses what."
             style = "$error" if benchmark.error else "$foreground 60%"
-            facts.update(Content.styled(sanitize_line(benchmark.error or nothing), style))
+            failed = f"It could not be measured: {benchmark.error}" if benchmark.error else nothing
+            facts.update(Content.styled(sanitize_line(failed), style))
             small.update("")
         if run is not self._drawn:
             self._drawn = run
@@ -395,14 +409,6 @@ class BenchScreen(Screen[None]):
             ascii_only = self.nanochat.desk.ascii_only
             found = charts_of(run) if run is not None else []
             await charts.mount_all([ChartView(chart, ascii_only=ascii_only) for chart in found])
-
-    def _head(self) -> Content:
-        parts: list[str | tuple[str, str]] = [("Benchmark", "bold $primary"), "   "]
-        views = (*_ORDER, "compare") if self._view == "compare" else _ORDER
-        for view in views:
-            style = "bold reverse" if view == self._view else "$foreground 70%"
-            parts += [(f" {_TITLES[view]} ", style), " "]
-        return Content.assemble(*parts)
 
     def _about(self) -> Content:
         against = " · against Transformers" if self._against else ""
@@ -419,6 +425,13 @@ def _model_line(model: LocalModel | str) -> Content:
     return Content.assemble(
         sanitize_line(model.name), (f"  {figures.size(model.size)}{note}", "$foreground 60%")
     )
+
+
+def _fitting(hints: tuple[str, ...], width: int) -> str:
+    """As many of the hints as fit on one row, the first ones first."""
+    while len(hints) > 1 and len(" · ".join(hints)) > width:
+        hints = hints[:-1]
+    return " · ".join(hints)
 
 
 def _as(run: Run, kind: str) -> str:
