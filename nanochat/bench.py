@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import re
 import secrets
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -105,8 +106,21 @@ def run_benchmark(plan: Plan, hooks: Hooks | None = None) -> Run:
         run = replace(run, partial=not whole)
     except KeyboardInterrupt:
         log.info("the run was stopped after %s rows", len(run.rows))
-    flags = tuple(dict.fromkeys(flag for row in run.rows for flag in row.flags))
-    return replace(run, flags=flags, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    return replace(
+        run,
+        flags=_worst(flag for row in run.rows for flag in row.flags),
+        finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
+
+
+def _worst(flags: Iterable[str]) -> tuple[str, ...]:
+    """Each kind of flag once, with its largest number: rows keep their own."""
+    kinds: dict[str, tuple[float, str]] = {}
+    for flag in flags:
+        number = re.search(r"\d+(?:\.\d+)?", flag)
+        kind = flag[: number.start()] if number else flag
+        kinds[kind] = max(kinds.get(kind, (-1.0, "")), (float(number.group()) if number else 0.0, flag))
+    return tuple(flag for _, flag in kinds.values())
 
 
 def _rows(plan: Plan, setting: _Setting, hooks: Hooks, facts: dict[str, Any]) -> Generator[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 from nanochat.settings import private_folder
@@ -25,6 +26,16 @@ def set_variables() -> None:
     """Set what torch and the Hugging Face libraries read when they are imported; the user's own values stay."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def own_module(module: str) -> tuple[list[str], dict[str, str]]:
+    """(command, environment) that run a module of this very package in a new process, whatever lies in its folder.
+
+    `python -m` alone looks into the current folder first, where another nanochat may be.
+    """
+    here = str(Path(__file__).resolve().parents[1])
+    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return [sys.executable, "-P", "-m", module], os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def debugging() -> bool:

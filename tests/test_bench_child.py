@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from nanochat.benchmarks.child import BenchProcess, Doing, Ended, Event, Grown, 
 from nanochat.benchmarks.known_shapes import write_shape
 from nanochat.benchmarks.storage import Results
 from nanochat.benchmarks.time_left import TimeLeft
+from nanochat.environment import own_module
 from nanochat.errors import NanochatError
 
 
@@ -45,6 +47,14 @@ async def test_rows_come_as_they_are_measured_and_the_run_is_kept(plan: Plan, na
     told = [event for event in events if isinstance(event, Progress)]
     assert told[0].repeat == 0 and told[-1].case == told[-1].cases == 2
     assert Results.find().load(ended.id) == ended
+
+
+def test_another_nanochat_in_the_folder_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "nanochat").mkdir()
+    (tmp_path / "nanochat" / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    command, environment = own_module("nanochat.settings")
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 async def test_a_stopped_run_ends_at_once_and_is_partial(plan: Plan) -> None:

@@ -11,14 +11,14 @@ import asyncio
 import contextlib
 import json
 import os
-import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nanochat.bench import Hooks, Plan, Progress, Run, Sizes, run_benchmark
+from nanochat.environment import own_module
 from nanochat.errors import NanochatError
 
 STOP_SECONDS = 1.5
@@ -60,9 +60,10 @@ class BenchProcess:
         command: starts the process; this module's own, unless a test has another.
     """
 
-    def __init__(self, plan: Plan, command: tuple[str, ...] | None = None) -> None:
+    def __init__(self, plan: Plan, command: Sequence[str] | None = None) -> None:
         self._plan = plan
-        self._command = command or (sys.executable, "-m", "nanochat.benchmarks.child")
+        own, self._environment = own_module("nanochat.benchmarks.child")
+        self._command = command or own
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
         self._complaints = b""
@@ -75,7 +76,13 @@ class BenchProcess:
         """
         pipe = asyncio.subprocess.PIPE
         self._process = process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=pipe, stdout=pipe, stderr=pipe, limit=_LONGEST_LINE, start_new_session=True
+            *self._command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            limit=_LONGEST_LINE,
+            start_new_session=True,
+            env=self._environment,
         )
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         complaining = asyncio.create_task(self._take_complaints(process.stderr))
