@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nanochat.bench import Plan, Progress, Sizes
@@ -96,14 +99,14 @@ async def test_a_process_that_dies_is_explained(plan: Plan, code: str, said: str
         await everything(BenchProcess(plan, (sys.executable, "-c", code)))
 
 
-async def test_the_process_ends_with_whoever_started_it(plan: Plan) -> None:
+async def test_the_process_ends_when_nobody_reads_any_more(plan: Plan) -> None:
     process = BenchProcess(replace(plan, repeats=100_000))
-    async for event in process.events():
-        if isinstance(event, Progress):
-            break  # the reader goes away
+    async with contextlib.aclosing(process.events()) as events:
+        async for event in events:
+            if isinstance(event, Progress):
+                break  # the reader goes away
     inner = process._process
-    assert inner is not None
-    await asyncio.wait_for(inner.wait(), 10)
+    assert inner is not None and inner.returncode is not None
     with pytest.raises(ProcessLookupError):
         os.kill(inner.pid, 0)
 
@@ -115,3 +118,23 @@ def test_the_time_left_follows_from_what_the_cases_before_took() -> None:
     assert left.after(5.0) == pytest.approx(5.0 + 10 * 4 * 3.0)
     left.ended(80.0)
     assert left.after(7.0) == pytest.approx(7.0)
+
+
+def test_the_process_ends_when_whoever_started_it_is_gone(plan: Plan, tmp_path: Path) -> None:
+    """The starter is killed: its end of the pipe closes, and the run stops by itself."""
+    code = (
+        "import asyncio, json, os, signal, sys\n"
+        "from nanochat.benchmarks.child import BenchProcess, plan_from_dict\n"
+        "from nanochat.bench import Progress\n"
+        "async def main():\n"
+        "    process = BenchProcess(plan_from_dict(json.loads(sys.argv[1])))\n"
+        "    async for event in process.events():\n"
+        "        if isinstance(event, Progress):\n"
+        "            print(process._process.pid, flush=True)\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())\n"
+    )
+    argument = json.dumps(plan_as_dict(replace(plan, repeats=100_000)))
+    done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, timeout=60)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(done.stdout)).wait(15)

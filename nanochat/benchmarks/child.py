@@ -103,6 +103,8 @@ class BenchProcess:
         finally:
             self._kill()
             complaining.cancel()
+            process.stdin.close()
+            await process.wait()
 
     async def stop(self) -> None:
         """End the run: between two steps if it can, and by ending its process if that takes too long."""

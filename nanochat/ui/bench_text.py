@@ -43,7 +43,7 @@ def _bar(share: float, left: str, width: int) -> Content:
     said = f" {100 * share:3.0f} %{' · ' + left if left else ''}"
     room = max(min(width - cell_len(said), 60), 4)
     full = round(share * room)
-    return Content.assemble(("━" * full, "$primary"), ("━" * (room - full), "$foreground 20%"), said)
+    return Content.assemble(("━" * full, "$primary"), ("┄" * (room - full), "$foreground 40%"), said)
 
 
 def _left(progress: Progress) -> str:

@@ -50,6 +50,16 @@ def words(stage: Stage, name: str) -> str:
     return str(stage.app.screen.query_one(name, Static).content)
 
 
+async def test_it_opens_by_its_command_too(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.type("/bench")
+        await stage.press("escape", "enter")
+        await stage.until(lambda: stage.screen == "BenchScreen")
+        assert any(
+            command.title == "Benchmark" for command in stage.app.get_system_commands(stage.app.screen)
+        )
+
+
 async def test_a_run_begins_with_what_is_chosen(tmp_path: Path) -> None:
     async with at_the_bench(tmp_path) as (stage, process):
         await stage.press("down", "plus", "plus", "t", "tab", "down", "down")
@@ -191,8 +201,8 @@ async def test_two_kept_runs_are_compared(tmp_path: Path) -> None:
 
 async def test_a_comparison_within_noise_says_so(tmp_path: Path) -> None:
     again = runs.quick(1.004, name="20260105-120000-dddd")
-    async with at_the_bench(tmp_path, runs.quick(), again) as (stage, _):
-        await stage.press("3", "c")
+    async with at_the_bench(tmp_path, runs.quick(), runs.chat(), again) as (stage, _):
+        await stage.press("3", "c")  # with the last one like it, not with the chat between them
         await stage.until(lambda: words(stage, "#bench-words").count("≈ within noise") == 4)
 
 

@@ -291,14 +291,20 @@ class BenchScreen(Screen[None]):
         self._show_kept()
 
     def action_compare(self) -> None:
-        """Compare the two marked runs, or the highlighted one with the marked one or the one before it."""
+        """Compare the two marked runs, or the highlighted one with the marked one, or with the last one like it."""
         runs = [run for run in self._kept if isinstance(run, Run)]
         chosen = [run for run in runs if run.id in self._marked]
         run = self._highlighted_run
         if len(chosen) < 2 and run is not None and run not in chosen:
             chosen.append(run)
-        if len(chosen) < 2 and run in runs and runs.index(run) + 1 < len(runs):
-            chosen.append(runs[runs.index(run) + 1])
+        if len(chosen) < 2 and run is not None:
+            earlier = runs[runs.index(run) + 1 :]
+            like = [
+                each
+                for each in earlier
+                if (each.preset, each.model["name"]) == (run.preset, run.model["name"])
+            ]
+            chosen += (like or earlier)[:1]
         if len(chosen) < 2:
             self.nanochat.say("Mark two runs with Space, then c compares them.", severity="warning")
             return
