@@ -29,7 +29,8 @@ class EngineConfig:
         enforce_eager: no CUDA graphs.
         enable_prefix_caching: reuse the KV blocks of equal prefixes.
         prefix_salt: separates prefix caches: equal prefixes under different salts share nothing.
-        tensor_parallel_size: over how many devices a model is split.
+        tensor_parallel_size: over how many devices a model is split. `None` is as few of the GPUs that are there as
+            hold the model, and one on a CPU.
         deterministic: batch-invariant kernels: the same bits whatever else is in the batch.
         skip_tokenizer: read no tokenizer: prompts are token ids and results have no text.
         random_weights: draw the weights instead of reading them, so that a config.json is enough (benchmarks).
@@ -49,7 +50,7 @@ class EngineConfig:
     enforce_eager: bool = False
     enable_prefix_caching: bool = True
     prefix_salt: str = ""
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int | None = None
     deterministic: bool = False
     skip_tokenizer: bool = False
     random_weights: bool = False
