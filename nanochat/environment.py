@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 from nanochat.settings import private_folder
@@ -32,6 +33,16 @@ def set_thread_variables() -> None:
     """Set what torch's threads read when they start, and no more: for a script that imports the Python API."""
     for name, value in _THREADS.items():
         os.environ.setdefault(name, value)
+
+
+def own_module(module: str) -> tuple[list[str], dict[str, str]]:
+    """(command, environment) that run a module of this very package in a new process, whatever lies in its folder.
+
+    `python -m` alone looks into the current folder first, where another nanochat may be.
+    """
+    here = str(Path(__file__).resolve().parents[1])
+    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return [sys.executable, "-P", "-m", module], os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def debugging() -> bool:

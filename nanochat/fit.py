@@ -101,7 +101,7 @@ class Fit:
 
     def beside(self, weights: int, context: int) -> list[str]:
         """Estimate and truth after a load: bytes that the weights were seen to take, tokens that are possible."""
-        off = (self.weights - weights) / weights * 100 if weights else 0.0
+        off = round((self.weights - weights) / weights * 100, 1) + 0.0 if weights else 0.0
         return [
             f"weights       {gib(self.weights)} estimated, {gib(weights)} taken ({off:+.1f} %)",
             f"context       {self.context:,} tokens estimated, {context:,} possible",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,13 @@ def leftovers(paths: Paths) -> list[Leftover]:
     """What unfinished downloads left in the cache, ours and other tools', and nobody goes on with."""
     entries = Journal(paths.data / "downloads").entries()
     return find(cache_folder(), {etag for entry in entries for etag in entry.etags})
+
+
+def disk_free(folder: Path) -> int:
+    """Bytes that are free on the disk that a folder is, or would be, on."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def origin_of(model: LocalModel, paths: Paths) -> tuple[str, bool | None]:

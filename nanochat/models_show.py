@@ -81,8 +81,8 @@ def facts_of(name: str, revision: str, paths: Paths) -> Facts:
     ruler = Ruler.of(paths, Settings.load(paths.settings_file))
     model = _local(name, paths)
     if model is not None and revision in ("main", model.path.name):
-        return _local_facts(model, paths, ruler)
-    return _remote_facts(name, revision, ruler)
+        return local_facts(model, paths, ruler)
+    return remote_facts(name, revision, ruler)
 
 
 def _local(name: str, paths: Paths) -> LocalModel | None:
@@ -96,7 +96,8 @@ def _local(name: str, paths: Paths) -> LocalModel | None:
         return None
 
 
-def _local_facts(model: LocalModel, paths: Paths, ruler: Ruler) -> Facts:
+def local_facts(model: LocalModel, paths: Paths, ruler: Ruler) -> Facts:
+    """The facts of a model on this machine. Blocks: reads the headers of its weights."""
     shape = Shape.in_folder(model.path)
     commit = model.path.name if model.source == "cache" and COMMIT.fullmatch(model.path.name) else None
     at = None
@@ -124,7 +125,8 @@ def _local_facts(model: LocalModel, paths: Paths, ruler: Ruler) -> Facts:
     )
 
 
-def _remote_facts(name: str, revision: str, ruler: Ruler) -> Facts:
+def remote_facts(name: str, revision: str, ruler: Ruler) -> Facts:
+    """The facts of a model on the hub, its weights unfetched. Blocks. Raises Offline, ModelNotFound, DownloadError."""
     found = catalog.describe(name, revision, cache_folder())
     return Facts(
         name=name,

@@ -30,7 +30,8 @@ class EngineConfig:
         enforce_eager: no CUDA graphs.
         enable_prefix_caching: reuse the KV blocks of equal prefixes.
         prefix_salt: separates prefix caches: equal prefixes under different salts share nothing.
-        tensor_parallel_size: over how many devices a model is split.
+        tensor_parallel_size: over how many devices a model is split. `None` is as few of the GPUs that are there as
+            hold the model, and one on a CPU.
         deterministic: batch-invariant kernels: a reply is the same bits alone or in company, with a cached prefix or
             a computed one, in graphs or without; slower. For models of our own decoder, on at most two devices.
         skip_tokenizer: read no tokenizer: prompts are token ids and results have no text.
@@ -51,7 +52,7 @@ class EngineConfig:
     enforce_eager: bool = False
     enable_prefix_caching: bool = True
     prefix_salt: str = ""
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int | None = None
     deterministic: bool = False
     skip_tokenizer: bool = False
     random_weights: bool = False

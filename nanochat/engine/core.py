@@ -64,6 +64,7 @@ class EngineCore:
         lookahead = BLOCK_SIZE if loaded.device.type == "cuda" else 0
         self.scheduler = Scheduler(self.cache, budget, lookahead)
         self.statistics = Statistics()
+        self.group = loaded.group
         self._runner = loaded.runner
         self._root = hashlib.sha256(f"{loaded.fingerprint}|{config.prefix_salt}".encode()).digest()
         self._arrivals = count()
@@ -73,6 +74,11 @@ class EngineCore:
         # Steps dispatched beyond the one whose tokens are being read: what keeps the device busy meanwhile.
         self._ahead = _LEAST_AHEAD if loaded.device.type == "cuda" else 0
         self._quiet = 0
+
+    @property
+    def ranks(self) -> int:
+        """Over how many devices the model is split."""
+        return 1 if self.group is None else self.group.ranks
 
     @property
     def has_work(self) -> bool:
@@ -321,6 +327,11 @@ class EngineCore:
         if self.config.seed is None:
             return secrets.randbits(64)
         return reply_seed(self.config.seed, next(self._arrivals) + 1)
+
+    def check_ranks(self) -> None:
+        """Raise EngineDead when another rank is lost, which may happen between steps too."""
+        if self.group is not None:
+            self.group.check()
 
     def reset_prefix_cache(self) -> None:
         """Forget every reusable prefix; running requests go on."""

@@ -30,8 +30,11 @@ class ModelRunner:
         config: EngineConfig,
         device: torch.device,
         max_model_len: int,
+        samples: bool = True,
     ) -> None:
+        """`samples` False: a rank that computes for another one, which alone has the logits."""
         self.model = model
+        self.samples = samples
         self.kv_cache = kv_cache
         self.config = config
         self.device = device
@@ -82,7 +85,7 @@ class ModelRunner:
 
     def _finish(self, chunks: list[Chunk], healthy: Tensor, logits: Tensor | None) -> EagerStep:
         """Sample the chunks that do; `logits` has a row for each of them."""
-        if logits is None:
+        if logits is None or not self.samples:
             return EagerStep(chunks, healthy, None)
         sequences = [chunk.sequence for chunk in chunks if chunk.samples]
         sampled = (sample_steadily if self.config.deterministic else sample)(logits, sequences)
@@ -176,7 +179,7 @@ def measure_reserve(model: Model, config: EngineConfig, device: torch.device, dt
     """Bytes that the largest step takes besides weights and KV cache, measured by running one on `device` (CUDA)."""
     tokens = min(config.max_num_batched_tokens, model.config.max_position_embeddings)
     blocks = -(-tokens // BLOCK_SIZE)
-    shape = (blocks, BLOCK_SIZE, model.config.num_kv_heads, model.config.head_dim)
+    shape = (blocks, BLOCK_SIZE, model.num_kv_heads, model.config.head_dim)
     pair = (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)

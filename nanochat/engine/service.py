@@ -27,6 +27,8 @@ __all__ = ["Delta", "EngineService", "Load", "Request", "Stream"]
 
 log = logging.getLogger("nanochat.engine")
 
+_RANKS_SECONDS = 0.5  # between two looks at the other ranks of a model that has nothing to do
+
 ServiceState = Literal["unloaded", "loading", "ready", "dead"]
 
 
@@ -179,7 +181,8 @@ class EngineService:
                 self._bell.wait_for(
                     lambda: (
                         self._commands or self._closing or (self._core is not None and self._core.has_work)
-                    )
+                    ),
+                    timeout=_RANKS_SECONDS if self._core is not None and self._core.ranks > 1 else None,
                 )
                 commands = list(self._commands)
                 self._commands.clear()
@@ -192,7 +195,12 @@ class EngineService:
 
     def _step(self, core: EngineCore) -> None:
         try:
+            core.check_ranks()
             updates = core.step()
+        except EngineDead as error:
+            log.exception("the engine stopped")
+            self._die(error)
+            return
         except Exception as error:  # whatever it is, every waiting reader must learn of it
             log.exception("the engine stopped")
             self._die(
@@ -310,4 +318,6 @@ def _snapshot(core: EngineCore, state: str, load_seconds: float) -> EngineStats:
         reserve_bytes=memory.reserve,
         kv_bytes=memory.kv_bytes,
         load_seconds=load_seconds,
+        ranks=core.ranks,
+        **({} if core.group is None else core.group.figures()),
     )

@@ -37,13 +37,22 @@ def pick(
         from nanochat.kernels.invariant import InvariantKernels
 
         return InvariantKernels(device, int8_weights=int8_weights)
+    from nanochat.kernels import native
     from nanochat.kernels.reference import ReferenceKernels
 
+    if device.type == "cpu" and native.available():
+        from nanochat.kernels.cpu import CpuKernels
+
+        return CpuKernels(device, native.NativeCode(_cache() / "cpu"), int8_weights=int8_weights)
     return ReferenceKernels(device, int8_weights=int8_weights)
 
 
 def _tuning_file() -> Path:
+    return _cache() / "kernels.json"
+
+
+def _cache() -> Path:
     import os
     from pathlib import Path
 
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanochat" / "kernels.json"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanochat"

@@ -15,6 +15,10 @@ Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over the ranks of a tensor-parallel model. None stands for one rank, where there is nothing to do."""
 
 
+Gather = Callable[[Tensor], Tensor]
+"""Puts the shares [rows, vocab / ranks] of all ranks side by side: [rows, vocab]."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec:
     """One layer's attention on this rank.

@@ -24,6 +24,7 @@ from nanochat.settings import Paths, Settings
 from nanochat.ui import sending, theme
 from nanochat.ui.actions import Action, Registry
 from nanochat.ui.ascii_filter import AsciiFilter
+from nanochat.ui.benchmark import Benchmark
 from nanochat.ui.chat_model import ChatModel
 from nanochat.ui.clipboard import Clipboard
 from nanochat.ui.commands import REGISTRY
@@ -60,11 +61,13 @@ class NanochatApp(App[None], inherit_bindings=False):
     CSS_PATH = [  # noqa: RUF012 - declared so by App
         "app.tcss",
         "screens/chat.tcss",
+        "screens/bench.tcss",
         "screens/dialogs.tcss",
         "widgets/prompt_bar.tcss",
         "widgets/sidebar.tcss",
         "widgets/chat_panel.tcss",
         "widgets/welcome.tcss",
+        "screens/models.tcss",
     ]
     BINDINGS: ClassVar[list[BindingType]] = [*REGISTRY.bindings("app")]
     ENABLE_COMMAND_PALETTE = True
@@ -81,10 +84,11 @@ class NanochatApp(App[None], inherit_bindings=False):
         self.reading = Reading()
         self.note = ""
         self.failure: NanochatError | None = None
+        self.benchmark = Benchmark(self)
         self._undo: list[tuple[str, Undo]] = []
         self._interrupts = Interrupts()
         self._ticks = 0
-        self._counting: asyncio.Task[None] | None = None
+        self._counting: asyncio.Task[object] | None = None
         self.spawned: set[asyncio.Task[Any]] = set()
         for each in theme.THEMES:
             self.register_theme(each)
@@ -199,11 +203,12 @@ class NanochatApp(App[None], inherit_bindings=False):
                 raise
             log.debug("the screen was taken down before this was done")
 
-    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
-        """Run this in the background; nobody waits for it."""
+    def spawn(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
+        """Run this in the background; nobody waits for it. The end of the application cancels it."""
         task = asyncio.ensure_future(work)
         self.spawned.add(task)
         task.add_done_callback(self._spawned_ended)
+        return task
 
     def _spawned_ended(self, task: asyncio.Task[Any]) -> None:
         self.spawned.discard(task)
@@ -250,6 +255,8 @@ class NanochatApp(App[None], inherit_bindings=False):
         selected = self._interrupts.selected(self)
         if selected:
             self.copy(selected, "the selection")
+        elif self.benchmark.running:
+            self.attempt(self.benchmark.stop())
         elif self.desk.is_open and self.chats.active.busy and not self.chats.active.stopping:
             self.chats.active.stop()
             self.chat_screen.refresh_chrome()
@@ -341,12 +348,13 @@ class NanochatApp(App[None], inherit_bindings=False):
         """Count the tokens in the prompt soon, and show them."""
         if self._counting is not None:
             self._counting.cancel()
-        self._counting = asyncio.create_task(self._count_draft(draft))
+        self._counting = self.spawn(self._count_draft(draft))
 
     async def _count_draft(self, draft: Draft) -> None:
         await asyncio.sleep(0.15)
         tokens = 0 if draft.empty or draft.text.startswith("/") else await self.count_tokens(draft.full)
-        self.chat_screen.show_draft_tokens(tokens)
+        if not self.desk.is_closing:
+            self.chat_screen.show_draft_tokens(tokens)
 
     def show_session(self, session: ChatSession) -> None:
         """Bring a chat into view."""

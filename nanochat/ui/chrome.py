@@ -35,7 +35,7 @@ def state_word(session: ChatSession, host: ModelHost) -> str:
     if session.reply is not None and session.state is not TabState.QUEUED:
         return _WORDS[session.state]
     if host.state is HostState.LOADING:
-        return f"loading {round(100 * host.progress[0])} %"
+        return f"loading {figures.percent(min(host.progress[0], 0.99), 1.0)} %"
     if host.state is HostState.FAILED:
         return "load failed"
     if host.state is HostState.NONE:

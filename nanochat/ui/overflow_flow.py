@@ -71,7 +71,10 @@ def taken_back(app: NanochatApp, session: ChatSession, text: str, choice: Choice
     if choice == "fork":
         app.attempt(fork_with_summary(app, session, text))
         return
-    session.draft = Draft.of(text)
+    app.chat_screen.keep_draft()
+    session.draft = Draft.of(
+        "\n\n".join(filter(None, (text, session.draft.full)))
+    )  # what was typed since stays
     if session is app.chats.active:
         app.chat_screen.prompt.load_draft(session.draft)
 

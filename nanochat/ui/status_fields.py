@@ -46,7 +46,7 @@ def fields(chat: ChatFigures, engine: EngineStats, device: Reading) -> list[Fiel
     """All fields, in their order on the bar."""
     model = engine.model or "no model"
     return [
-        Field("state", chat.state, 11, 0, _state_tone(chat, engine)),
+        Field("state", chat.state, 12, 0, _state_tone(chat, engine)),
         Field("model", model, min(max(len(model), 8), 24), 2),
         Field("prefill", _prefill(chat), 24, 5),
         Field("decode", _decode(chat), 11, 3),
@@ -58,7 +58,7 @@ def fields(chat: ChatFigures, engine: EngineStats, device: Reading) -> list[Fiel
         Field("queue", f"queue {engine.waiting}", 8, 11),
         Field("memory", _memory(device), 16, 6),
         Field("power", "" if device.power is None else f"{device.power:.0f} W", 5, 12),
-        Field("note", chat.note, 18, 9),
+        Field("note", chat.note, min(max(len(chat.note), 6), 18), 2),
     ]
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # so that a config can be read without torch
     import torch
     from torch import Tensor
 
-    from nanochat.kernels.bundle import Reduce
+    from nanochat.kernels.bundle import Gather, Reduce
     from nanochat.kernels.layout import AttentionLayout
 
 __all__ = ["Model", "ModelConfig", "load_model"]
@@ -26,6 +26,21 @@ class Model(Protocol):
     @property
     def config(self) -> ModelConfig:
         """What the model is."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """What this rank's weights take."""
+        ...
+
+    @property
+    def bytes_read(self) -> int:
+        """How much of the files this rank read."""
+        ...
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key-value heads of this rank: how wide its cache is."""
         ...
 
     def forward(
@@ -49,6 +64,7 @@ def load_model(
     world_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
     reduce: Reduce | None = None,
+    gather: Gather | None = None,
     drawn: bool = False,
     int8_weights: bool = False,
     deterministic: bool = False,
@@ -58,7 +74,7 @@ def load_model(
     Args:
         rank, world_size: which share of a tensor-parallel model this is, and of how many.
         progress: called with (bytes read, bytes in all).
-        reduce: sums a tensor over all ranks; needed when there is more than one.
+        reduce, gather: what the ranks do together; needed when there is more than one.
         int8_weights: a native model on a CPU keeps its matrices in 8 bits: half the memory and up to twice as fast.
         drawn: draw random weights instead of reading any; for models that our own decoder runs.
         deterministic: a token's bits depend on nothing but its own sequence.
@@ -77,7 +93,9 @@ def load_model(
         from nanochat.engine.models.loading import load_decoder
 
         kernels = pick(device, deterministic=deterministic, int8_weights=int8_weights)
-        return load_decoder(folder, config, kernels, dtype, device, rank, world_size, progress, reduce, drawn)
+        return load_decoder(
+            folder, config, kernels, dtype, device, rank, world_size, progress, reduce, gather, drawn
+        )
     if drawn:
         raise UnsupportedModel(
             f"random weights are drawn only for models of our own decoder, not {config.architecture}"

@@ -9,8 +9,8 @@ _MEANINGS: tuple[Entry, ...] = (
     ("The status bar", ""),
     ("state", "What this chat is doing: ready, loading, waiting, prefilling, streaming."),
     ("model", "The model that is loaded."),
-    ("prefill 8,412/s 3.1k/9.8k", "Prompt tokens computed per second, by the whole engine over the last second; "
-     "and how far the prompt of this chat is. Tokens that came from the cache are not counted."),
+    ("prefill 8,412/s 3.1k/9.8k", "Prompt tokens computed per second: while a prompt is read by the whole engine over the "
+     "last second, with how far this one is; then for the last prompt. Tokens from the cache are not counted."),
     ("143 tok/s", "Tokens of this reply per second, over the last second; the small curve shows the last seconds."),
     ("TTFT 0.21 s", "Time to first token: from sending to the first text on the screen."),
     ("reused 7.9k/8.1k", "How much of the last prompt was already in the cache and did not need to be computed."),

@@ -33,11 +33,18 @@ class Sides:
     def hide(self) -> None:
         """Show the chat alone."""
         self.list.display = self.panel.display = False
+        self._cover()
+
+    def _cover(self) -> None:
+        """Take the chat off a screen on which a side needs all the room, and bring it back."""
+        covered = self._screen.size.width < COVERS_BELOW and (self.list.display or self.panel.display)
+        self._screen.query_one("#chat").display = not covered
 
     async def toggle_list(self) -> None:
         """Show the list of chats and go there; hide it when the user is in it."""
         if self.list.display and self.list.has_focus_within:
             self.list.display = False
+            self._cover()
             self._screen.focus_prompt()
         else:
             await self.open_list()
@@ -54,18 +61,21 @@ class Sides:
             self.panel.display = False
         await self.list.fill()
         self.list.display = True
+        self._cover()
         self._screen.nanochat.desk.sidebar.refresh()
 
     async def toggle_panel(self, *, shown: bool = False) -> None:
         """Show the settings and go there; hide them when the user is in them, unless they are to be `shown`."""
         if self.panel.display and self.panel.has_focus_within and not shown:
             self.panel.display = False
+            self._cover()
             self._screen.focus_prompt()
             return
         if self._screen.size.width < ONE_BELOW:
             self.list.display = False
         await self.panel.fill()
         self.panel.display = True
+        self._cover()
         self._screen.refresh_panel()
         self.panel.query("Button").first().focus()
 
@@ -82,3 +92,4 @@ class Sides:
             self.hide()
         elif width < ONE_BELOW and self.list.display and self.panel.display:
             (self.list if self.panel.has_focus_within else self.panel).display = False
+        self._cover()

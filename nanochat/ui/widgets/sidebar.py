@@ -188,7 +188,7 @@ def _heading(text: str) -> Option:
 def _chat_line(chat: Chat, active: bool) -> Content:
     pin = "★ " if chat.pinned else "" if not active else "› "
     return Content.assemble(
-        (pin, "$accent"), (sanitize_line(chat.title) or "New chat", "bold" if active else "")
+        (pin, "bold"), (sanitize_line(chat.title) or "New chat", "bold" if active else "")
     )
 
 
