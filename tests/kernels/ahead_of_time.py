@@ -29,6 +29,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from nanochat.benchmarks.known_shapes import SHAPES
+from nanochat.engine import models
 from nanochat.engine.fused_step import fused_decoder
 from nanochat.engine.models import loading as models_loading
 from nanochat.engine.models.config import ModelConfig
@@ -139,10 +140,11 @@ def make_model(shape: dict[str, Any], kernels: CudaKernels, dtype: torch.dtype) 
         kinds = 6 if shape["model_type"] == "gemma3_text" else 1  # one layer of each kind
         (Path(folder) / "config.json").write_text(json.dumps(shape | {"num_hidden_layers": kinds}))
         config = ModelConfig.from_folder(Path(folder))
-        with mock.patch.object(models_loading, "DrawnWeights", NoWeights):
-            return models_loading.load_decoder(
-                Path(folder), config, kernels, dtype, META, 0, 1, None, None, drawn=True
-            )
+        drawn = mock.patch.object(models_loading, "DrawnWeights", NoWeights)
+        with drawn, mock.patch.object(models, "pick", return_value=kernels):
+            model = models.load_model(Path(folder), config, dtype=dtype, device=META, drawn=True)
+    assert isinstance(model, Decoder)
+    return model
 
 
 def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -268,11 +270,11 @@ def compile_selection(capability: int, report: Report) -> None:
     forward(invariant, STEPS["decodes beside a chunk"], torch.bfloat16)
 
 
-def compile_all(capability: int, models: list[str], dtypes: list[torch.dtype], report: Report) -> None:
+def compile_all(capability: int, names: list[str], dtypes: list[torch.dtype], report: Report) -> None:
     """Every model, dtype, step and candidate configuration."""
     for dtype in dtypes:
         kernels, invariant = make_kernels(capability), make_kernels(capability, deterministic=True)
-        for name in models:
+        for name in names:
             model = make_model(MODELS[name], kernels, dtype)
             for rows in (1, 2, 4, 8):
                 fused(model, rows, dtype, candidate_configs, report)
