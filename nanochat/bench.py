@@ -204,12 +204,12 @@ def _own_engine(plan: Plan, longest: int, sequences: int, stopped: Callable[[], 
     from nanochat.engine.llm import LLM
 
     llm = LLM(plan.model, **engine_options(plan, longest, sequences))
-    if plan.tensor_parallel_size > 1 and getattr(llm.core, "ranks", 1) != plan.tensor_parallel_size:
-        llm.close()  # a figure of one device must not pass for one of several
-        raise UsageError(
-            f"--tp {plan.tensor_parallel_size}: this engine ran the model on one device, so there is nothing to measure"
-        )
-    return CoreTarget(llm.core, stopped=stopped)
+    group = llm.core.group
+    return CoreTarget(
+        llm.core,
+        stopped=stopped,
+        collectives=(lambda: group.collective_seconds) if group is not None else None,
+    )
 
 
 def engine_options(plan: Plan, longest: int, sequences: int) -> dict[str, Any]:

@@ -114,14 +114,24 @@ def _gpu() -> list[Fact]:
             Fact("gpu", f"cuda:{index}", "compute capability {}.{}".format(*torch.cuda.get_device_capability(index)))
             for index in range(torch.cuda.device_count())
         ]  # fmt: skip
-        return devices + capable
+        return [*devices, *capable, *_ranks(torch.cuda.device_count())]
     if torch.version.cuda is None:
         why = "this torch is a build for CPUs"
     elif any(fact.name == "driver" for fact in devices):
         why = f"the driver does not let CUDA {torch.version.cuda} start (too old, or no device is visible)"
     else:
         why = "no NVIDIA driver was found"
-    return [*devices, Fact("gpu", "used", f"none: {why}; the CPU does the work")]
+    alone = "one; more only when asked for (--tp), as processes over gloo on loopback"
+    return [*devices, Fact("gpu", "used", f"none: {why}; the CPU does the work"), Fact("gpu", "ranks", alone)]
+
+
+def _ranks(count: int) -> list[Fact]:
+    """Over how many GPUs a model can be split, and how they are linked."""
+    if count < 2:
+        return [Fact("gpu", "ranks", "one: there is one GPU")]
+    from nanochat.engine.parallel.links import gpu_link
+
+    return [Fact("gpu", "ranks", f"up to {count}, NCCL over {gpu_link(range(count))}")]
 
 
 def _nvidia() -> list[Fact]:

@@ -56,9 +56,17 @@ class CoreTarget:
         name: str = "nanochat",
         clock: Clock = time.perf_counter,
         stopped: Callable[[], bool] = lambda: False,
+        collectives: Callable[[], float | None] | None = None,
     ) -> None:
+        """`collectives` tells the seconds that were spent in exchanges between ranks so far."""
         self.name = name
+        self._collectives = collectives
         self._core, self._clock, self._stopped = core, clock, stopped
+
+    @property
+    def collective_seconds(self) -> float | None:
+        """Spent in exchanges between ranks so far; None where there are none, or where no host waits for them."""
+        return self._collectives() if self._collectives is not None else None
 
     def run(self, asks: Sequence[Ask], *, until: int | None = None) -> list[Reply]:
         """See `Target`."""

@@ -9,6 +9,7 @@ _MEANINGS: tuple[Entry, ...] = (
     ("The status bar", ""),
     ("state", "What this chat is doing: ready, loading, waiting, prefilling, streaming."),
     ("model", "The model that is loaded."),
+    ("2 ranks", "The devices that the model is split over, where there are several."),
     ("prefill 8,412/s 3.1k/9.8k", "Prompt tokens computed per second, by the whole engine over the last second; "
      "and how far the prompt of this chat is. Tokens that came from the cache are not counted."),
     ("143 tok/s", "Tokens of this reply per second, over the last second; the small curve shows the last seconds."),
