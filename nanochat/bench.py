@@ -308,13 +308,10 @@ def _own_engine(
     from nanochat.engine.llm import LLM
 
     llm = LLM(plan.model, **engine_options(plan, longest, sequences))
-    if plan.tensor_parallel_size > 1 and getattr(llm.core, "ranks", 1) != plan.tensor_parallel_size:
-        llm.close()  # a figure of one device must not pass for one of several
-        raise UsageError(
-            f"--tp {plan.tensor_parallel_size}: this engine ran the model on one device, so there is nothing to measure"
-        )
     facts["kernels"] = llm.core.describe()
-    return CoreTarget(llm.core, stopped=stopped, on_rate=on_rate)
+    group = llm.core.group
+    collectives = (lambda: group.collective_seconds) if group is not None else None
+    return CoreTarget(llm.core, stopped=stopped, on_rate=on_rate, collectives=collectives)
 
 
 def engine_options(plan: Plan, longest: int, sequences: int) -> dict[str, Any]:

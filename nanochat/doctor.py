@@ -114,7 +114,8 @@ def _gpu() -> list[Fact]:
             Fact("gpu", f"cuda:{index}", "compute capability {}.{}".format(*torch.cuda.get_device_capability(index)))
             for index in range(torch.cuda.device_count())
         ]  # fmt: skip
-        return [*devices, *capable, _kernels("gpu", torch.device("cuda"), torch.bfloat16)]
+        kernels = _kernels("gpu", torch.device("cuda"), torch.bfloat16)
+        return [*devices, *capable, kernels, *_ranks(torch.cuda.device_count())]
     if torch.version.cuda is None:
         why = "this torch is a build for CPUs"
     elif any(fact.name == "driver" for fact in devices):
@@ -122,7 +123,8 @@ def _gpu() -> list[Fact]:
     else:
         why = "no NVIDIA driver was found"
     used = Fact("gpu", "used", f"none: {why}; the CPU does the work")
-    return [*devices, used, _kernels("gpu", torch.device("cpu"), torch.bfloat16)]
+    alone = "one; more only when asked for (--tp), as processes over gloo on loopback"
+    return [*devices, used, _kernels("gpu", torch.device("cpu"), torch.bfloat16), Fact("gpu", "ranks", alone)]
 
 
 def _kernels(section: str, device: Any, dtype: Any) -> Fact:
@@ -130,6 +132,15 @@ def _kernels(section: str, device: Any, dtype: Any) -> Fact:
     from nanochat.kernels import pick
 
     return Fact(section, "kernels", pick(device).describe(dtype))
+
+
+def _ranks(count: int) -> list[Fact]:
+    """Over how many GPUs a model can be split, and how they are linked."""
+    if count < 2:
+        return [Fact("gpu", "ranks", "one: there is one GPU")]
+    from nanochat.engine.parallel.links import gpu_link
+
+    return [Fact("gpu", "ranks", f"up to {count}, NCCL over {gpu_link(range(count))}")]
 
 
 def _nvidia() -> list[Fact]:

@@ -63,6 +63,10 @@ _DTYPES = click.Choice(["auto", "bfloat16", "float16", "float32"])
     default=None,
     help="The same bits whatever else runs and was cached; slower.",
 )
+@click.option(
+    "--tp", type=click.IntRange(min=1), metavar="N",
+    help="Over how many devices the model is split; by default as few as hold it.",
+)  # fmt: skip
 @click.option("--max-model-len", type=int, help="The longest prompt plus reply in tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def run(prompt: str | None, model: str | None, as_json: bool, thinking: bool | None, **options: Any) -> None:
@@ -146,6 +150,7 @@ def _engine(options: dict[str, Any], settings: Settings) -> Callable[[LocalModel
             model=model.path,
             dtype=options["dtype"] or settings.dtype,
             device=options["device"] or settings.device,
+            tensor_parallel_size=options["tp"],
             max_model_len=longest or settings.max_model_len or None,
             kv_cache_bytes=int(settings.kv_cache_gib * 2**30) or None,
             gpu_memory_utilization=settings.gpu_memory_utilization,

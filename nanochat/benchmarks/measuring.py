@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from nanochat.benchmarks.case import Case, Limit, Sample, Stopped, Target
 from nanochat.benchmarks.cost import Ceilings, ModelCost
 from nanochat.benchmarks.result import Row
+from nanochat.benchmarks.target import CoreTarget
 from nanochat.benchmarks.watch import Watch
 from nanochat.engine.memory import is_out_of_memory
 from nanochat.errors import NanochatError, OutOfMemory
@@ -64,6 +65,7 @@ class _Tally:
     target: Target
     samples: list[Sample] = field(default_factory=list[Sample])
     elapsed: float = 0.0
+    collectives: float | None = None
     millijoules: float | None = 0.0
     skipped: str | None = None
     error: str | None = None
@@ -112,7 +114,7 @@ def _once(bench: Bench, case: Case, tally: _Tally, repeat: int) -> None:
         if repeat == 0:
             case.warm_up(tally.target)
             return
-        before = bench.watch.look(bench.clock())
+        before, exchanged = bench.watch.look(bench.clock()), _collectives(tally.target)
         sample = case.measure(tally.target, repeat)
         after = bench.watch.look(bench.clock())
     except Exception as error:  # one that is not out of memory is raised again: the run itself is wrong then
@@ -126,10 +128,17 @@ def _once(bench: Bench, case: Case, tally: _Tally, repeat: int) -> None:
         return
     tally.samples.append(sample)
     tally.elapsed += after.clock - before.clock
+    if exchanged is not None:
+        tally.collectives = (tally.collectives or 0.0) + (_collectives(tally.target) or 0.0) - exchanged
     joules = bench.watch.between(before, after).joules
     tally.millijoules = (
         None if joules is None or tally.millijoules is None else tally.millijoules + 1e3 * joules
     )
+
+
+def _collectives(target: Target) -> float | None:
+    """Seconds in exchanges between ranks so far; other engines do not tell."""
+    return target.collective_seconds if isinstance(target, CoreTarget) else None
 
 
 def _refusal(bench: Bench, case: Case, target: Target) -> str | None:
@@ -164,6 +173,7 @@ def _row(bench: Bench, case: Case, tally: _Tally, limit: Limit | None, flags: tu
         peak_memory=bench.peak_memory(),
         flags=flags,
         place=case.place,
+        collectives=tally.collectives / tally.elapsed if tally.collectives and tally.elapsed else None,
         skipped=tally.skipped,
         error=tally.error,
     )

@@ -78,6 +78,7 @@ def cells(row: Row) -> dict[str, str]:
     found["ITL p50/p99 ms"] = _pair(row, "itl", 0.5, 0.99)
     each = row.percentile("tok/s each", 0.5)
     found["tok/s each"] = number(each) if each is not None else ""
+    found["in collectives"] = f"{100 * row.collectives:.0f} %" if row.collectives is not None else ""
     found["J/token"] = number(row.joules_per_token) if row.joules_per_token is not None else ""
     found["memory GiB"] = f"{row.peak_memory / 2**30:.2f}" if row.peak_memory else ""
     return found

@@ -23,8 +23,9 @@ class Row:
     """One test on one engine.
 
     `ceiling` is in the row's unit; `work` is the `Floor` that it comes from (least seconds, what bounds them, bytes,
-    operations); `details` are pooled over the repeats; `joules` are those of all repeats; `skipped`
-    says why it could not be measured at all, `error` what failed.
+    operations); `collectives` is the share of the time in exchanges between CPU ranks; `details` are pooled
+    over the repeats; `joules` are those of all repeats; `skipped` says why it could not be measured at all,
+    `error` what failed.
     """
 
     test: str
@@ -41,6 +42,7 @@ class Row:
     peak_memory: int | None = None
     flags: tuple[str, ...] = ()
     place: Mapping[str, float] = field(default_factory=dict[str, float])
+    collectives: float | None = None
     skipped: str | None = None
     error: str | None = None
 

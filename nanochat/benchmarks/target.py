@@ -60,9 +60,17 @@ class CoreTarget:
         clock: Clock = time.perf_counter,
         stopped: Callable[[], bool] = lambda: False,
         on_rate: Callable[[float], None] = lambda _: None,
+        collectives: Callable[[], float | None] | None = None,
     ) -> None:
+        """`collectives` tells the seconds that were spent in exchanges between ranks so far."""
         self.name = name
         self._core, self._clock, self._stopped, self._on_rate = core, clock, stopped, on_rate
+        self._collectives = collectives
+
+    @property
+    def collective_seconds(self) -> float | None:
+        """Spent in exchanges between ranks so far; None where there are none, or where no host waits for them."""
+        return self._collectives() if self._collectives is not None else None
 
     def run(self, asks: Sequence[Ask], *, until: int | None = None) -> list[Reply]:
         """See `Target`."""

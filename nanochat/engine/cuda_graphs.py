@@ -8,7 +8,7 @@ launched anew each time: the same kernels over the same rows, so the same bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -120,7 +120,7 @@ class DecodeGraphs:
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=capture_mode(self._model)):
             ids = self._step(size)
         return CapturedStep(graph, ids)
 
@@ -153,6 +153,11 @@ class DecodeGraphs:
             max_context=rows.block_tables.shape[1] * 16,
         )
         return self._model.logits(self._model.forward(rows.ids, rows.positions, layout, self._kv_cache))
+
+
+def capture_mode(model: Model) -> Literal["global", "thread_local"]:
+    """What other threads may do meanwhile: NCCL's own ones ask for events, which a global capture forbids."""
+    return "global" if getattr(model, "reduce", None) is None else "thread_local"
 
 
 def batch_sizes(largest: int) -> list[int]:

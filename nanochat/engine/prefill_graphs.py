@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nanochat.engine.config import BLOCK_SIZE
+from nanochat.engine.cuda_graphs import capture_mode
 from nanochat.engine.device_state import send
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.step import KVTensors
@@ -110,7 +111,7 @@ class PrefillGraphs:
         torch.cuda.current_stream(self._device).wait_stream(stream)
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=capture_mode(self._model)):
             hidden, logits = self._step(tokens, table, bounds)
         return CapturedPrefill(tokens, table, bounds, graph, hidden, logits)
 

@@ -32,8 +32,8 @@ class Collectives:
 
     Attributes:
         rank, ranks: which one this is, and of how many.
-        seconds: spent in collectives since the start, waiting for slower ranks included; on GPUs only what the
-            host waits, which is nothing (see `measure`).
+        seconds: spent in collectives since the start, waiting for slower ranks included; on GPUs only what it took
+            to launch them.
         count: collectives since the start.
     """
 

@@ -85,6 +85,8 @@ class RankGroup:
     def agree(self, own: MemoryPlan, bytes_read: int) -> MemoryPlan:
         """The plan that fits on every rank. Waits until all have loaded their weights; raises what one failed of."""
         theirs = self._workers.hear("loaded")
+        if self._device.type == "cpu":  # NCCL goes back to its store; gloo does not
+            self._workers.forget_folder()
         num_blocks = min(own.num_blocks, *(int(said["num_blocks"]) for said in theirs))
         longest = min(own.max_model_len, num_blocks * BLOCK_SIZE)
         self.memory = [RankMemory(own.weights, num_blocks * own.block_bytes, bytes_read)]
@@ -98,6 +100,7 @@ class RankGroup:
     def start(self) -> None:
         """Wait until every rank is ready for steps."""
         self._workers.hear("ready")
+        self._workers.loading = False
 
     @property
     def failure(self) -> NanochatError | None:
@@ -113,12 +116,17 @@ class RankGroup:
         """Raise EngineDead when a rank is lost."""
         self._workers.check()
 
+    @property
+    def collective_seconds(self) -> float | None:
+        """Spent in collectives since the start, waiting for slower ranks included; None on GPUs, where no host waits."""
+        return self.collectives.seconds if self._device.type == "cpu" else None
+
     def figures(self) -> dict[str, Any]:
         """What `EngineStats` says of the ranks."""
         return {
             "rank_bytes": tuple(memory.weights + memory.kv_cache for memory in self.memory),
             "link": self.link,
-            "collective_seconds": self.collectives.seconds,
+            "collective_seconds": self.collective_seconds or 0.0,
         }
 
     def send(self, chunks: list[Chunk]) -> None:

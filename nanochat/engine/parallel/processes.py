@@ -27,6 +27,7 @@ from nanochat.engine.parallel.channel import SharedMemory, allocate
 from nanochat.engine.parallel.line import Line
 from nanochat.errors import EngineDead, NanochatError
 
+FOLDER = "nanochat-ranks-"  # how the names of the folders where ranks meet begin
 POLL = 0.2  # seconds between two looks at the workers
 SILENCE = 35  # looks without a sign of life: 7 s in which this process itself was running
 STALL = 8.0  # seconds that a rank may be late in a collective, and ...
@@ -45,9 +46,10 @@ class Workers:
 
     def __init__(self, ranks: int, environment: dict[str, str]) -> None:
         self.ranks = ranks
-        self.folder = Path(tempfile.mkdtemp(prefix="nanochat-ranks-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=FOLDER))
         self.failure: NanochatError | None = None
         self.on_failure: Callable[[], None] | None = None
+        self.loading = True
         self.busy = False  # whether rank 0 is in a step, and so expected in collectives
         self._changed = threading.Condition()
         self._closing = False
@@ -143,7 +145,16 @@ class Workers:
         """Why a step of rank 0's failed: a lost worker, if there is one; else the error itself. Ends the group."""
         with self._changed:  # a lost connection is often felt before the process is seen to be gone
             self._changed.wait_for(lambda: self.failure is not None, timeout=0 if _ours(error) else _GRACE)
-        return self.fail(EngineDead(f"rank 0 failed ({_first_line(error)}): {_LOAD_AGAIN}"))
+        what = f"rank 0 failed ({_first_line(error)})"
+        if not isinstance(
+            error, Exception
+        ):  # Ctrl-C: the other ranks went on, and there is no way back to them
+            what = "a step over several devices was interrupted"
+        return self.fail(EngineDead(f"{what}: {_LOAD_AGAIN}"))
+
+    def forget_folder(self) -> None:
+        """Everybody has met: nothing of this engine is left in a file system."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
         """End every worker, by itself where it can, and remove every trace."""
@@ -169,7 +180,7 @@ class Workers:
             line.socket.close()
         for log in self._logs:
             log.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.forget_folder()
 
     # The watch ----------------------------------------------------------------------------------
 
@@ -192,10 +203,9 @@ class Workers:
         if self._closing or self.failure is not None:
             return
         if message is None:
-            code = self._processes[place].wait()
-            self._lost(place + 1, f"{_ending(code)}{self._last_words(place)}")
+            self._lost(place + 1, self._ending(place))
         elif message["word"] == "failed":
-            self.fail(_as_error(place + 1, message))
+            self.fail(_as_error(place + 1, message, self.loading))
         else:
             self._started[place] = True
             with self._changed:
@@ -205,6 +215,14 @@ class Workers:
     def _lost(self, rank: int, how: str) -> None:
         process = self._processes[rank - 1].pid
         self.fail(EngineDead(f"rank {rank} of {self.ranks} (process {process}) {how}: {_LOAD_AGAIN}"))
+
+    def _ending(self, place: int) -> str:
+        """How a worker whose socket is closed has ended."""
+        try:
+            code = self._processes[place].wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            return "does not answer any more"
+        return f"{_ending(code)}{self._last_words(place)}"
 
     def _last_words(self, place: int) -> str:
         log = self._logs[place]
@@ -275,11 +293,11 @@ def _ending(code: int) -> str:
     return f"was ended by {name}{hint}"
 
 
-def _as_error(rank: int, message: dict[str, Any]) -> NanochatError:
-    """A worker's last words: the same error, from here."""
+def _as_error(rank: int, message: dict[str, Any], loading: bool) -> NanochatError:
+    """A worker's last words: while it loads the same error, from here; later the engine's end."""
     kind = getattr(errors, str(message["kind"]), None)
     text = f"rank {rank}: {message['text']}"
-    if isinstance(kind, type) and issubclass(kind, NanochatError):
+    if loading and isinstance(kind, type) and issubclass(kind, NanochatError):
         return kind(text)
     return EngineDead(f"{text}: {_LOAD_AGAIN}")
 

@@ -31,16 +31,20 @@ def main(arguments: list[str]) -> None:
     shared = SharedMemory(memory, ranks)
     folder = Path(arguments[6])
     threading.Thread(target=_live, args=(lifeline, parent, shared.pulse(rank), folder), daemon=True).start()
-    line = Line(socket.socket(fileno=end))
+    work(rank, ranks, shared, Line(socket.socket(fileno=end)), folder)
+    os._exit(0)  # libraries' threads may be in a collective that will never end
+
+
+def work(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path) -> None:
+    """Be a rank until rank 0 closes. What goes wrong is told to rank 0, and raised."""
     try:
-        serve(rank, ranks, shared, line, folder)
+        _serve(rank, ranks, shared, line, folder)
     except BrokenPipeError:
         pass  # rank 0 has closed
     except Exception as error:
         kind, text = _describe(error)
         line.send(word="failed", kind=kind, text=text)
         raise
-    os._exit(0)  # libraries' threads may be in a collective that will never end
 
 
 def _live(lifeline: int, parent: int, pulse: Pulse, folder: Path) -> None:
@@ -52,7 +56,7 @@ def _live(lifeline: int, parent: int, pulse: Pulse, folder: Path) -> None:
     os._exit(1)
 
 
-def serve(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path) -> None:
+def _serve(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path) -> None:
     """Load a share, then do every step that comes; returns when rank 0 has closed."""
     import torch
 

@@ -9,6 +9,7 @@ _MEANINGS: tuple[Entry, ...] = (
     ("The status bar", ""),
     ("state", "What this chat is doing: ready, loading, waiting, prefilling, streaming."),
     ("model", "The model that is loaded."),
+    ("2 ranks", "The devices that the model is split over, where there are several."),
     ("prefill 8,412/s 3.1k/9.8k", "Prompt tokens computed per second: while a prompt is read by the whole engine over the "
      "last second, with how far this one is; then for the last prompt. Tokens from the cache are not counted."),
     ("143 tok/s", "Tokens of this reply per second, over the last second; the small curve shows the last seconds."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,17 +11,28 @@ from thread_ranks import ThreadWorkers
 
 from nanochat import SamplingParams
 from nanochat.engine import llm as engine
+from nanochat.engine import loading
 from nanochat.engine.parallel import group
+from nanochat.engine.parallel.messages import StepReader
+from nanochat.errors import EngineDead, OutOfMemory, UsageError
 
 LENGTH = 128
 SHARED = list(range(3, 43))  # two full blocks and a half
 PROMPTS = [[5, 9, 2, 77, 31], [*SHARED, 7], [*SHARED, 8, 9], [100], [*range(20, 90)]]
-GREEDY = SamplingParams(temperature=0.0, max_tokens=LENGTH, ignore_eos=True)
-DRAWN = SamplingParams(temperature=0.8, top_k=20, top_p=0.95, seed=7, n=2, max_tokens=LENGTH, ignore_eos=True)
-BENT = SamplingParams(
-    temperature=1.0, repetition_penalty=1.2, presence_penalty=0.3, logit_bias={17: 3.0}, min_p=0.05, seed=2**63 + 5,
-    logprobs=2, max_tokens=40, min_tokens=10, ignore_eos=True,
-)  # fmt: skip
+
+
+def wishes(length: int) -> list[SamplingParams]:
+    """One for each prompt: greedy, drawn with filters and n > 1, and everything that bends logits."""
+    greedy = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True)
+    drawn = SamplingParams(
+        temperature=0.8, top_k=20, top_p=0.95, seed=7, n=2, max_tokens=length, ignore_eos=True
+    )
+    free = SamplingParams(temperature=1.1, seed=11, max_tokens=length, ignore_eos=True)
+    bent = SamplingParams(
+        temperature=1.0, repetition_penalty=1.2, presence_penalty=0.3, logit_bias={17: 3.0}, min_p=0.05,
+        seed=2**63 + 5, logprobs=2, max_tokens=min(length, 40), min_tokens=min(length, 10), ignore_eos=True,
+    )  # fmt: skip
+    return [greedy, greedy, free, drawn, bent]
 
 
 @pytest.fixture(autouse=True)
@@ -35,15 +45,14 @@ def ranks_are_threads(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def replies(folder: Path, ranks: int, **options):
+def replies(folder: Path, ranks: int, length: int, **options):
     """Everything that a run says: ids of each reply, log-probabilities, and what was cached and preempted."""
     llm = engine.LLM(
         folder, dtype="float32", device="cpu", tensor_parallel_size=ranks, skip_tokenizer=True, **options
     )
     try:
-        params = [GREEDY, GREEDY, GREEDY, DRAWN, BENT]
-        outputs = llm.generate(PROMPTS, params, use_tqdm=False)
-        again = llm.generate([[*SHARED, 9]], replace(GREEDY, max_tokens=9), use_tqdm=False)
+        outputs = llm.generate(PROMPTS, wishes(length), use_tqdm=False)
+        again = llm.generate([[*SHARED, 9]], wishes(9)[0], use_tqdm=False)
         return (
             [reply.token_ids for output in [*outputs, *again] for reply in output.outputs],
             outputs[4].outputs[0].logprobs,
@@ -53,41 +62,86 @@ def replies(folder: Path, ranks: int, **options):
         llm.close()
 
 
-FAMILIES = [
-    "llama_biases",
-    "smollm2",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-    "mistral_window",
-    "phi3",
-    "gemma3_capped",
-]
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_two_ranks_say_what_one_says(name: str, tiny_folder) -> None:
-    same(tiny_folder(name), 2)
-
-
-@pytest.mark.parametrize("name", ["llama_gqa_128_tied", "qwen3_moe_raw", "smollm2"])
-def test_four_ranks_say_what_one_says_although_there_are_fewer_key_value_heads(
-    name: str, tiny_folder
-) -> None:
-    same(tiny_folder(name), 4)
-
-
-def test_preempted_replies_go_on_as_on_one_rank(tiny_folder) -> None:
-    found = same(tiny_folder("qwen3"), 2, num_blocks=24)
-    assert found[2][1] > 0
-
-
-def same(folder: Path, ranks: int, **options):
-    alone, split = replies(folder, 1, **options), replies(folder, ranks, **options)
-    assert all(len(ids) == LENGTH for ids in split[0][:3])
+def same(folder: Path, ranks: int, length: int, **options):
+    alone, split = replies(folder, 1, length, **options), replies(folder, ranks, length, **options)
+    assert all(len(ids) == length for ids in split[0][:3])
     assert split[0] == alone[0]
     assert split[2] == alone[2] and split[2][0] == 32
     for one, other in zip(alone[1], split[1], strict=True):
         assert one.keys() == other.keys()
         assert all(abs(one[token].logprob - other[token].logprob) < 1e-3 for token in one)
     return split
+
+
+@pytest.mark.parametrize("name", ["smollm2", "qwen3_moe", "gemma3_capped"])
+def test_two_ranks_say_what_one_says(name: str, tiny_folder) -> None:
+    same(tiny_folder(name), 2, LENGTH)
+
+
+@pytest.mark.parametrize("name", ["llama_biases", "qwen2", "qwen3", "mistral_window", "phi3", "smollm3"])
+def test_every_family_is_divided(name: str, tiny_folder) -> None:
+    same(tiny_folder(name), 2, 24)
+
+
+def test_four_ranks_say_what_one_says(tiny_folder) -> None:
+    same(tiny_folder("llama_gqa_128_tied"), 4, LENGTH)  # two key-value heads: each is on two ranks
+
+
+@pytest.mark.parametrize("name", ["smollm2", "qwen3_moe_raw"])
+def test_four_ranks_share_out_what_does_not_divide(name: str, tiny_folder) -> None:
+    same(tiny_folder(name), 4, 16)
+
+
+def test_preempted_replies_go_on_as_on_one_rank(tiny_folder) -> None:
+    found = same(tiny_folder("qwen3"), 2, 100, num_blocks=24)
+    assert found[2][1] > 0
+
+
+def test_engines_in_one_process_do_not_collide(tiny_folder) -> None:
+    folder, wish = tiny_folder("qwen3"), wishes(12)[0]
+    made = [
+        engine.LLM(folder, dtype="float32", device="cpu", tensor_parallel_size=ranks, skip_tokenizer=True)
+        for ranks in (2, 3)
+    ]
+    found = [llm.generate([PROMPTS[0]], wish, use_tqdm=False)[0].token_ids for _ in range(2) for llm in made]
+    for llm in made:
+        llm.close()
+    assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, OutOfMemory])
+def test_a_rank_that_runs_out_of_memory_while_it_loads_says_so(kind, tiny_folder, monkeypatch) -> None:
+    whole = loading.load_share
+
+    def fails_on_rank_1(config, model_config, device, dtype, collectives, progress=None):
+        if collectives.rank == 1:
+            raise kind("tried to allocate 40 GiB")
+        return whole(config, model_config, device, dtype, collectives, progress)
+
+    monkeypatch.setattr(loading, "load_share", fails_on_rank_1)
+    with pytest.raises(OutOfMemory, match=r"rank 1: .*40 GiB"):
+        replies(tiny_folder("qwen3"), 2, 4)
+
+
+def test_a_rank_that_runs_out_of_memory_in_a_step_ends_the_engine(tiny_folder, monkeypatch) -> None:
+    def fails(self, message):
+        raise torch.OutOfMemoryError("tried to allocate 40 GiB")
+
+    monkeypatch.setattr(StepReader, "read", fails)
+    with pytest.raises(EngineDead, match=r"rank 1: it ran out of memory .*40 GiB"):
+        replies(tiny_folder("qwen3"), 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "why"),
+    [
+        ("qwen3", 5, "4 attention heads over 2 key-value heads"),
+        ("mixtral", 2, "Mixtral.* runs through Transformers"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused_before_anything_starts(
+    name, ranks, why, tiny_folder, monkeypatch
+) -> None:
+    monkeypatch.setattr(group, "Workers", None)
+    with pytest.raises(UsageError, match=why):
+        replies(tiny_folder(name), ranks, 4)

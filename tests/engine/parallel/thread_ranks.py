@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import traceback
 
 from nanochat.engine.parallel import worker
 from nanochat.engine.parallel.channel import SharedMemory
@@ -39,7 +40,9 @@ class ThreadWorkers(Workers):
             stop = threading.Event()
             threading.Thread(target=self._beat, args=(shared.pulse(rank), stop), daemon=True).start()
             try:
-                worker.serve(rank, self.ranks, shared, Line(theirs), self.folder)
+                worker.work(rank, self.ranks, shared, Line(theirs), self.folder)
+            except Exception as error:  # a process would end with it, and its connections with the process
+                traceback.clear_frames(error.__traceback__)
             finally:
                 stop.set()
                 theirs.close()
