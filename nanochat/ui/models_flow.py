@@ -214,8 +214,12 @@ class ModelsFlow:
     def measure(self, folder: Path) -> None:
         """Right before a load: how much it should take, to be held against what it takes. Blocks; any thread."""
         model = self._app.host.model
-        ruler = Ruler.of(self._app.paths, self._app.settings, held=self._held())
-        self._estimate = ruler.fit(model.name if model is not None else "", Shape.in_folder(folder))
+        try:
+            ruler = Ruler.of(self._app.paths, self._app.settings, held=self._held())
+            self._estimate = ruler.fit(model.name if model is not None else "", Shape.in_folder(folder))
+        except (OSError, ValueError) as error:  # an estimate is never a reason not to load
+            log.warning("the memory of %s could not be estimated: %s", folder.name, error)
+            self._estimate = None
 
     def close(self) -> None:
         """Stop what runs beside. Blocks for a moment: call from a worker."""

@@ -12,11 +12,12 @@ from fakehome import Home
 from fakehub import Hub
 from fakerepo import tiny_model
 from models_stage import constant_memory, listed, local_model, on_models, own_folder
-from textual.widgets import Input
+from textual.widgets import Input, OptionList
 
 from nanochat.download import State
 from nanochat.hub import local_models
 from nanochat.settings import Settings
+from nanochat.suggestion import Candidate
 from nanochat.ui.screens.question import Question, TextQuestion
 from nanochat.ui.widgets.facts import Facts
 from nanochat.ui.widgets.status_bar import StatusBar
@@ -168,6 +169,18 @@ async def test_without_a_model_what_was_fetched_is_loaded_and_the_waiting_messag
         await stage.settle()
         assert stage.texts() == ["I write already", "Hello there."]
         assert stage.app.host.model is not None and stage.app.host.model.name == "org/big"
+
+
+async def test_the_first_view_offers_a_better_model_that_fits_and_fetches_it(
+    hub: Hub, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanochat.suggestion.candidate", lambda: Candidate("org/big", 1_500_000_000, 1))
+    async with on_models(home, hub, models=()) as stage:
+        await stage.until(lambda: stage.app.chat_screen.query_one("#welcome-offers", OptionList).options)
+        offers = stage.app.chat_screen.query_one("#welcome-offers", OptionList).options
+        assert [offer.id for offer in offers] == ["starter", "get:org/big", "models"]
+        await stage.press("down", "enter")
+        await stage.until(lambda: stage.app.host.model is not None and stage.app.host.model.name == "org/big")
 
 
 async def test_a_gated_model_says_why_and_what_to_do_next(
