@@ -1,33 +1,31 @@
-"""What the screen of models shows, and what is done with a model that was chosen there."""
+"""What the screen of models shows: models here, recommended ones, the hub's, and how each stands."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanochat import catalog, hub
+from nanochat import catalog
 from nanochat.catalog import Listing
-from nanochat.download import Download, State
+from nanochat.download import Download
 from nanochat.engine.memory import gib
-from nanochat.errors import NanochatError, UsageError
+from nanochat.errors import NanochatError
 from nanochat.fit import Fit, Reserves, Ruler
 from nanochat.hub import LocalModel, cache_folder
 from nanochat.inventory import Inventory, disk_free, leftovers
 from nanochat.models_text import Here, size
 from nanochat.sanitize import sanitize_line
-from nanochat.settings import Settings
 from nanochat.shape import Shape
 from nanochat.transfer.leftovers import Leftover
 from nanochat.ui.background import detached
-from nanochat.ui.commands.settings import use_model
 from nanochat.ui.download_flow import DownloadFlow
+from nanochat.ui.model_acts import ModelActs
 from nanochat.ui.model_host import HostState
-from nanochat.ui.model_rows import Row, download_row, heading, here_row, in_home, listing_row, words
-from nanochat.ui.screens.question import Answer, Question, TextQuestion
-from nanochat.ui.shelf import reference
+from nanochat.ui.model_rows import Row, download_row, heading, here_row, listing_row, words
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
@@ -35,27 +33,26 @@ if TYPE_CHECKING:
 log = logging.getLogger("nanochat.models_flow")
 
 
-class _Ends(NanochatError):
-    """The application ends: what it is hashing ends with it."""
-
-
 class ModelsFlow:
     """Lives as long as the application: a search, a check or a download goes on while the screen is closed."""
 
     def __init__(self, app: NanochatApp) -> None:
-        self.downloads = DownloadFlow(app, self._changed, self._look_again)
+        self.acts = ModelActs(app, self)
+        self.damaged: set[str] = set()
+        """Rows whose last check found a file that is not what it should be."""
+        self.downloads = DownloadFlow(app, self.changed, self._look_again)
         self.on_change: Callable[[], None] = lambda: None
         """What the screen wants to be told."""
         self._app = app
-        self._inventory: Inventory | None = None
-        self._leftovers: tuple[Leftover, ...] = ()
+        self.inventory: Inventory | None = None
+        self.leftovers: tuple[Leftover, ...] = ()
         self._disk = 0
         self._query = self._search_note = ""
         self._found: tuple[tuple[Listing, Fit | None, str], ...] = ()
         self._facts: dict[str, tuple[str, ...]] = {}
-        self._checking: dict[str, tuple[int, int]] = {}
+        self.checking: dict[str, tuple[int, int]] = {}
         self._estimate: Fit | None = None
-        self._closed = False
+        self.closed = False
 
     # What it shows -----------------------------------------------------------------------------
 
@@ -64,15 +61,15 @@ class ModelsFlow:
         rows: list[Row] = []
         if self.downloads.all:
             rows += [heading("Downloads"), *map(self._download_row, self.downloads.all)]
-        found = self._inventory
+        found = self.inventory
         rows.append(heading("On this machine", of="here"))
         if found is None:
             return [*rows, words("looking", "looking …")]
         rows += [self._here(one) for one in found.here]
         if not found.here:
             rows.append(words("none", "no model is here yet: Enter fetches one of those below"))
-        if self._leftovers:
-            total, number = size(sum(one.size for one in self._leftovers)), len(self._leftovers)
+        if self.leftovers:
+            total, number = size(sum(one.size for one in self.leftovers)), len(self.leftovers)
             text = f"{total} in {number} leftover{'s' if number != 1 else ''} of unfinished downloads: Enter cleans"
             rows.append(
                 Row(
@@ -82,7 +79,7 @@ class ModelsFlow:
                     {},
                     "~",
                     "dim",
-                    about=self._left_about(),
+                    about=self.left_about(),
                 )
             )
         going = {one.repo_id for one in self.downloads.all}
@@ -107,13 +104,13 @@ class ModelsFlow:
         """What is known of a row, with the arithmetic of its fit."""
         known = list(self._facts.get(row.key, ()))
         lines = known or [*row.about, *(["", *row.fit.arithmetic()] if row.fit is not None else [])]
-        if self._is_loaded(row):
+        if self._is_loaded_row(row):
             lines += ["", *self.truth()]
         return lines
 
     def head(self) -> list[str]:
         """The two lines above the list: the memory, and what is loaded or under way."""
-        found, host = self._inventory, self._app.host
+        found, host = self.inventory, self._app.host
         memory = "looking at the memory …"
         if found is not None:
             of = found.ruler.memory
@@ -157,18 +154,18 @@ class ModelsFlow:
                 disk_free(cache_folder()),
             )
         )
-        self._inventory, self._leftovers, self._disk = inventory, left, disk
-        self._changed()
+        self.inventory, self.leftovers, self._disk = inventory, left, disk
+        self.changed()
 
     async def search(self, text: str) -> None:
         """Search the hub; offline it says so once, where the results would stand."""
         self._query, self._found = text.strip(), ()
         if not self._query:
             self._search_note = ""
-            return self._changed()
+            return self.changed()
         asked = self._query
         self._search_note = "asking the hub …"
-        self._changed()
+        self.changed()
         try:
             found = await detached(lambda: catalog.search(asked))
             note = "" if found else "nothing on the hub has this in its name and runs in this engine"
@@ -176,7 +173,7 @@ class ModelsFlow:
             found, note = (), str(error)
         if asked != self._query:  # the user has searched for something else meanwhile
             return None
-        ruler = self._inventory.ruler if self._inventory is not None else None
+        ruler = self.inventory.ruler if self.inventory is not None else None
         self._search_note = note
         self._found = tuple(
             (
@@ -186,21 +183,21 @@ class ModelsFlow:
             )
             for one in found
         )
-        return self._changed()
+        return self.changed()
 
     async def look_up(self, row: Row) -> list[str]:
         """Everything about a model: of one that is not here the hub is asked. Raises Offline, ModelNotFound."""
         from nanochat.models_show import local_facts, remote_facts
 
-        inventory = self._inventory
+        inventory = self.inventory
         if row.kind not in ("here", "listing") or inventory is None:
             return self.details(row)
-        if (one := self._model(row)) is not None:
+        if (one := self.model_of(row)) is not None:
             facts = await detached(lambda: local_facts(one, self._app.paths, inventory.ruler))
         else:
             facts = await detached(lambda: remote_facts(row.name, "main", inventory.ruler))
         self._facts[row.key] = tuple(sanitize_line(line) for line in facts.lines())
-        self._changed()
+        self.changed()
         return self.details(row)
 
     def host_changed(self) -> None:
@@ -208,7 +205,7 @@ class ModelsFlow:
         if self._app.host.state is HostState.READY:
             self._note_reserve()
             self._look_again()
-        self._changed()
+        self.changed()
 
     async def open(self) -> None:
         """At the start: the downloads of earlier runs go on."""
@@ -217,217 +214,48 @@ class ModelsFlow:
     def measure(self, folder: Path) -> None:
         """Right before a load: how much it should take, to be held against what it takes. Blocks; any thread."""
         model = self._app.host.model
-        ruler = Ruler.of(self._app.paths, self._app.settings, held=self._held())
-        self._estimate = ruler.fit(model.name if model is not None else "", Shape.in_folder(folder))
+        try:
+            ruler = Ruler.of(self._app.paths, self._app.settings, held=self._held())
+            self._estimate = ruler.fit(model.name if model is not None else "", Shape.in_folder(folder))
+        except (OSError, ValueError) as error:  # an estimate is never a reason not to load
+            log.warning("the memory of %s could not be estimated: %s", folder.name, error)
+            self._estimate = None
 
     def close(self) -> None:
         """Stop what runs beside. Blocks for a moment: call from a worker."""
-        self._closed = True
+        self.closed = True
         self.downloads.close()
-
-    # Doing -------------------------------------------------------------------------------------
-
-    async def take(self, row: Row) -> bool:
-        """Enter: use a model, fetch it, go on with a download, clean up. Returns whether the user goes to the chat."""
-        if row.kind == "download":
-            await self.pause_or_resume(row)
-        elif row.kind == "leftovers":
-            await self.clean()
-        elif row.kind == "listing":
-            await self.fetch(row.name, row.fit)
-        elif (model := self._model(row)) is not None:
-            if model.missing and model.source == "cache":
-                await self.fetch(model.name, None)
-            else:
-                return await self.use(model, row.fit)
-        return False
-
-    async def use(self, model: LocalModel, fit: Fit | None) -> bool:
-        """Load a model for the shown chat. What does not fit is loaded only when the user insists."""
-        if fit is not None and not fit.fits and not self._is_loaded_model(model):
-            answers = [
-                Answer("leave", "Leave it"),
-                Answer("load", "Load it anyway", "The engine tries, with as much context as is left."),
-            ]
-            text = "\n".join(fit.arithmetic())
-            if await self._app.ask(Question(f"{model.name} {fit.text}", text, answers)) != "load":
-                return False
-        self._app.attempt(use_model(self._app, model))
-        return True
-
-    async def use_folder(self) -> bool:
-        """Ask for any model's folder, and use that."""
-        about = "A folder with config.json, a tokenizer and *.safetensors. It is used in place."
-        typed = await self._app.ask(TextQuestion("A model's folder", about=about))
-        if not typed or not typed.strip():
-            return False
-        path = str(Path(typed.strip()).expanduser())
-        model = await detached(lambda: hub.resolve(path if "/" in path else f"./{path}"))
-        return await self.use(model, None)
-
-    async def fetch(self, repo_id: str, fit: Fit | None) -> str | None:
-        """Queue a download; its id, or None when the user thinks better of it."""
-        if fit is not None and not fit.fits:
-            answers = [Answer("leave", "Leave it"), Answer("get", "Download it anyway")]
-            if (
-                await self._app.ask(Question(f"{repo_id} {fit.text}", "\n".join(fit.arithmetic()), answers))
-                != "get"
-            ):
-                return None
-        return await self.downloads.add(repo_id)
-
-    async def pause_or_resume(self, row: Row) -> None:
-        """Pause a download, or go on with it."""
-        one = self._download(row)
-        if one is None:
-            return
-        if one.state in (State.PAUSED, State.FAILED):
-            await self.downloads.resume(one.id)
-        else:
-            await self.downloads.pause(one.id)
-
-    async def remove(self, row: Row) -> None:
-        """Cancel a download, or remove a model; asks first, with what is shared and what that frees."""
-        if (one := self._download(row)) is not None:
-            await self._cancel(one)
-        elif row.kind == "leftovers":
-            await self.clean()
-        elif (model := self._model(row)) is not None:
-            await self._remove(model)
-
-    async def make_default(self, row: Row) -> None:
-        """Use a model in every new chat from now on."""
-        model = self._model(row)
-        if model is None:
-            raise UsageError("only a model on this machine can be the default: fetch it first")
-        chosen = hub.STARTER if model.source == "starter" else reference(model)
-        await self._set(default_model=chosen)
-        self._app.say(f"{model.name} is the default model now.")
-        await self.refresh()
-
-    async def verify(self, row: Row) -> None:
-        """Hash every file of a model and compare with the hub's list, or with what was recorded."""
-        from nanochat.verification import Verification, verify
-
-        model = self._model(row)
-        if model is None:
-            raise UsageError("only a model on this machine can be verified")
-        if row.key in self._checking:
-            raise UsageError(f"{model.name} is being verified already")
-
-        def seen(done: int, total: int) -> None:
-            if self._closed:
-                raise _Ends("nanochat ends")
-            self._checking[row.key] = (done, total)
-
-        def check() -> Verification:
-            return verify(model, self._app.paths.data, seen=seen)
-
-        self._checking[row.key] = (0, model.size)
-        ticking = asyncio.create_task(self._tick())
-        try:
-            found = await detached(check)
-        finally:
-            ticking.cancel()
-            self._checking.pop(row.key, None)
-            self._changed()
-        bad = [
-            *(f"damaged: {name}" for name in found.damaged),
-            *(f"missing: {name}" for name in found.missing),
-        ]
-        if bad:
-            self._app.say(
-                f"{model.name} is not whole: {', '.join(bad)}. Enter on it fetches what is wrong.",
-                severity="error",
-            )
-        elif not found.good:
-            self._app.say(
-                f"{model.name} cannot be checked: compared with {found.against}.", severity="warning"
-            )
-        else:
-            self._app.say(
-                f"{model.name} is whole: {len(found.checked)} files, {size(found.size)}, against {found.against}."
-            )
-        self._facts.pop(row.key, None)
-
-    async def clean(self) -> None:
-        """Remove what unfinished downloads left, when the user agrees."""
-        from nanochat.transfer.leftovers import clean
-
-        found = self._leftovers
-        if not found:
-            raise UsageError("there are no leftovers of unfinished downloads")
-        total = size(sum(one.size for one in found))
-        answers = [Answer("clean", "Remove them"), Answer("keep", "Keep them")]
-        question = Question(
-            f"Remove {len(found)} leftovers, {total}?", "\n".join(self._left_about()[1:]), answers
-        )
-        if await self._app.ask(question) == "clean":
-            freed = await detached(lambda: clean(cache_folder(), found))
-            self._app.say(f"{size(freed)} freed.")
-            await self.refresh()
 
     # Inside ------------------------------------------------------------------------------------
 
-    def _changed(self) -> None:
-        if not self._closed:
+    def forget_facts(self, key: str) -> None:
+        """What was looked up of a model is not true any more."""
+        self._facts.pop(key, None)
+
+    def changed(self) -> None:
+        """Show what there is now."""
+        if not self.closed:
             self.on_change()
 
     def _look_again(self) -> None:
-        if not self._closed and self._inventory is not None:
+        if not self.closed and self.inventory is not None:
             self._app.attempt(self.refresh())
 
-    async def _tick(self) -> None:
+    async def tick(self) -> None:
+        """Show five times a second what moves, until cancelled."""
         while True:
             await asyncio.sleep(0.2)
-            self._changed()
-
-    async def _set(self, **values: object) -> None:
-        self._app.settings = await detached(lambda: Settings.change(self._app.paths.settings_file, **values))
-
-    async def _cancel(self, one: Download) -> None:
-        if one.done:
-            text = f"{size(one.done)} of {size(one.total or 0)} are here; they are removed."
-            answers = [Answer("keep", "Keep it"), Answer("cancel", "Cancel and remove")]
-            if await self._app.ask(Question(f"Cancel {one.repo_id}?", text, answers)) != "cancel":
-                return
-        await self.downloads.cancel(one.id)
-
-    async def _remove(self, model: LocalModel) -> None:
-        from nanochat.removal import plan, remove
-
-        planned = await detached(lambda: plan(model, cache_folder()))
-        app = self._app
-        lines = [f"Frees {size(planned.freed)} in {in_home(planned.path)}."]
-        if planned.shared:
-            lines.append(f"{size(planned.shared)} stay: other versions or models use them too.")
-        if self._is_loaded_model(model):
-            lines.append(
-                "It is loaded: it is unloaded first"
-                + (", and replies on their way end." if app.chats.busy else ".")
-            )
-        if self._inventory is not None and any(
-            one.default and one.model == model for one in self._inventory.here
-        ):
-            lines.append("It is the default model; the starter model will be.")
-        answers = [Answer("keep", "Keep it"), Answer("remove", "Remove it")]
-        if await app.ask(Question(f"Remove {model.name}?", "\n".join(lines), answers)) != "remove":
-            return
-        if self._is_loaded_model(model):
-            app.host.forget()
-        await detached(lambda: remove(planned, cache_folder(), app.paths.data))
-        if app.settings.default_model in (model.name, str(model.path)):
-            await self._set(default_model=None)
-        app.say(f"{model.name} is removed; {size(planned.freed)} freed.")
-        await self.refresh()
+            self.changed()
 
     def _here(self, one: Here) -> Row:
-        loaded, state = self._is_loaded_model(one.model), ""
+        loaded, state = self.is_loaded(one.model), ""
         host = self._app.host
         key = f"here:{one.model.path}"
-        if key in self._checking:
-            done, total = self._checking[key]
+        if key in self.checking:
+            done, total = self.checking[key]
             state = f"verifying {int(100 * done / (total or 1))} %"
+        elif key in self.damaged:
+            return replace(here_row(one, state="damaged", loaded=loaded), tone="bad")
         elif loaded and host.state is HostState.LOADING:
             state = f"loading {round(100 * host.progress[0])} %"
         elif loaded and host.state is HostState.READY:
@@ -435,24 +263,26 @@ class ModelsFlow:
         return here_row(one, state=state, loaded=loaded and host.state is HostState.READY)
 
     def _download_row(self, one: Download) -> Row:
-        ruler = self._inventory.ruler if self._inventory is not None else None
+        ruler = self.inventory.ruler if self.inventory is not None else None
         return download_row(one, ruler.fit(one.repo_id, one.shape) if ruler is not None else None)
 
-    def _is_loaded_model(self, model: LocalModel) -> bool:
+    def is_loaded(self, model: LocalModel) -> bool:
+        """Whether the engine has this model, or is loading it."""
         host = self._app.host
         there = host.state in (HostState.LOADING, HostState.READY)
         return there and host.model is not None and host.model.path == model.path
 
-    def _is_loaded(self, row: Row) -> bool:
-        model = self._model(row)
-        return model is not None and self._app.host.state is HostState.READY and self._is_loaded_model(model)
+    def _is_loaded_row(self, row: Row) -> bool:
+        model = self.model_of(row)
+        return model is not None and self._app.host.state is HostState.READY and self.is_loaded(model)
 
-    def _model(self, row: Row) -> LocalModel | None:
+    def model_of(self, row: Row) -> LocalModel | None:
         """The model on this machine that a row stands for."""
-        here = self._inventory.here if self._inventory is not None else ()
+        here = self.inventory.here if self.inventory is not None else ()
         return next((one.model for one in here if row.key == f"here:{one.model.path}"), None)
 
-    def _download(self, row: Row) -> Download | None:
+    def download_of(self, row: Row) -> Download | None:
+        """The download that a row stands for."""
         return next((one for one in self.downloads.all if row.key == f"download:{one.id}"), None)
 
     def _held(self) -> int:
@@ -474,8 +304,9 @@ class ModelsFlow:
                 detached(lambda: Reserves.load(self._app.paths.data).note(name, model.name, reserve))
             )
 
-    def _left_about(self) -> tuple[str, ...]:
-        found = self._leftovers
+    def left_about(self) -> tuple[str, ...]:
+        """The leftovers, one a line."""
+        found = self.leftovers
         lines = [f"{sanitize_line(one.repo_id)}: {size(one.size)}, {one.what}" for one in found[:8]]
         more = [f"and {len(found) - 8} more"] if len(found) > 8 else []
         return ("Leftovers of unfinished downloads, ours and other tools':", *lines, *more)

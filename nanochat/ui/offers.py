@@ -16,6 +16,7 @@ from nanochat.ui.shelf import reference, short_name
 from nanochat.ui.widgets.welcome import Offer, Welcome
 
 if TYPE_CHECKING:
+    from nanochat.suggestion import Candidate
     from nanochat.ui.app import NanochatApp
 
 STARTER_DOWNLOAD = 92_900_000
@@ -30,6 +31,7 @@ _HINTS = (
     "/ commands · @ a text file · F1 help"
 )
 _MOST = 6
+_GET = "get:"
 
 
 class _Quit(NanochatError):
@@ -43,6 +45,7 @@ class Offers:
         self._app = app
         self._installed: list[LocalModel] = []
         self._looked = False
+        self._better: Candidate | None = None
         self._fetching: StarterProgress | None = None
         self._fault = ""
         self._quit = False
@@ -50,6 +53,8 @@ class Offers:
     async def look(self) -> None:
         """See which models are on this machine."""
         self._installed = await asyncio.to_thread(self._app.shelf.installed)
+        if not self._installed and self._app.settings.suggest_models:
+            self._better = await asyncio.to_thread(_candidate)
         self._looked = True
         self.refresh()
 
@@ -68,6 +73,9 @@ class Offers:
         """Do what was chosen."""
         if offer == "starter":
             self._app.attempt(self._fetch_starter())
+        elif offer.startswith(_GET):
+            self._app.attempt(self._app.desk.models.acts.fetch(offer.removeprefix(_GET), None))
+            self._app.chat_screen.focus_prompt()
         elif offer == "models":
             self._app.run_registered("models")
         else:
@@ -86,6 +94,9 @@ class Offers:
         if not any(model.source == "starter" for model in self._installed):
             about = f"small, quick on any machine, often wrong. Downloads {STARTER_DOWNLOAD / 1e6:.0f} MB."
             offers.append(Offer("starter", "Get the starter model", f"SmolLM2 135M: {about}"))
+        if self._better is not None:
+            about = f"far better, and it fits this machine. Downloads {self._better.size / 1e9:.1f} GB."
+            offers.append(Offer(_GET + self._better.name, f"Get {short_name(self._better.name)}", about))
         offers.append(
             Offer("models", "All models", "Those on this machine, and those on the hub, with what fits here.")
         )
@@ -155,6 +166,12 @@ class Offers:
         )
         self.refresh()
         self._app.chat_screen.refresh_status()
+
+
+def _candidate() -> Candidate | None:
+    from nanochat.suggestion import candidate  # in a worker, after the first frame
+
+    return candidate()
 
 
 def _safely(report: Callable[[StarterProgress], None]) -> Callable[[StarterProgress], None]:

@@ -12,11 +12,12 @@ from fakehome import Home
 from fakehub import Hub
 from fakerepo import tiny_model
 from models_stage import constant_memory, listed, local_model, on_models, own_folder
-from textual.widgets import Input
+from textual.widgets import Input, OptionList
 
 from nanochat.download import State
 from nanochat.hub import local_models
 from nanochat.settings import Settings
+from nanochat.suggestion import Candidate
 from nanochat.ui.screens.question import Question, TextQuestion
 from nanochat.ui.widgets.facts import Facts
 from nanochat.ui.widgets.status_bar import StatusBar
@@ -98,7 +99,7 @@ async def test_a_download_goes_on_while_chatting_and_the_status_bar_says_so(hub:
     hub.rule(f"{WEIGHTS} stall={HALF} times=1 origin=cdn")
     async with on_models(home, hub, size=(80, 24)) as stage:
         await stage.open_models()
-        await stage.app.desk.models.fetch("org/big", None)
+        await stage.app.desk.models.acts.fetch("org/big", None)
         downloads = stage.app.desk.models.downloads
         await stage.until(lambda: downloads.all and downloads.all[0].done >= HALF)
         await stage.until(lambda: "4/5 files" in stage.text and "50 %" in stage.text)
@@ -113,7 +114,7 @@ async def test_pause_resume_and_the_end_of_a_download(hub: Hub, home: Home) -> N
     hub.rule(f"{WEIGHTS} stall={HALF} times=1 origin=cdn")
     async with on_models(home, hub) as stage:
         await stage.open_models()
-        await stage.app.desk.models.fetch("org/big", None)
+        await stage.app.desk.models.acts.fetch("org/big", None)
         downloads = stage.app.desk.models.downloads
         await stage.until(lambda: downloads.all and downloads.all[0].done >= HALF)
         await stage.go_to("download:org--big@main")
@@ -130,7 +131,7 @@ async def test_a_cancel_asks_and_then_takes_less_than_a_second(hub: Hub, home: H
     hub.rule(f"{WEIGHTS} stall={HALF} times=1 origin=cdn")
     async with on_models(home, hub) as stage:
         await stage.open_models()
-        await stage.app.desk.models.fetch("org/big", None)
+        await stage.app.desk.models.acts.fetch("org/big", None)
         downloads = stage.app.desk.models.downloads
         await stage.until(lambda: downloads.all and downloads.all[0].done >= HALF)
         await stage.go_to("download:org--big@main")
@@ -147,7 +148,7 @@ async def test_a_cancel_asks_and_then_takes_less_than_a_second(hub: Hub, home: H
 async def test_quitting_keeps_the_bytes_and_the_next_start_goes_on(hub: Hub, home: Home) -> None:
     hub.rule(f"{WEIGHTS} stall={HALF} times=1 origin=cdn")
     async with on_models(home, hub) as stage:
-        await stage.app.desk.models.fetch("org/big", None)
+        await stage.app.desk.models.acts.fetch("org/big", None)
         downloads = stage.app.desk.models.downloads
         await stage.until(lambda: downloads.all and downloads.all[0].done >= HALF)
         await stage.app.desk.close(stage.app)
@@ -164,28 +165,43 @@ async def test_without_a_model_what_was_fetched_is_loaded_and_the_waiting_messag
     async with on_models(home, hub, models=()) as stage:
         await stage.send("I write already")
         await stage.open_models()
-        await stage.app.desk.models.fetch("org/big", None)
+        await stage.app.desk.models.acts.fetch("org/big", None)
         await stage.settle()
         assert stage.texts() == ["I write already", "Hello there."]
         assert stage.app.host.model is not None and stage.app.host.model.name == "org/big"
 
 
-@pytest.mark.parametrize(
-    ("token", "says"), [(None, "you are not logged in"), ("hf_good", "accept the licence"), ("hf_bad", "does not accept")]
-)  # fmt: skip
+async def test_the_first_view_offers_a_better_model_that_fits_and_fetches_it(
+    hub: Hub, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanochat.suggestion.candidate", lambda: Candidate("org/big", 1_500_000_000, 1))
+    async with on_models(home, hub, models=()) as stage:
+        await stage.until(lambda: stage.app.chat_screen.query_one("#welcome-offers", OptionList).options)
+        offers = stage.app.chat_screen.query_one("#welcome-offers", OptionList).options
+        assert [offer.id for offer in offers] == ["starter", "get:org/big", "models"]
+        await stage.press("down", "enter")
+        await stage.until(lambda: stage.app.host.model is not None and stage.app.host.model.name == "org/big")
+
+
 async def test_a_gated_model_says_why_and_what_to_do_next(
-    hub: Hub, home: Home, monkeypatch: pytest.MonkeyPatch, token: str | None, says: str
+    hub: Hub, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(listed("org/gated", gated="auto"))
     hub.accounts["hf_good"] = set()
-    if token:
-        monkeypatch.setenv("HF_TOKEN", token)
+    cases = (
+        (None, "you are not logged in"),
+        ("hf_good", "accept the licence"),
+        ("hf_bad", "does not accept"),
+    )
     async with on_models(home, hub) as stage:
         await stage.open_models()
-        await stage.app.desk.models.fetch("org/gated", None)
-        await stage.until(lambda: says in stage.notices)
-        await stage.go_to("download:org--gated@main")
-        assert says in stage.said("#models-details-text")
+        for token, says in cases:
+            if token:
+                monkeypatch.setenv("HF_TOKEN", token)
+            await stage.app.desk.models.acts.fetch("org/gated", None)
+            await stage.until(lambda says=says: says in stage.notices)
+            await stage.go_to("download:org--gated@main")
+            await stage.until(lambda says=says: says in stage.said("#models-details-text").replace("\n", " "))
         assert "hf_good" not in stage.notices and "hf_bad" not in stage.notices
 
 
@@ -253,6 +269,10 @@ async def test_default_verify_and_remove(hub: Hub, home: Home) -> None:
         await stage.go_to(f"here:{folder}")
         await stage.press("v")
         await stage.until(lambda: "damaged: model.safetensors" in stage.notices)
+        await stage.press("enter")
+        await stage.until(lambda: "org/local is whole and verified" in stage.notices)
+        await stage.until(lambda: "damaged" not in stage.text and f"here:{folder}" in stage.keys)
+        await stage.go_to(f"here:{folder}")
         await stage.press("x")
         await stage.until(lambda: isinstance(stage.app.screen, Question))
         assert "It is the default model" in stage.said(".dialog-text")

@@ -128,22 +128,22 @@ class ModelsScreen(Screen[None]):
     def action_pause(self) -> None:
         """Pause a download, or go on."""
         if (row := self.models.row) is not None:
-            self._attempt(self._flow.pause_or_resume(row))
+            self._attempt(self._flow.acts.pause_or_resume(row))
 
     def action_remove(self) -> None:
         """Cancel or remove."""
         if (row := self.models.row) is not None:
-            self._attempt(self._flow.remove(row))
+            self._attempt(self._flow.acts.remove(row))
 
     def action_default(self) -> None:
         """Make it the default."""
         if (row := self.models.row) is not None:
-            self._attempt(self._flow.make_default(row))
+            self._attempt(self._flow.acts.make_default(row))
 
     def action_verify(self) -> None:
         """Check every byte."""
         if (row := self.models.row) is not None:
-            self._attempt(self._flow.verify(row))
+            self._attempt(self._flow.acts.verify(row))
 
     def action_unload(self) -> None:
         """Unload the model."""
@@ -159,7 +159,7 @@ class ModelsScreen(Screen[None]):
 
     def action_clean(self) -> None:
         """Remove leftovers."""
-        self._attempt(self._flow.clean())
+        self._attempt(self._flow.acts.clean())
 
     def action_refresh(self) -> None:
         """Look again."""
@@ -199,13 +199,13 @@ class ModelsScreen(Screen[None]):
             self.call_later(self.redraw)
 
     async def _take(self, row: Row) -> None:
-        if await self._flow.take(row):
+        if await self._flow.acts.take(row):
             self._leave()
         elif row.kind == "listing" and (one := self._flow.downloads.find(row.name)) is not None:
             self.redraw(go_to=f"download:{one.id}")
 
     async def _folder(self) -> None:
-        if await self._flow.use_folder():
+        if await self._flow.acts.use_folder():
             self._leave()
 
     async def _search_for(self, text: str) -> None:
