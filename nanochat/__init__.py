@@ -27,5 +27,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         from importlib import import_module
 
+        from nanochat.environment import set_thread_variables
+
+        set_thread_variables()
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'nanochat' has no attribute {name!r}")

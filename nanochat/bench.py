@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
+import re
 import secrets
 import time
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +24,10 @@ if TYPE_CHECKING:
     import torch
 
     from nanochat.benchmarks.case import Case, Target
-    from nanochat.benchmarks.cost import Ceilings
+    from nanochat.benchmarks.cost import Ceilings, ModelCost
     from nanochat.engine.models.config import ModelConfig
 
-__all__ = ["PRESETS", "WORKLOADS", "Plan", "Progress", "Row", "Run", "Sizes", "run_benchmark"]
+__all__ = ["PRESETS", "WORKLOADS", "Hooks", "Plan", "Progress", "Row", "Run", "Sizes", "run_benchmark"]
 
 log = logging.getLogger("nanochat.bench")
 
@@ -55,57 +58,115 @@ class Plan:
     measure_limits: bool = False
 
     def cases(self) -> list[Case]:
-        """Every case, in order; `start` is not among them, for it needs a process of its own."""
-        return [case for name in self.names if name != START for case in cases_of(name, self.sizes)]
+        """Every case that runs on the plan's engines, in order."""
+        return [case for name in self.names if name not in ELSEWHERE for case in cases_of(name, self.sizes)]
+
+    def drawn_cases(self) -> list[Case]:
+        """The cases that are measured with and without the application drawing."""
+        return cases_of(SCREEN, self.sizes) if SCREEN in self.names else []
 
 
 START = "start"
+PACED = {"gap", "interference"}
+SCREEN = "screen"
+ELSEWHERE = (START, SCREEN)
+"""What does not run on the plan's engines: a new process each time, and the application with an engine of its own."""
 
 
-def run_benchmark(
-    plan: Plan,
-    *,
-    on_progress: Callable[[Progress], None] = lambda _: None,
-    on_row: Callable[[Run, Row], None] = lambda _run, _row: None,
-    on_state: Callable[[str], None] = lambda _: None,
-    stopped: Callable[[], bool] = lambda: False,
-) -> Run:
-    """Run a plan. Ctrl-C and `stopped` end it early: the run is then marked partial and holds what was finished.
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a run tells while it goes on, and asks.
 
     Args:
-        on_row: called with the run so far, after each row.
-        on_state: told in words what is being done: measuring the device, loading.
+        on_progress: how far it is.
+        on_row: the run so far, after each row.
+        on_state: in words what is being done: measuring the device, loading.
         stopped: asked between steps of the engine.
+    """
+
+    on_progress: Callable[[Progress], None] = lambda _: None
+    on_row: Callable[[Run, Row], None] = lambda _run, _row: None
+    on_state: Callable[[str], None] = lambda _: None
+    stopped: Callable[[], bool] = lambda: False
+
+
+def run_benchmark(plan: Plan, hooks: Hooks | None = None) -> Run:
+    """Run a plan. Ctrl-C and `stopped` end it early: the run then stays partial and holds what was finished.
 
     Raises:
         NanochatError: the model cannot be loaded, or a peer cannot be had.
     """
-    from nanochat.benchmarks.first_token import start_row
-
-    run, setting = _begin(plan, on_state)
+    hooks = hooks or Hooks()
+    run, setting = _begin(plan, hooks.on_state)
+    facts: dict[str, Any] = {}
     try:
-        if START in plan.names:
-            on_state("timing new processes")
-            row = start_row(plan, stopped)
-            run = run.with_row(row)
-            on_row(run, row)
-        cases = plan.cases()
-        with _opened(plan, cases, setting, on_state, stopped) as bench:
-            bench = replace(bench, on_progress=on_progress)
-            for number, case in enumerate(cases, 1):
-                rows, ended = measure_case(bench, case, number, len(cases))
-                for row in rows:
-                    run = run.with_row(row)
-                    on_row(run, row)
-                if ended:
-                    raise KeyboardInterrupt
+        for row in _rows(plan, setting, hooks, facts):
+            run = replace(run.with_row(row), environment={**run.environment, **facts})
+            hooks.on_row(run, row)
+        whole = all(not row.partial or row.error is not None or row.skipped is not None for row in run.rows)
+        run = replace(run, partial=not whole)
     except KeyboardInterrupt:
-        run = replace(run, partial=True)
-    flags = tuple(dict.fromkeys(flag for row in run.rows for flag in row.flags))
-    partial = run.partial or any(
-        row.partial and row.error is None and row.skipped is None for row in run.rows
+        log.info("the run was stopped after %s rows", len(run.rows))
+    return replace(
+        run,
+        flags=_worst(flag for row in run.rows for flag in row.flags),
+        finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
-    return replace(run, flags=flags, partial=partial, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+
+
+def _worst(flags: Iterable[str]) -> tuple[str, ...]:
+    """Each kind of flag once, with its largest number: rows keep their own."""
+    kinds: dict[str, tuple[float, str]] = {}
+    for flag in flags:
+        number = re.search(r"\d+(?:\.\d+)?", flag)
+        kind = flag[: number.start()] if number else flag
+        kinds[kind] = max(kinds.get(kind, (-1.0, "")), (float(number.group()) if number else 0.0, flag))
+    return tuple(flag for _, flag in kinds.values())
+
+
+def _rows(plan: Plan, setting: _Setting, hooks: Hooks, facts: dict[str, Any]) -> Generator[Row]:
+    """Every row, in order. `facts` takes what is only known once a model is loaded.
+
+    Raises:
+        KeyboardInterrupt: the user stopped the run; what was measured of the case at hand came before.
+    """
+    from nanochat.benchmarks.first_token import start_row
+    from nanochat.benchmarks.time_left import TimeLeft
+
+    if START in plan.names:
+        hooks.on_state("timing new processes")
+        yield start_row(plan, hooks.stopped)
+    cases, drawn = plan.cases(), plan.drawn_cases()
+    stages: list[tuple[list[Case], int, _Opened]] = [(cases, 1 + len(plan.against), _engines)]
+    if drawn:
+        stages.append((drawn, 2, _screen))
+    floors = [setting.floor(case) * engines for own, engines, _ in stages for case in own]
+    left = TimeLeft(floors, plan.repeats + 1)
+    latest: list[Progress] = []
+
+    def tell(progress: Progress) -> None:
+        latest[:] = [replace(progress, run_seconds_left=left.after(progress.seconds_left))]
+        hooks.on_progress(latest[0])
+
+    def tell_rate(rate: float) -> None:
+        if latest:
+            hooks.on_progress(replace(latest[0], rate=rate))
+
+    number = 0
+    for own, _, opened in stages:
+        if not own:
+            continue
+        with ExitStack() as stack:
+            targets = opened(plan, setting, own, hooks, tell_rate, facts, stack)
+            bench = _bench(plan, setting, targets, tell)
+            for case in own:
+                number += 1
+                started = time.perf_counter()
+                rows, stopped = measure_case(bench, case, number, len(floors))
+                left.ended(time.perf_counter() - started)
+                yield from rows
+                if stopped:
+                    raise KeyboardInterrupt
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +177,12 @@ class _Setting:
     device: torch.device
     dtype: torch.dtype
     ceilings: Ceilings
+    cost: ModelCost
+
+    def floor(self, case: Case) -> float:
+        """The least seconds of a case; 0 where nothing can be said."""
+        limit = case.limit(self.cost, self.ceilings)
+        return limit.floor.seconds if limit is not None else 0.0
 
 
 def _begin(plan: Plan, on_state: Callable[[str], None]) -> tuple[Run, _Setting]:
@@ -125,7 +192,12 @@ def _begin(plan: Plan, on_state: Callable[[str], None]) -> tuple[Run, _Setting]:
     plan.cases()  # names, sizes and peers are checked before anything takes time
     for name in plan.against:
         check_peer(name, plan)
+    if SCREEN in plan.names and importlib.util.find_spec("textual") is None:
+        raise UsageError(
+            "--preset screen draws the chat, and Textual is not installed here: pip install textual"
+        )
     on_state("importing torch")
+    from nanochat.benchmarks.cost import ModelCost
     from nanochat.benchmarks.device_limits import device_limits
     from nanochat.benchmarks.surroundings import device_key, model_facts, revision_of, surroundings
     from nanochat.engine.loading import choose_device, choose_dtype
@@ -154,52 +226,84 @@ def _begin(plan: Plan, on_state: Callable[[str], None]) -> tuple[Run, _Setting]:
         environment=surroundings(device),
         ceilings={"read": ceilings.read, "matrix": ceilings.matrix},
         settings=settings,
+        partial=True,  # until its end: a process that is killed leaves it so
     )
-    return run, _Setting(config, device, dtype, ceilings.times(plan.tensor_parallel_size))
+    together = ceilings.times(plan.tensor_parallel_size)
+    return run, _Setting(config, device, dtype, together, ModelCost(config, dtype.itemsize))
 
 
-@contextmanager
-def _opened(
-    plan: Plan,
-    cases: list[Case],
-    setting: _Setting,
-    on_state: Callable[[str], None],
-    stopped: Callable[[], bool],
-) -> Generator[Bench]:
-    """Every engine, loaded; closed at the end."""
-    from nanochat.benchmarks.cost import ModelCost
-    from nanochat.benchmarks.watch import Watch
+_Opened = Callable[
+    [Plan, _Setting, "list[Case]", Hooks, Callable[[float], None], "dict[str, Any]", ExitStack],
+    "list[Target]",
+]
 
+
+def _engines(
+    plan: Plan, setting: _Setting, cases: list[Case], hooks: Hooks, on_rate: Callable[[float], None],
+    facts: dict[str, Any], stack: ExitStack,
+) -> list[Target]:  # fmt: skip
+    """Every engine of the plan, loaded; closed by the stack."""
+    from nanochat.benchmarks.peers import open_peer
+
+    longest, sequences = _most(cases, setting)
+    targets: list[Target] = []
+    if sequences:
+        hooks.on_state(f"loading {plan.model_name}")
+        targets.append(_own_engine(plan, longest, sequences, hooks.stopped, on_rate, facts))
+        stack.callback(targets[0].close)
+    for name in plan.against:
+        hooks.on_state(f"loading {name}")
+        targets.append(open_peer(name, plan, setting.device, setting.dtype, longest, hooks.stopped))
+        stack.callback(targets[-1].close)
+    return targets
+
+
+def _screen(
+    plan: Plan, setting: _Setting, cases: list[Case], hooks: Hooks, on_rate: Callable[[float], None],
+    facts: dict[str, Any], stack: ExitStack,
+) -> list[Target]:  # fmt: skip
+    """Our engine twice: alone, and with the application drawing its replies."""
+    hooks.on_state(f"loading {plan.model_name} for the screen")
+    longest, _ = _most(cases, setting)
+    options = engine_options(plan, longest, 1) | {"gpu_memory_utilization": 0.9, "skip_tokenizer": False}
+    module: Any = importlib.import_module("nanochat.ui.drawing_cost")  # Textual: only where it is wanted
+    opened = module.DrawingCost(plan.model, plan.model_name, options, hooks.stopped, on_rate)
+    stack.callback(opened.close)
+    facts["kernels"] = opened.kernels
+    return opened.targets
+
+
+def _most(cases: list[Case], setting: _Setting) -> tuple[int, int]:
+    """(tokens of the longest sequence, sequences at once at most) of the cases that fit the context; 0 if none does."""
     context = setting.config.max_position_embeddings
     fitting = [case for case in cases if case.longest <= context]
-    longest = min(max((case.longest for case in fitting), default=1) + 16, context)
-    sequences = max((case.sequences for case in fitting), default=1)
-    with ExitStack() as stack:
-        targets: list[Target] = []
-        if fitting:
-            on_state(f"loading {plan.model_name}")
-            targets.append(_own_engine(plan, longest, sequences, stopped))
-            stack.callback(targets[0].close)
-        for name in plan.against:
-            from nanochat.benchmarks.peers import open_peer
-
-            on_state(f"loading {name}")
-            targets.append(open_peer(name, plan, setting.device, setting.dtype, longest, stopped))
-            stack.callback(targets[-1].close)
-        gpu = (setting.device.index or 0) if setting.device.type == "cuda" else None
-        yield Bench(
-            targets=targets,
-            cost=ModelCost(setting.config, setting.dtype.itemsize),
-            ceilings=setting.ceilings,
-            context=context,
-            repeats=plan.repeats,
-            watch=Watch(gpu),
-            peak_memory=lambda: _peak_memory(setting.device),
-            release=lambda: _release(setting.device),
-        )
+    longest = max((case.longest for case in fitting), default=1)
+    return min(longest + 16, context), max((case.sequences for case in fitting), default=0)
 
 
-def _own_engine(plan: Plan, longest: int, sequences: int, stopped: Callable[[], bool]) -> Target:
+def _bench(
+    plan: Plan, setting: _Setting, targets: list[Target], on_progress: Callable[[Progress], None]
+) -> Bench:
+    from nanochat.benchmarks.watch import Watch
+
+    gpu = (setting.device.index or 0) if setting.device.type == "cuda" else None
+    return Bench(
+        targets=targets,
+        cost=setting.cost,
+        ceilings=setting.ceilings,
+        context=setting.config.max_position_embeddings,
+        repeats=plan.repeats,
+        watch=Watch(gpu),
+        on_progress=on_progress,
+        peak_memory=lambda: _peak_memory(setting.device),
+        release=lambda: _release(setting.device),
+    )
+
+
+def _own_engine(
+    plan: Plan, longest: int, sequences: int, stopped: Callable[[], bool], on_rate: Callable[[float], None],
+    facts: dict[str, Any],
+) -> Target:  # fmt: skip
     from nanochat.benchmarks.target import CoreTarget
     from nanochat.engine.llm import LLM
 
@@ -209,7 +313,8 @@ def _own_engine(plan: Plan, longest: int, sequences: int, stopped: Callable[[], 
         raise UsageError(
             f"--tp {plan.tensor_parallel_size}: this engine ran the model on one device, so there is nothing to measure"
         )
-    return CoreTarget(llm.core, stopped=stopped)
+    facts["kernels"] = llm.core.describe()
+    return CoreTarget(llm.core, stopped=stopped, on_rate=on_rate)
 
 
 def engine_options(plan: Plan, longest: int, sequences: int) -> dict[str, Any]:
@@ -222,6 +327,8 @@ def engine_options(plan: Plan, longest: int, sequences: int) -> dict[str, Any]:
         "device": plan.device,
         "max_num_seqs": max(sequences, 1),
         "gpu_memory_utilization": 0.9 / (1 + len(plan.against)),
+        # A reply that is watched while a prompt is read: by the pace of the chat, not as fast as prompts can be read.
+        **({"prefill_beside_decodes": None} if set(plan.names) <= PACED else {}),
         "skip_tokenizer": True,
         "random_weights": plan.drawn,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 import tempfile
@@ -15,8 +16,8 @@ from typing import Any
 
 import click
 
-from nanochat.bench import PRESETS, START, WORKLOADS, Plan, Progress, Row, Run, Sizes, run_benchmark
-from nanochat.benchmarks.report import as_csv, comparison_lines, header, markdown, number, table
+from nanochat.bench import PRESETS, START, WORKLOADS, Hooks, Plan, Progress, Row, Run, Sizes, run_benchmark
+from nanochat.benchmarks.report import as_csv, comparison_lines, duration, header, markdown, number, table
 from nanochat.benchmarks.storage import Results
 from nanochat.errors import UsageError
 
@@ -92,9 +93,23 @@ def bench(context: click.Context, **options: Any) -> None:
     if options["as_json"]:
         click.echo(json.dumps(run.as_dict(), ensure_ascii=False, allow_nan=False))
     else:
-        for line in (*header(run), "", *table(run)):
-            click.echo(line)
+        _print_run(run, pictures=sys.stdout.isatty())
     sys.exit(_exit_code(run))
+
+
+def _print_run(run: Run, *, pictures: bool) -> None:
+    """Header and table; on a terminal the pictures too."""
+    for line in (*header(run), "", *table(run)):
+        click.echo(line)
+    if not pictures:
+        return
+    from nanochat.benchmarks.charts import charts_of
+    from nanochat.benchmarks.text_plot import plain
+
+    columns = min(shutil.get_terminal_size().columns, 120)
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    for chart in charts_of(run):
+        click.echo("\n" + "\n".join(plain(chart, columns, 18, ascii_only=not unicode)))
 
 
 def _exit_code(run: Run) -> int:
@@ -151,9 +166,7 @@ def _run(plan: Plan, results: Results | None) -> Run:
             results.save(run)
 
     with _interruptible() as stopped:
-        run = run_benchmark(
-            plan, on_progress=screen.progress, on_row=on_row, on_state=screen.show, stopped=stopped
-        )
+        run = run_benchmark(plan, Hooks(screen.progress, on_row, screen.show, stopped))
     screen.clear()
     if results is not None:
         click.echo(f"kept as {results.save(run)}", err=True)
@@ -187,6 +200,14 @@ def _row_line(row: Row) -> str:
     return f"{row.test} ({row.engine}): {number(row.summary.median)} {row.unit}{reached}"
 
 
+def _left(progress: Progress) -> str:
+    if progress.run_seconds_left is not None:
+        return f", about {duration(progress.run_seconds_left)} left"
+    if progress.seconds_left is not None:
+        return f", about {duration(progress.seconds_left)} left in this test"
+    return ""
+
+
 class _Line:
     """One line on stderr that is overwritten; without a terminal, only what is kept is printed."""
 
@@ -199,7 +220,9 @@ class _Line:
 
     def progress(self, progress: Progress) -> None:
         value = f", {number(progress.value)} {progress.unit}" if progress.value is not None else ""
-        left = f", {progress.seconds_left:.0f} s left in this test" if progress.seconds_left else ""
+        left = _left(progress)
+        if progress.rate is not None:
+            value = f", now {number(progress.rate)} tok/s"
         what = f"{progress.repeat}/{progress.repeats}" if progress.repeat else "warm-up"
         self.show(
             f"[{progress.case}/{progress.cases}] {progress.test} ({progress.engine}): {what}{value}{left}"
@@ -225,7 +248,9 @@ def list_runs() -> None:
 
 @bench.command()
 @click.argument("name", default="last")
-@click.option("--format", "kind", type=click.Choice(["text", "markdown", "json", "csv"]), default="text")
+@click.option(
+    "--format", "kind", type=click.Choice(["text", "plot", "markdown", "json", "csv"]), default="text"
+)
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it as SVG as well.")
 def show(name: str, kind: str, plot: Path | None) -> None:
     """A kept run: its id or the beginning of it, `last`, `last-1`, or a file."""
@@ -241,8 +266,7 @@ def show(name: str, kind: str, plot: Path | None) -> None:
     elif kind == "csv":
         click.echo(as_csv(run), nl=False)
     else:
-        for line in (*header(run), "", *table(run)):
-            click.echo(line)
+        _print_run(run, pictures=sys.stdout.isatty() or kind == "plot")
 
 
 @bench.command()

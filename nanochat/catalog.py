@@ -115,10 +115,13 @@ def search(text: str, limit: int = 20) -> tuple[Listing, ...]:
             parameters=row["parameters"] or None,
             download_size=row["download_size"] or None,
             licence=sanitize_line(row["licence"]),
+            context=shape.context if shape else None,
             gated=row["gated"],
             downloads=row["downloads"],
+            shape=shape,
         )
         for row in cast("list[dict[str, Any]]", rows)
+        for shape in (Shape.from_json(row.get("shape")),)
     )
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 from nanochat.settings import private_folder
 
 _LOG_BYTES = 2_000_000
+# Threads of a parallel region that wait must not spin: beside one busy process (a terminal app is one) spinning costs
+# most of the speed. It must be set before torch starts its threads.
+_THREADS = {"GOMP_SPINCOUNT": "1000"}
 _DEFAULTS = {
-    # Threads of a parallel region that wait must not spin: beside one busy process (a terminal app is one)
-    # spinning costs most of the speed. It must be set before torch starts its threads.
-    "GOMP_SPINCOUNT": "1000",
+    **_THREADS,
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -25,6 +27,22 @@ def set_variables() -> None:
     """Set what torch and the Hugging Face libraries read when they are imported; the user's own values stay."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def set_thread_variables() -> None:
+    """Set what torch's threads read when they start, and no more: for a script that imports the Python API."""
+    for name, value in _THREADS.items():
+        os.environ.setdefault(name, value)
+
+
+def own_module(module: str) -> tuple[list[str], dict[str, str]]:
+    """(command, environment) that run a module of this very package in a new process, whatever lies in its folder.
+
+    `python -m` alone looks into the current folder first, where another nanochat may be.
+    """
+    here = str(Path(__file__).resolve().parents[1])
+    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return [sys.executable, "-P", "-m", module], os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def debugging() -> bool:

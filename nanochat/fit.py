@@ -6,12 +6,12 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
-from nanochat.engine.memory import MemoryPlan, gib, host_memory_free, plan
+from nanochat.engine.memory import gib, host_memory_free, plan
 from nanochat.errors import OutOfMemory
 from nanochat.settings import Paths, Settings
 from nanochat.shape import Shape
@@ -33,6 +33,12 @@ class Memory:
     total: int
     usable: int
     """What of the free memory the engine takes, by `gpu_memory_utilization`."""
+    returned: int = 0
+    """What the model that is loaded now gives back when it makes room; counted in `free` and `usable`."""
+
+    def with_returned(self, held: int) -> Memory:
+        """The memory that a model has which takes the place of one that holds `held` bytes."""
+        return replace(self, free=self.free + held, usable=self.usable + held, returned=held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,12 @@ class Fit:
         kv = self.kv_bytes_per_token * self.context
         lines = [
             f"device        {self.memory.name}: {gib(self.memory.free)} of {gib(self.memory.total)} free, "
-            f"{gib(self.memory.usable)} for nanochat",
+            f"{gib(self.memory.usable)} for nanochat"
+            + (
+                f", with {gib(self.memory.returned)} that the loaded model gives back"
+                if self.memory.returned
+                else ""
+            ),
             f"weights       {gib(self.weights)} in {self.dtype}",
             f"KV cache      {self.kv_bytes_per_token:,} bytes a token; "
             + (
@@ -88,13 +99,13 @@ class Fit:
         lines.append(f"so it         {self.text} (the model was made for {tokens(self.model_context)})")
         return lines
 
-    def beside(self, truth: MemoryPlan) -> str:
-        """Estimate and truth after a load, on one line."""
-        off = (self.weights - truth.weights) / truth.weights * 100 if truth.weights else 0.0
-        return (
-            f"weights {gib(self.weights)} estimated, {gib(truth.weights)} taken ({off:+.1f} %); "
-            f"context {self.context:,} estimated, {truth.max_model_len:,} possible"
-        )
+    def beside(self, weights: int, context: int) -> list[str]:
+        """Estimate and truth after a load: bytes that the weights were seen to take, tokens that are possible."""
+        off = round((self.weights - weights) / weights * 100, 1) + 0.0 if weights else 0.0
+        return [
+            f"weights       {gib(self.weights)} estimated, {gib(weights)} taken ({off:+.1f} %)",
+            f"context       {self.context:,} tokens estimated, {context:,} possible",
+        ]
 
 
 def tokens(count: int) -> str:
@@ -107,22 +118,55 @@ def least(model_context: int) -> int:
     return min(LEAST_CONTEXT, model_context)
 
 
-def fit(shape: Shape, memory: Memory, *, reserves: Reserves | None = None, key: str = "") -> Fit:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the user's settings say about a load."""
+
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    kv_cache_bytes: int | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """From the settings, where 0 is "no limit"."""
+        cap = int(settings.kv_cache_gib * 2**30) or None
+        return cls(settings.dtype, settings.max_model_len or None, cap)
+
+    def least(self, model_context: int, kv_bytes_per_token: int) -> int:
+        """The smallest context of use: what the user asks for, which the engine gives whole or not at all."""
+        wanted = min(self.max_model_len, model_context) if self.max_model_len else least(model_context)
+        if self.kv_cache_bytes is None:
+            return wanted
+        return max(min(wanted, self.kv_cache_bytes // (BLOCK_SIZE * kv_bytes_per_token) * BLOCK_SIZE), 1)
+
+
+def fit(
+    shape: Shape,
+    memory: Memory,
+    *,
+    reserves: Reserves | None = None,
+    key: str = "",
+    limits: Limits | None = None,
+) -> Fit:
     """Whether, and with how much context, a model runs in the memory that is free now.
 
     Args:
         reserves: what loads on this machine were seen to need; `key` names the model there.
+        limits: what the user has set.
     """
-    dtype = shape.run_dtype(memory.kind)
+    limits = limits or Limits()
+    dtype = shape.run_dtype(memory.kind) if limits.dtype == "auto" else limits.dtype
     weights, per_token = shape.weight_bytes(dtype), shape.kv_bytes_per_token(dtype)
     on_cpu = memory.kind == "cpu"
     known = reserves.of(memory.name, key) if reserves is not None else None
     reserve = 0 if on_cpu else known if known is not None else step_bytes(shape, dtype)
-    wanted = least(shape.context)
+    wanted = limits.least(shape.context, per_token)
     # The engine's own plan decides, so that what is promised here is what a load gives.
     try:
         room = plan(
-            EngineConfig(model=Path()),
+            EngineConfig(
+                model=Path(), max_model_len=limits.max_model_len, kv_cache_bytes=limits.kv_cache_bytes
+            ),
             context=shape.context,
             block_bytes=BLOCK_SIZE * per_token,
             free=max(memory.usable - weights, 0),
@@ -183,19 +227,25 @@ class Ruler:
 
     memory: Memory
     reserves: Reserves
+    limits: Limits = Limits()
 
     @classmethod
-    def of(cls, paths: Paths, settings: Settings) -> Ruler:
-        """With the device of the settings, as it is now."""
-        memory = free_memory(settings.device, settings.gpu_memory_utilization)
-        return cls(memory, Reserves.load(paths.data))
+    def of(cls, paths: Paths, settings: Settings, *, held: int = 0) -> Ruler:
+        """With the device of the settings, as it is now; `held` bytes are those of a model that makes room."""
+        memory = free_memory(settings.device, settings.gpu_memory_utilization).with_returned(held)
+        return cls(memory, Reserves.load(paths.data), Limits.of(settings))
 
     def fit(self, key: str, shape: Shape | None) -> Fit | None:
         """Whether it fits; `key` is the model's name. None when its shape is not known."""
-        return fit(shape, self.memory, reserves=self.reserves, key=key) if shape is not None else None
+        if shape is None:
+            return None
+        return fit(shape, self.memory, reserves=self.reserves, key=key, limits=self.limits)
 
-    def weights_text(self, parameters: int | None) -> str:
-        """What can be said when only the number of parameters is known."""
+    def text(self, key: str, shape: Shape | None, parameters: int | None) -> str:
+        """The answer in words, also when no more than the number of parameters is known."""
+        found = self.fit(key, shape)
+        if found is not None:
+            return found.text
         if parameters is None:
             return "?"
         missing = 2 * parameters - self.memory.usable

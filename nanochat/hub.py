@@ -139,8 +139,9 @@ def _not_found(name: str, models: list[LocalModel]) -> ModelNotFound:
     close = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
     hint = f"did you mean {' or '.join(dict.fromkeys(close))}? " if close else ""
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    fetch = f", and `nanochat models pull {name}` fetches one from the hub" if name.count("/") == 1 else ""
     return ModelNotFound(
-        f"no model {name!r} on this machine: {hint}Here are {shown}; a path to a model's folder works too"
+        f"no model {name!r} on this machine: {hint}what is here: {shown}; a path to a model's folder works too{fetch}"
     )
 
 

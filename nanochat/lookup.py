@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,18 @@ from urllib.request import getproxies, proxy_bypass
 from nanochat.errors import AccessDenied, DownloadError, ModelError, Offline
 from nanochat.fetch import MAX_CONFIG, MAX_INDEX, run_child
 from nanochat.shape import Shape
-from nanochat.transfer.connection import origin
+from nanochat.transfer.connection import Session, origin
 from nanochat.transfer.events import Answer, Event, Note, Policy
 from nanochat.transfer.headers import Tensors, count, dtypes, remote_tensors
 from nanochat.transfer.records import Records
-from nanochat.transfer.remote import HubClient, RemoteModel, check_online, endpoint, open_hub
+from nanochat.transfer.remote import (
+    USER_AGENT,
+    HubClient,
+    RemoteModel,
+    check_online,
+    endpoint,
+    open_hub,
+)
 from nanochat.transfer.repository import RemoteFile, Repository, check_repo_id, check_revision
 from nanochat.transfer.selection import CONFIG, INDEX, refuse_by_listing, select
 from nanochat.transfer.store import BlobStore
@@ -35,6 +43,8 @@ CONNECT = 2.5
 POLICY = Policy(connect_timeout=CONNECT, read_timeout=8.0, tries=2, first_delay=0.2)
 STORED = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
 """Bytes of a stored value by safetensors' name of its type."""
+CONFIGS_AT_ONCE, CONFIGS_WITHIN = 8, 4.0
+"""How many configurations are read at once, and how many seconds a search waits for all of them."""
 PAGE = 4
 """How many models are asked for, for each that is wanted: some of them this engine does not run."""
 
@@ -65,7 +75,30 @@ def search(hub: HubClient, text: str, limit: int) -> list[dict[str, Any]]:
             rows.append(found | {"parameters": sum(counts.values()), "download_size": size})
         if len(rows) == limit:
             break
+    _add_shapes(hub, rows)
     return rows
+
+
+def _add_shapes(hub: HubClient, rows: list[dict[str, Any]]) -> None:
+    """Read each model's config.json, so that its memory can be told; what is late, gated or odd stays without."""
+    pool = ThreadPoolExecutor(CONFIGS_AT_ONCE)
+    asked = {pool.submit(_shape, hub, row["repo_id"], row["parameters"]): row for row in rows}
+    wait(asked, timeout=CONFIGS_WITHIN)
+    for future, row in asked.items():
+        row["shape"] = future.result() if future.done() and future.exception() is None else None
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _shape(hub: HubClient, repo_id: str, parameters: int) -> dict[str, Any] | None:
+    """What decides a model's memory; not verified by a hash, and good enough for an estimate."""
+    session = Session(hub.endpoint, hub.token, USER_AGENT, POLICY.connect_timeout, CONFIGS_WITHIN)
+    try:
+        answer = session.get(hub.file_url(check_repo_id(repo_id), "main", CONFIG), {})
+        if answer.status != 200:
+            return None
+        return asdict(Shape.of(judge(repo_id, answer.read_all(MAX_CONFIG)), parameters=parameters or None))
+    finally:
+        session.close()
 
 
 def describe(hub: HubClient, repo_id: str, revision: str, cache: Path) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from nanochat.download import Download, State
 from nanochat.errors import InvalidModel, ModelNotFound, UsageError
 from nanochat.fit import Ruler
 from nanochat.hub import LocalModel, cache_folder
-from nanochat.models_text import Here, downloads_table, fit_row, here_table, listing_table, size
+from nanochat.inventory import Inventory
+from nanochat.models_text import downloads_table, fit_row, here_table, listing_table, size
 from nanochat.sanitize import sanitize_line
 from nanochat.settings import Paths, Settings
-from nanochat.shape import Shape
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -44,14 +44,8 @@ def list_models(as_json: bool) -> None:
 def print_models(as_json: bool) -> None:
     """Print the three groups as tables, or as JSON: one row a model, with its `group`."""
     paths = Paths.find()
-    settings = Settings.load(paths.settings_file)
-    ruler = Ruler.of(paths, settings)
-    default = settings.default_model or starter.NAME
-    here = [_here(model, default, paths, ruler) for model in hub.local_models(paths)]
-    names = {one.model.name for one in here}
-    listed = [
-        (one, ruler.fit(one.repo_id, one.shape)) for one in catalog.recommended() if one.repo_id not in names
-    ]
+    found = Inventory.take(paths, Settings.load(paths.settings_file))
+    here, listed, ruler = found.here, found.recommended, found.ruler
     unfinished = _unfinished(paths)
     if as_json:
         rows: list[dict[str, Any]] = [{"group": "here", **one.as_dict()} for one in here]
@@ -83,7 +77,7 @@ def search(text: tuple[str, ...], limit: int, as_json: bool) -> None:
         return
     paths = Paths.find()
     ruler = Ruler.of(paths, Settings.load(paths.settings_file))
-    for line in listing_table([(one, ruler.weights_text(one.parameters)) for one in found]):
+    for line in listing_table([(one, ruler.text(one.repo_id, one.shape, one.parameters)) for one in found]):
         click.echo(line)
     click.echo("`nanochat models show NAME` says whether one fits, `nanochat models pull NAME` fetches it")
 
@@ -257,18 +251,6 @@ def _unfinished(paths: Paths) -> tuple[Download, ...]:
         return queue.restore(start=False)
     finally:
         queue.close()
-
-
-def _here(model: LocalModel, default: str, paths: Paths, ruler: Ruler) -> Here:
-    from nanochat.models_show import origin_of
-
-    shape = Shape.in_folder(model.path)
-    licence, gated = origin_of(model, paths)
-    named = model.name if model.source != "folder" else str(model.path)
-    is_default = default in (named, hub.STARTER) if model.source == "starter" else default == named
-    return Here(
-        model, is_default, shape.parameters if shape else None, licence, gated, ruler.fit(model.name, shape)
-    )
 
 
 def _listing_row(one: Listing) -> dict[str, Any]:

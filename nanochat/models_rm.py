@@ -12,12 +12,13 @@ from nanochat.download import Download
 from nanochat.downloads import Downloads
 from nanochat.errors import UsageError
 from nanochat.hub import LocalModel, cache_folder
+from nanochat.inventory import leftovers
 from nanochat.models_text import columns, size
 from nanochat.removal import plan, remove
 from nanochat.sanitize import sanitize_line
 from nanochat.settings import Paths
 from nanochat.transfer.journal import Journal
-from nanochat.transfer.leftovers import clean, find
+from nanochat.transfer.leftovers import clean
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,7 @@ def remove_model(model: LocalModel, commit: str | None, paths: Paths, ask: Ask) 
 
 def remove_leftovers(paths: Paths, ask: Ask) -> dict[str, Any]:
     """Remove what unfinished downloads left and nobody goes on with."""
-    wanted = {etag for entry in Journal(paths.data / "downloads").entries() for etag in entry.etags}
-    found = find(cache_folder(), wanted)
+    found = leftovers(paths)
     total = sum(one.size for one in found)
     row = {
         "leftovers": [

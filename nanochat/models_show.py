@@ -10,6 +10,7 @@ from nanochat import catalog
 from nanochat.errors import ModelNotFound
 from nanochat.fit import Fit, Ruler
 from nanochat.hub import LocalModel, cache_folder
+from nanochat.inventory import origin_of
 from nanochat.models_text import amount, size
 from nanochat.settings import Paths, Settings
 from nanochat.shape import Shape
@@ -80,8 +81,8 @@ def facts_of(name: str, revision: str, paths: Paths) -> Facts:
     ruler = Ruler.of(paths, Settings.load(paths.settings_file))
     model = _local(name, paths)
     if model is not None and revision in ("main", model.path.name):
-        return _local_facts(model, paths, ruler)
-    return _remote_facts(name, revision, ruler)
+        return local_facts(model, paths, ruler)
+    return remote_facts(name, revision, ruler)
 
 
 def _local(name: str, paths: Paths) -> LocalModel | None:
@@ -95,7 +96,8 @@ def _local(name: str, paths: Paths) -> LocalModel | None:
         return None
 
 
-def _local_facts(model: LocalModel, paths: Paths, ruler: Ruler) -> Facts:
+def local_facts(model: LocalModel, paths: Paths, ruler: Ruler) -> Facts:
+    """The facts of a model on this machine. Blocks: reads the headers of its weights."""
     shape = Shape.in_folder(model.path)
     commit = model.path.name if model.source == "cache" and COMMIT.fullmatch(model.path.name) else None
     at = None
@@ -123,23 +125,8 @@ def _local_facts(model: LocalModel, paths: Paths, ruler: Ruler) -> Facts:
     )
 
 
-def origin_of(model: LocalModel, paths: Paths) -> tuple[str, bool | None]:
-    """(licence, gated), as noted at the download, else as the curated list says; "" and None when not known."""
-    if model.source == "starter":
-        return "apache-2.0", False
-    if model.source == "cache":
-        note = Records(paths.data / "verified", Repository(cache_folder(), model.name)).origin(
-            model.path.name
-        )
-        if note is not None:
-            return note
-        listed = next((one for one in catalog.recommended() if one.repo_id == model.name), None)
-        if listed is not None:
-            return listed.licence, listed.gated
-    return "", None
-
-
-def _remote_facts(name: str, revision: str, ruler: Ruler) -> Facts:
+def remote_facts(name: str, revision: str, ruler: Ruler) -> Facts:
+    """The facts of a model on the hub, its weights unfetched. Blocks. Raises Offline, ModelNotFound, DownloadError."""
     found = catalog.describe(name, revision, cache_folder())
     return Facts(
         name=name,

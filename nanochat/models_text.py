@@ -18,14 +18,23 @@ BAR = 20
 
 
 def size(count: float) -> str:
-    """Bytes for people: `269 MB`, `1.5 GB`."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    """Bytes for people: `12 kB`, `269 MB`, `1.5 GB`."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e6 or count == 0 else f"{count / 1e3:.0f} kB"
+
+
+def speed(per_second: float) -> str:
+    """Bytes per second for people: `0.3 MB/s`, `48 MB/s`."""
+    return f"{per_second / 1e6:.{0 if per_second >= 99.5e6 else 1}f} MB/s"
 
 
 def amount(count: int | None) -> str:
-    """Parameters for people: `135M`, `8.2B`."""
+    """Parameters for people: `33k`, `135M`, `8.2B`."""
     if not count:
         return "?"
+    if count < 999_500:
+        return f"{count / 1e3:.0f}k"
     return f"{count / 1e9:.1f}B" if count >= 999_500_000 else f"{count / 1e6:.0f}M"
 
 
@@ -156,7 +165,7 @@ def progress_line(one: Download, width: int | None = None) -> str:
     if one.state is State.VERIFYING and one.checked:
         parts.append(f"({size(one.checked)} hashed)")
     if one.speed:
-        parts.append(f"{one.speed / 1e6:.1f} MB/s")
+        parts.append(speed(one.speed))
     if one.seconds_left is not None:
         parts.append(f"{duration(one.seconds_left)} left")
     if one.note and one.state is not State.FAILED:

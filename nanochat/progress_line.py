@@ -6,15 +6,17 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from typing import TextIO
 
 from nanochat.starter import NAME, StarterProgress
 
 _REDRAW_SECONDS = 0.1
-_BAR = 20
+_BAR = 20  # cells at most
+_SHORTEST_BAR = 5
 _WORDS = {
     "waiting": "another nanochat is making the starter model; waiting for it",
-    "fetching": f"fetching the starter model {NAME}, once",
+    "fetching": "fetching the starter model, once",
     "checking": "checking it",
     "converting": "converting it",
 }
@@ -36,27 +38,29 @@ class ProgressLine:
         if progress.stage == "waiting" or not progress.total:
             return self.show(progress.stage, words)
         done, total = progress.done / 1e6, progress.total / 1e6
-        parts = [words, _bar(progress.done / progress.total), f"{done:.1f}/{total:.1f} MB"]
+        facts = [f"{done:.1f}/{total:.1f} MB"]
         if progress.speed:
-            parts.append(f"{progress.speed / 1e6:.1f} MB/s")
+            facts.append(f"{progress.speed / 1e6:.1f} MB/s")
         if progress.seconds_left is not None:
-            parts.append(f"{_clock(progress.seconds_left)} left")
-        plain = f"{words} ({total:.1f} MB)" if progress.stage == "fetching" else words
-        return self.show(progress.stage, plain, "  ".join(parts))
+            facts.append(f"{_clock(progress.seconds_left)} left")
+        named = f"fetching the starter model {NAME}, once ({total:.1f} MB)"
+        plain = named if progress.stage == "fetching" else words
+        return self.show(progress.stage, plain, _Bar(words, progress.done / progress.total, facts))
 
     def fraction(self, words: str, fraction: float) -> None:
         """Show a part of one, such as a load."""
-        self.show(words, words, f"{words}  {_bar(fraction)}  {fraction:.0%}")
+        self.show(words, words, _Bar(words, fraction, [f"{fraction:.0%}"]))
 
-    def show(self, stage: str, plain: str, drawn: str | None = None) -> None:
-        """Draw the line `drawn` again; without a terminal that redraws, write `plain` once for each stage."""
+    def show(self, stage: str, plain: str, drawn: _Bar | None = None) -> None:
+        """Draw the line again, with its bar; without a terminal that redraws, write `plain` once for each stage."""
         now = time.monotonic()
         if not self._redraws:
             if stage != self._stage:
                 print(f"nanochat: {plain}", file=self._stream, flush=True)
         elif stage != self._stage or now - self._drawn >= _REDRAW_SECONDS:
             width = shutil.get_terminal_size().columns - 1
-            self._stream.write("\r\x1b[K" + (drawn or plain)[:width])
+            line = plain[:width] if drawn is None else drawn.line(width)
+            self._stream.write("\r\x1b[K" + line)
             self._stream.flush()
             self._drawn, self._shown = now, True
         self._stage = stage
@@ -70,9 +74,20 @@ class ProgressLine:
         self._stage = ""
 
 
-def _bar(fraction: float) -> str:
-    full = round(max(0.0, min(fraction, 1.0)) * _BAR)
-    return "[" + "#" * full + "-" * (_BAR - full) + "]"
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    words: str
+    fraction: float
+    facts: list[str]
+
+    def line(self, width: int) -> str:
+        """Words, bar and facts in `width` cells; where that is too little, the bar gives way, then the words."""
+        facts = "  ".join(self.facts)
+        room = min(_BAR, width - len(self.words) - len(facts) - len("  []  "))
+        if room < _SHORTEST_BAR:
+            return f"{self.words[: max(0, width - len(facts) - 2)]}  {facts}"[-width:]
+        full = round(max(0.0, min(self.fraction, 1.0)) * room)
+        return f"{self.words}  [{'#' * full}{'-' * (room - full)}]  {facts}"
 
 
 def _clock(seconds: float) -> str:

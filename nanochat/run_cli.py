@@ -58,6 +58,11 @@ _DTYPES = click.Choice(["auto", "bfloat16", "float16", "float32"])
 @click.option("--thinking/--no-thinking", default=None, help="Reason before the answer, where the model can.")
 @click.option("--dtype", type=_DTYPES, help="Numbers of weights and cache.")
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, or one device such as cuda:1.")
+@click.option(
+    "--deterministic/--no-deterministic",
+    default=None,
+    help="The same bits whatever else runs and was cached; slower.",
+)
 @click.option("--max-model-len", type=int, help="The longest prompt plus reply in tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def run(prompt: str | None, model: str | None, as_json: bool, thinking: bool | None, **options: Any) -> None:
@@ -144,6 +149,9 @@ def _engine(options: dict[str, Any], settings: Settings) -> Callable[[LocalModel
             max_model_len=longest or settings.max_model_len or None,
             kv_cache_bytes=int(settings.kv_cache_gib * 2**30) or None,
             gpu_memory_utilization=settings.gpu_memory_utilization,
+            deterministic=settings.deterministic
+            if options["deterministic"] is None
+            else options["deterministic"],
             max_num_seqs=8,
         )
 

@@ -78,6 +78,8 @@ KEYS: tuple[Key, ...] = (
         0, 65536),
     Key("gpu_memory_utilization", "engine.gpu_memory_utilization", "number", "share of GPU memory to use at most",
         0.05, 1),
+    Key("deterministic", "engine.deterministic", "flag",
+        "the same bits alone or beside other replies, cached or not; slower"),
     Key("idle_unload_minutes", "engine.idle_unload_minutes", "number", "unload an idle model after so long; 0 is never",
         0, 525600),
     Key("theme", "ui.theme", "text", "a theme's name; auto follows the terminal"),

@@ -25,6 +25,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 REAL_PATHS = Paths.find()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes an hour runs only when it is asked for."""
+    if "full_compile" not in str(config.getoption("-m")):
+        items[:] = [item for item in items if item.get_closest_marker("full_compile") is None]
+
+
 @pytest.fixture(scope="session")
 def starter_model() -> Path:
     """The starter model's folder in the user's data folder; fetched on first use, shared by all test processes."""

@@ -76,7 +76,8 @@ def from_folder(folder: Path) -> list[Repo]:
             if path.is_file():
                 lfs = path.suffix == ".safetensors" or path.stat().st_size >= 1 << 20
                 files[path.relative_to(home).as_posix()] = File(path, lfs)
-        repos.append(Repo(f"{home.parent.name}/{home.name}", files))
+        config = json.loads((home / "config.json").read_bytes()) if "config.json" in files else {}
+        repos.append(Repo(f"{home.parent.name}/{home.name}", files, facts={"config": config}))
     return repos
 
 

@@ -146,11 +146,11 @@ def test_the_picture_is_xml_with_every_point() -> None:
     ] + [replace(a_row("turn <1>", place={"turn": 1, "cache": True}), unit="ms")]  # fmt: skip
     run = a_run(*rows)
     assert [chart.title for chart in charts_of(run)] == [
-        "Roofline", "Throughput against batch", "Throughput of each request", "First token of each turn",
+        "Throughput against batch", "Throughput of each request", "First token of each turn", "Roofline",
     ]  # fmt: skip
     tree = ElementTree.fromstring(svg(run))
     circles = tree.findall("{http://www.w3.org/2000/svg}circle")
-    assert len(circles) == 3 + 3 + 3 + 3 + 1  # the roof's corners, then each chart's points
+    assert len(circles) == 3 + 3 + 3 + 1  # each chart's points; the roof has none
 
 
 def test_the_roofline_puts_a_row_at_its_intensity_and_its_rate() -> None:

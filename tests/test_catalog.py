@@ -147,3 +147,17 @@ def test_what_does_not_run_or_may_not_be_fetched_is_described_with_the_reason(hu
     assert denied.gated and denied.denied is not None and "hf auth login" in denied.denied
     with pytest.raises(ModelNotFound):
         describe("org/none", "main", home.cache)
+
+
+def test_a_search_knows_what_each_model_takes_where_its_configuration_can_be_read(
+    hub: Hub, home: Home
+) -> None:
+    hub.add(listed("org/chat-open", 3))
+    hub.add(listed("org/chat-gated", 2)).gated = "auto"
+    broken = hub.add(listed("org/chat-broken", 1))
+    broken.files["config.json"] = File(b"{")
+    shapes = {one.repo_id: one.shape for one in search("chat")}
+    known = shapes["org/chat-open"]
+    assert known is not None and (known.layers, known.context, known.parameters) == (2, 4096, 1010)
+    assert shapes["org/chat-gated"] is None and shapes["org/chat-broken"] is None
+    assert not hub.gets("*.safetensors*")

@@ -72,7 +72,7 @@ def test_an_unknown_name_says_what_is_here_and_what_is_close(cache: Path) -> Non
     with pytest.raises(ModelNotFound) as caught:
         hub.resolve("qwen3-0.6")
     assert "did you mean Qwen/Qwen3-0.6B?" in str(caught.value)
-    with pytest.raises(ModelNotFound, match=r"Here are starter, Qwen/Qwen3-0\.6B"):
+    with pytest.raises(ModelNotFound, match=r"what is here: starter, Qwen/Qwen3-0\.6B"):
         hub.resolve("zzz")
 
 

@@ -227,7 +227,7 @@ def stopped(source: str) -> float:
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_hostile_template_is_stopped_in_time(name: str, short_time: float) -> None:
-    assert stopped(BOMBS[name]) < short_time + 1
+    assert stopped(BOMBS[name]) < short_time + 10  # unstopped, each takes minutes or for ever
 
 
 @pytest.mark.parametrize(

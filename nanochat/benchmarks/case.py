@@ -36,7 +36,8 @@ class Ask:
 class Reply:
     """When an ask was answered, in seconds on the engine's clock. `arrivals` has one time for each token.
 
-    An engine that does not stream knows only `finished`; its arrivals are empty.
+    An engine that does not stream knows only `finished`; its arrivals are empty. One that knows no more than the time
+    from its first token to its last gives that as `decoding`.
     """
 
     submitted: float
@@ -44,6 +45,12 @@ class Reply:
     tokens: int
     arrivals: tuple[float, ...] = ()
     cached: int | None = None
+    decoding: float | None = None
+
+    @property
+    def decode_seconds(self) -> float:
+        """From the first token to the last, of an engine that streams."""
+        return self.decoding if self.decoding is not None else self.arrivals[-1] - self.arrivals[0]
 
     @property
     def gaps(self) -> tuple[float, ...]:

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nanochat.benchmarks.result import Row, Run
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points (x, y), joined by a line or not."""
+    """Points (x, y), joined by a `line` or not, `marked` each or not; `labels` has a name for each point, or nothing."""
 
     name: str
     points: tuple[tuple[float, float], ...]
     line: bool = True
+    marked: bool = True
+    labels: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each point is called: its label, or the series' name."""
+        return self.labels or (self.name,) * len(self.points)
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One picture; with `logarithmic`, both axes are."""
+    """One picture. `log_x` and `log_y` say which axes are logarithmic; `x_ticks` are the values to write, if not any."""
 
     title: str
     x: str
     y: str
     series: tuple[Series, ...]
-    logarithmic: bool = False
+    log_x: bool = False
+    log_y: bool = False
+    x_ticks: tuple[float, ...] = ()
 
 
 def charts_of(run: Run) -> list[Chart]:
-    """The pictures that a run has rows for: the roofline, throughput against batch, first tokens by turn."""
-    charts = [roofline(run), *_throughput(run), *_turns(run)]
+    """The pictures that a run has rows for: throughput against batch, first tokens by turn, the roofline."""
+    charts = [*_throughput(run), *_turns(run), roofline(run)]
     return [chart for chart in charts if any(series.points for series in chart.series)]
 
 
@@ -41,24 +50,25 @@ def roofline(run: Run) -> Chart:
     if not points:
         return Chart("", "", "", ())
     knee = matrix / read
-    low = min(0.5, *(x for _, x, _ in points)) / 2
-    high = max(knee, *(x for _, x, _ in points)) * 4
+    low = min(0.5, *(x for _, _, x, _ in points)) / 2
+    high = max(knee, *(x for _, _, x, _ in points)) * 4
     roof = ((low, low * read / 1e12), (knee, matrix / 1e12), (high, matrix / 1e12))
-    series = [Series("roof", roof)]
-    for engine in dict.fromkeys(engine for engine, _, _ in points):
-        own = tuple((x, y / 1e12) for name, x, y in points if name == engine)
-        series.append(Series(engine, own, line=False))
-    return Chart("Roofline", "operations a byte", "TFLOP/s", tuple(series), logarithmic=True)
+    series = [Series("what this device can do", roof, marked=False)]
+    for engine in dict.fromkeys(engine for engine, *_ in points):
+        own = [point for point in points if point[0] == engine]
+        places = tuple((x, y / 1e12) for _, _, x, y in own)
+        series.append(Series(engine, places, line=False, labels=tuple(test for _, test, _, _ in own)))
+    return Chart("Roofline", "operations a byte", "TFLOP/s", tuple(series), log_x=True, log_y=True)
 
 
-def _achieved(row: Row) -> tuple[str, float, float] | None:
-    """(engine, intensity, operations a second) of a row whose ceiling is known."""
+def _achieved(row: Row) -> tuple[str, str, float, float] | None:
+    """(engine, test, intensity, operations a second) of a row whose ceiling is known."""
     if row.work is None or row.fraction is None or row.fraction <= 0:
         return None
     operations, moved, seconds = row.work["operations"], row.work["bytes"], row.work["seconds"]
     if min(operations, moved, seconds) <= 0 or not math.isfinite(row.fraction):
         return None
-    return row.engine, operations / moved, operations * row.fraction / seconds
+    return row.engine, row.test, operations / moved, operations * row.fraction / seconds
 
 
 def _throughput(run: Run) -> list[Chart]:
@@ -69,11 +79,14 @@ def _throughput(run: Run) -> list[Chart]:
     for engine in dict.fromkeys(row.engine for row in rows):
         own = [row for row in rows if row.engine == engine]
         series.append(Series(engine, _by("batch", own)))
-    whole = Chart("Throughput against batch", "requests at once", "tok/s", tuple(series))
+    batches = tuple(sorted({float(row.place["batch"]) for row in rows}))
+    whole = Chart(
+        "Throughput against batch", "requests at once", "tok/s", tuple(series), log_x=True, x_ticks=batches
+    )
     each = tuple(
         Series(one.name, tuple((batch, rate / batch) for batch, rate in one.points)) for one in series
     )
-    return [whole, Chart("Throughput of each request", "requests at once", "tok/s each", each)]
+    return [whole, replace(whole, title="Throughput of each request", y="tok/s each", series=each)]
 
 
 def _turns(run: Run) -> list[Chart]:
@@ -86,7 +99,8 @@ def _turns(run: Run) -> list[Chart]:
         for engine in dict.fromkeys(row.engine for row in rows)
         for cache in (True, False)
     ]
-    return [Chart("First token of each turn", "turn", "ms", tuple(series))] if rows else []
+    turns = tuple(sorted({float(row.place["turn"]) for row in rows}))
+    return [Chart("First token of each turn", "turn", "ms", tuple(series), x_ticks=turns)] if rows else []
 
 
 def _by(axis: str, rows: list[Row]) -> tuple[tuple[float, float], ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from nanochat.benchmarks.result import Row, Run
 from nanochat.benchmarks.statistics import ALPHA, rank_sum_p, smallest_p
@@ -86,5 +86,15 @@ def _changed(first: Run, second: Run) -> list[str]:
     ):
         for name in old:
             if name in new and old[name] != new[name]:
-                found.append(f"{label}{name}: {old[name]} -> {new[name]}")
+                found.append(f"{label}{name}: {_said(old[name])} -> {_said(new[name])}")
     return found
+
+
+def _said(value: object) -> str:
+    """A value of the header in words; nothing given is the usual."""
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, object]", value).items()
+        return ", ".join(f"{name} {_said(each)}" for name, each in items) or "the usual"
+    if isinstance(value, (list, tuple)):
+        return " ".join(str(each) for each in cast("Sequence[object]", value)) or "none"
+    return str(value)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
 from nanochat.benchmarks.result import Row
+from nanochat.environment import own_module
 
 if TYPE_CHECKING:
     from nanochat.bench import Plan
@@ -56,9 +57,9 @@ def _timed(task: str) -> float:
 
 
 def _spawned(task: str, started: float, complaints: IO[str]) -> float:
+    command, environment = own_module("nanochat.benchmarks.first_token")
     process = subprocess.Popen(
-        [sys.executable, "-m", "nanochat.benchmarks.first_token"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True,
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True,
     )  # fmt: skip
     try:
         assert process.stdin is not None and process.stdout is not None

@@ -19,7 +19,14 @@ _MEASURED_SHARE = 0.8  # of the watched time, for energy to be that of the measu
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is. `seconds_left` is guessed from the case at hand; None before its first repeat."""
+    """How far a run is.
+
+    Attributes:
+        value: the last repeat's, in `unit`.
+        seconds_left: in this case, guessed from its last repeat; None before the first.
+        run_seconds_left: in the whole run; None as long as nothing is known of it.
+        rate: tok/s that are being generated right now, all requests together; None between repeats.
+    """
 
     test: str
     engine: str
@@ -30,6 +37,8 @@ class Progress:
     value: float | None = None
     unit: str = ""
     seconds_left: float | None = None
+    run_seconds_left: float | None = None
+    rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,8 @@ def measure_case(bench: Bench, case: Case, number: int, count: int) -> tuple[lis
     tallies = [_Tally(target) for target in bench.targets]
     before = bench.watch.look(bench.clock())
     stopped = False
+    first = Progress(case.test, tallies[0].target.name, number, count, 0, bench.repeats, unit=case.unit)
+    bench.on_progress(first)
     try:
         for repeat in range(bench.repeats + 1):
             for tally in _turn(tallies, repeat):

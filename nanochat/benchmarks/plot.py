@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from html import escape
 
+from nanochat.benchmarks.axis import Axis, short
 from nanochat.benchmarks.charts import Chart, charts_of
 from nanochat.benchmarks.report import header, number
 from nanochat.benchmarks.result import Run
@@ -21,7 +21,6 @@ _COLOURS = (
     "#8c564b",
     "#17becf",
 )  # told apart in print too
-_TICKS = 5
 
 
 def svg(run: Run) -> str:
@@ -52,9 +51,8 @@ class _Drawing:
         self._title_at = top + _TOP - 14
         xs = [x for series in chart.series for x, _ in series.points]
         ys = [y for series in chart.series for _, y in series.points]
-        zero = [] if chart.logarithmic else [0.0]
-        self._x = self._span([*xs, *zero])
-        self._y = self._span([*ys, *zero])
+        self._x = Axis.over(xs, logarithmic=chart.log_x)
+        self._y = Axis.over(ys, logarithmic=chart.log_y)
 
     def elements(self) -> list[str]:
         """Axes, series and legend."""
@@ -65,14 +63,14 @@ class _Drawing:
             _text((_LEFT + right) / 2, self._floor + 36, self._chart.x, anchor="middle"),
             _text(_LEFT - 8, self._top - 4, self._chart.y, anchor="end", size=10),
         ]
-        for value in self._ticks(self._x):
+        for value in self._chart.x_ticks or self._x.ticks():
             at = self._across(value)
             found.append(f'<path d="M{at:.1f} {self._floor}v4" stroke="#444"/>')
-            found.append(_text(at, self._floor + 18, _short(value), anchor="middle", size=10))
-        for value in self._ticks(self._y):
+            found.append(_text(at, self._floor + 18, short(value), anchor="middle", size=10))
+        for value in self._y.ticks():
             at = self._down(value)
             found.append(f'<path d="M{_LEFT} {at:.1f}H{right}" stroke="#ddd"/>')
-            found.append(_text(_LEFT - 8, at + 4, _short(value), anchor="end", size=10))
+            found.append(_text(_LEFT - 8, at + 4, short(value), anchor="end", size=10))
         for place in range(len(self._chart.series)):
             found += self._series(place)
         return found
@@ -84,11 +82,13 @@ class _Drawing:
         if series.line and points:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
             found.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        for (x, y), (value_x, value_y) in zip(points, series.points, strict=True):
-            label = escape(f"{series.name}: {number(value_x)}, {number(value_y)}")
-            found.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"><title>{label}</title></circle>'
-            )
+        if series.marked:
+            for (x, y), values, name in zip(points, series.points, series.names, strict=True):
+                label = escape(f"{name}: {number(values[0])}, {number(values[1])}")
+                circle = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}">'
+                found.append(f"{circle}<title>{label}</title></circle>")
+                if series.labels:
+                    found.append(_text(x + 6, y + 3, name, size=9))
         legend = self._top + 8 + 18 * place
         found.append(
             f'<rect x="{_WIDTH - _RIGHT + 16}" y="{legend - 9}" width="10" height="10" fill="{colour}"/>'
@@ -96,36 +96,11 @@ class _Drawing:
         found.append(_text(_WIDTH - _RIGHT + 32, legend, series.name, size=11))
         return found
 
-    def _span(self, values: list[float]) -> tuple[float, float]:
-        low, high = min(values), max(values)
-        if self._chart.logarithmic:
-            return low / 1.5, high * 1.5
-        return low, high * 1.05 if high > low else low + 1.0
-
-    def _ticks(self, span: tuple[float, float]) -> list[float]:
-        low, high = span
-        if self._chart.logarithmic:
-            powers = [
-                10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-            ]
-            return [value for value in powers if low <= value <= high]
-        rough = (high - low) / _TICKS
-        unit = 10.0 ** math.floor(math.log10(rough))
-        step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
-        first = math.ceil(low / step)
-        return [step * place for place in range(first, math.floor(high / step) + 1)]
-
-    def _share(self, value: float, span: tuple[float, float]) -> float:
-        low, high = span
-        if self._chart.logarithmic:
-            return math.log(value / low) / math.log(high / low)
-        return (value - low) / (high - low)
-
     def _across(self, value: float) -> float:
-        return _LEFT + self._share(value, self._x) * (_WIDTH - _RIGHT - _LEFT)
+        return _LEFT + self._x.share(value) * (_WIDTH - _RIGHT - _LEFT)
 
     def _down(self, value: float) -> float:
-        return self._floor - self._share(value, self._y) * (self._floor - self._top)
+        return self._floor - self._y.share(value) * (self._floor - self._top)
 
 
 def _text(
@@ -135,7 +110,3 @@ def _text(
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}">'
         f"{escape(text)}</text>"
     )
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:g}"

@@ -62,6 +62,11 @@ def _interference(sizes: Sizes) -> list[Case]:
     return [Interference(2, prompt, ahead=ahead) for prompt in sizes.prompts or (8000,)]
 
 
+def _screen(sizes: Sizes) -> list[Case]:
+    """Long enough that the reply fills the screen and it scrolls."""
+    return [Decode(sizes.output or 256, depth) for depth in sizes.depths or (64,)]
+
+
 def _s(sizes: Sizes) -> list[Case]:
     prompt, output = sizes.prompt(512), sizes.output or 256
     name = "S" if (prompt, output) == (512, 256) else f"S {prompt} + {output}"
@@ -99,6 +104,7 @@ PRESETS: dict[str, Callable[[Sizes], list[Case]]] = {
     "throughput": _throughput,
     "chat": _chat,
     "interference": _interference,
+    "screen": _screen,
 }
 
 WORKLOADS: dict[str, Callable[[Sizes], list[Case]]] = {
@@ -109,3 +115,19 @@ WORKLOADS: dict[str, Callable[[Sizes], list[Case]]] = {
     "fresh": _fresh,
     "gap": _gap,
 }
+
+ABOUT: dict[str, str] = {
+    "quick": "Reading 512 and 2,048 tokens, writing 128 tokens after nothing and after 4,096. About a minute.",
+    "throughput": "1 to 64 requests at once, 512 tokens read and 128 written each: tokens a second in all and for each.",
+    "chat": "Eight turns of a chat, with the prefix cache and without: the time to the first token of each.",
+    "interference": "Two replies stream while 8,000 tokens are read beside them: the worst gap between two tokens.",
+    "screen": "A reply with and without this application drawing it: what the screen costs.",
+    "s": "One stream: 512 tokens read, 256 written.",
+    "b": "256 requests of random lengths at once: Nano-vLLM's benchmark.",
+    "deep": "Writing after 16,000 tokens.",
+    "second-turn": "The first token of 50 new tokens after 8,000 cached ones.",
+    "fresh": "The first token of a fresh prompt of 16,000 tokens.",
+    "gap": "A reply streams while 32,000 tokens are read beside it: the worst gap.",
+    "start": "From a new process to its first token.",
+}
+"""What each preset and workload measures, in a sentence or two."""

@@ -19,6 +19,16 @@ def number(value: float) -> str:
     return f"{value:,.{digits}f}"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as a reader says them: 8 s, 2 min 10 s, 1 h 4 min."""
+    whole = max(round(seconds), 0)
+    if whole < 90:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 def header(run: Run) -> list[str]:
     """What the figures hold for."""
     model, surroundings = run.model, run.environment
@@ -31,8 +41,10 @@ def header(run: Run) -> list[str]:
     commit = f" ({surroundings['commit']})" if surroundings.get("commit") else ""
     lines = [
         f"{model['name']}: {model['parameters'] / 1e9:.2f} B parameters, {model['dtype']}, {gib:.2f} GiB, "
-        f"{model['weights']} weights" + (f", revision {model['revision']}" if model.get("revision") else ""),
+        f"{'random' if model['weights'] == 'random' else 'its own'} weights"
+        + (f", revision {model['revision']}" if model.get("revision") else ""),
         f"on {surroundings['device']}; nanochat {surroundings['nanochat']}{commit}, {software}",
+        *([f"kernels: {surroundings['kernels']}"] if surroundings.get("kernels") else []),
         f"ceilings: reads {run.ceilings['read'] / 1e9:,.0f} GB/s, "
         f"multiplies {run.ceilings['matrix'] / 1e12:,.2f} TFLOP/s",
         f"medians and quartiles of {run.settings['repeats']} after a warm-up; {run.excluded}",

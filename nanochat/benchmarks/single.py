@@ -132,10 +132,9 @@ class Decode:
         ask = Ask(prompt, self.tokens + 1)
         if self.by_arrival and target.streams:
             reply = target.run([ask])[0]
-            seconds = reply.arrivals[-1] - reply.arrivals[0]
-            tokens = len(reply.arrivals) - 1
-            gaps = {"itl": tuple(1e3 * gap for gap in reply.gaps)}
-            return Sample(tokens / seconds, tokens, seconds, gaps)
+            seconds, tokens = reply.decode_seconds, reply.tokens - 1
+            gaps = tuple(1e3 * gap for gap in reply.gaps)
+            return Sample(tokens / seconds, tokens, seconds, {"itl": gaps} if gaps else {})
         first = seconds_of(target, replace(ask, output=1))
         target.forget()
         seconds = seconds_of(target, ask) - first

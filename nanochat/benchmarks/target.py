@@ -14,6 +14,9 @@ from nanochat.errors import NanochatError, OutOfMemory
 
 Clock = Callable[[], float]
 
+RATE_SECONDS = 0.25
+"""How often the rate of now is told while something runs: seldom enough to cost nothing."""
+
 
 class Core(Protocol):
     """The part of `EngineCore` that is used here."""
@@ -56,13 +59,14 @@ class CoreTarget:
         name: str = "nanochat",
         clock: Clock = time.perf_counter,
         stopped: Callable[[], bool] = lambda: False,
+        on_rate: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.name = name
-        self._core, self._clock, self._stopped = core, clock, stopped
+        self._core, self._clock, self._stopped, self._on_rate = core, clock, stopped, on_rate
 
     def run(self, asks: Sequence[Ask], *, until: int | None = None) -> list[Reply]:
         """See `Target`."""
-        flight = _Flight(self._core, self._clock, asks)
+        flight = _Flight(self._core, self._clock, asks, self._on_rate)
         try:
             while not flight.done(until):
                 if self._stopped():
@@ -93,8 +97,11 @@ class CoreTarget:
 class _Flight:
     """Asks on their way."""
 
-    def __init__(self, core: Core, clock: Clock, asks: Sequence[Ask]) -> None:
-        self._core, self._clock, self._asks = core, clock, asks
+    def __init__(
+        self, core: Core, clock: Clock, asks: Sequence[Ask], on_rate: Callable[[float], None]
+    ) -> None:
+        self._core, self._clock, self._asks, self._on_rate = core, clock, asks, on_rate
+        self._told, self._untold = clock(), 0  # when the rate was told last, and tokens since
         self._ids: list[str] = []
         self._places: dict[str, int] = {}
         self._submitted: list[float] = []
@@ -124,6 +131,7 @@ class _Flight:
             if update.request_id not in self.open:
                 continue
             self._arrivals[self._places[update.request_id]] += [now] * len(update.token_ids)
+            self._untold += len(update.token_ids)
             if update.finished is not None:
                 if self._places[update.request_id] == until:
                     ended = True
@@ -132,6 +140,10 @@ class _Flight:
                 _check(update.finished)
         if ended:
             self._at_end = [len(arrivals) for arrivals in self._arrivals]
+        if now - self._told >= RATE_SECONDS:
+            if self._untold:
+                self._on_rate(self._untold / (now - self._told))
+            self._told, self._untold = now, 0
 
     def done(self, until: int | None) -> bool:
         """Whether everything that is waited for was answered."""

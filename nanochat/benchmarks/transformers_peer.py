@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nanochat.bench import Plan
 
 _NO_TOKEN = -1  # an end-of-sequence id that never comes
+_CPU_BATCH = 2048  # tokens in one step of its continuous batching on a CPU
 _PATIENCE = 600.0  # seconds without any result
 
 
@@ -61,7 +62,9 @@ class TransformersTarget:
 
     def _together(self, asks: Sequence[Ask]) -> list[Reply]:
         generation = self._generation(asks[0], eos_token_id=_NO_TOKEN)
-        with self._model.continuous_batching_context_manager(generation_config=generation) as manager:
+        with self._model.continuous_batching_context_manager(
+            generation_config=generation, continuous_batching_config=self._cache(asks)
+        ) as manager:
             start = time.perf_counter()
             names: list[str] = [
                 manager.add_request(list(ask.prompt), max_new_tokens=ask.output, eos_token_id=_NO_TOKEN)
@@ -77,6 +80,19 @@ class TransformersTarget:
                     now = time.perf_counter()
                     ended[result.request_id] = Reply(start, now, len(result.generated_tokens))
         return [ended[name] for name in names]
+
+    def _cache(self, asks: Sequence[Ask]) -> Any:
+        """On a GPU what it chooses itself; on a CPU as much as the requests need, not most of the machine's memory."""
+        if self._device.type == "cuda":
+            return None
+        from transformers import ContinuousBatchingConfig
+
+        config: Any = ContinuousBatchingConfig()
+        config.num_blocks = (
+            sum(-(-(len(ask.prompt) + ask.output) // config.page_size) + 1 for ask in asks) + 1
+        )
+        config.max_batch_tokens = max(_CPU_BATCH, len(asks))
+        return config
 
     def _generation(self, ask: Ask, *, eos_token_id: int | None) -> Any:
         from transformers import GenerationConfig

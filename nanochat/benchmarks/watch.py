@@ -126,6 +126,10 @@ class Watch:
 
     def _neighbours(self) -> list[str]:
         mine = {self._me.pid, *(process.pid for process in self._me.children(recursive=True))}
+        with contextlib.suppress(
+            psutil.Error
+        ):  # the application that started this run has given its memory back
+            mine |= {process.pid for process in self._me.parents()}
         for processes in self._ask("nvmlDeviceGetComputeRunningProcesses"):
             others = [process for process in processes if process.pid not in mine]
             if others and len(others) == len(processes) and not any(psutil.pid_exists(p.pid) for p in others):

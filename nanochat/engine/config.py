@@ -22,15 +22,18 @@ class EngineConfig:
         max_num_seqs: sequences in one step at most.
         max_num_batched_tokens: tokens in one step at most: decode tokens first, prefill chunks in the rest.
         prefill_beside_decodes: prefill tokens at most in a step that also decodes: this bounds the gap between two
-            tokens of a running reply while a long prompt is read. `None` is 1,024 on CUDA and 128 on a CPU.
+            tokens of a running reply while a long prompt is read. `None` follows from what such steps take: 25 ms are
+            aimed at on CUDA, 100 ms on a CPU.
         gpu_memory_utilization: the fraction of the device's memory that weights, cache and work space may take.
         kv_cache_bytes: a cap on the KV cache; `None` follows from the memory that is free.
         num_blocks: exactly so many KV blocks (tests, benchmarks).
         enforce_eager: no CUDA graphs.
         enable_prefix_caching: reuse the KV blocks of equal prefixes.
         prefix_salt: separates prefix caches: equal prefixes under different salts share nothing.
-        tensor_parallel_size: over how many devices a model is split.
-        deterministic: batch-invariant kernels: the same bits whatever else is in the batch.
+        tensor_parallel_size: over how many devices a model is split. `None` is as few of the GPUs that are there as
+            hold the model, and one on a CPU.
+        deterministic: batch-invariant kernels: a reply is the same bits alone or in company, with a cached prefix or
+            a computed one, in graphs or without; slower. For models of our own decoder, on at most two devices.
         skip_tokenizer: read no tokenizer: prompts are token ids and results have no text.
         random_weights: draw the weights instead of reading them, so that a config.json is enough (benchmarks).
         seed: where the seeds of requests without one are drawn from; `None` is the system's entropy.
@@ -49,7 +52,7 @@ class EngineConfig:
     enforce_eager: bool = False
     enable_prefix_caching: bool = True
     prefix_salt: str = ""
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int | None = None
     deterministic: bool = False
     skip_tokenizer: bool = False
     random_weights: bool = False

@@ -17,6 +17,7 @@ from nanochat.engine.kv_cache import KVCache
 from nanochat.engine.loading import Loaded
 from nanochat.engine.memory import is_out_of_memory
 from nanochat.engine.outputs import CompletionOutput, FinishReason
+from nanochat.engine.pace import PrefillPace
 from nanochat.engine.request import Request, Update
 from nanochat.engine.sampler import reply_seed
 from nanochat.engine.sampling_params import SamplingParams
@@ -26,7 +27,11 @@ from nanochat.engine.statistics import Statistics
 from nanochat.engine.step import PendingStep, Token
 from nanochat.errors import ContextOverflow, EmptyPrompt, InvalidSampling
 
-BESIDE_DECODES = {"cuda": 1024, "cpu": 128}  # prefill tokens in a step that also decodes: about 20 and 100 ms
+BESIDE_DECODES = {"cuda": 1024, "cpu": 128}  # prefill tokens in the first step that also decodes
+BESIDE_SECONDS = {
+    "cuda": 0.025,
+    "cpu": 0.1,
+}  # what such a step may take: the number of tokens follows (`PrefillPace`)
 
 _LEAST_AHEAD, _MOST_AHEAD = 2, 48  # steps; 48 of a small model's are some 30 ms
 _QUIET_STEPS = 100
@@ -49,11 +54,17 @@ class EngineCore:
         self.memory = loaded.memory
         self.max_model_len = loaded.memory.max_model_len
         self.cache = KVCache(loaded.memory.num_blocks, loaded.block_size)
-        beside = config.prefill_beside_decodes or BESIDE_DECODES[loaded.device.type]
-        budget = Budget(config.max_num_seqs, config.max_num_batched_tokens, beside)
+        fixed, kind = config.prefill_beside_decodes, loaded.device.type
+        self._pace = PrefillPace(
+            fixed or BESIDE_DECODES[kind],
+            config.max_num_batched_tokens,
+            0.0 if fixed else BESIDE_SECONDS[kind],
+        )
+        budget = Budget(config.max_num_seqs, config.max_num_batched_tokens, self._pace.tokens)
         lookahead = BLOCK_SIZE if loaded.device.type == "cuda" else 0
         self.scheduler = Scheduler(self.cache, budget, lookahead)
         self.statistics = Statistics()
+        self.group = loaded.group
         self._runner = loaded.runner
         self._root = hashlib.sha256(f"{loaded.fingerprint}|{config.prefix_salt}".encode()).digest()
         self._arrivals = count()
@@ -65,9 +76,18 @@ class EngineCore:
         self._quiet = 0
 
     @property
+    def ranks(self) -> int:
+        """Over how many devices the model is split."""
+        return 1 if self.group is None else self.group.ranks
+
+    @property
     def has_work(self) -> bool:
         """Whether any sequence is waiting or running."""
         return bool(self._sequences)
+
+    def describe(self) -> str:
+        """What computes the model, in a few words: kernels, graphs."""
+        return self._runner.describe(self.dtype)
 
     # Requests ---------------------------------------------------------------------------------
 
@@ -154,7 +174,10 @@ class EngineCore:
         if self._in_flight:
             step = self._in_flight.popleft()
             self._take_in(step)
-            self.statistics.count(step.chunks, time.perf_counter())
+            now = time.perf_counter()
+            self.statistics.count(step.chunks, now)
+            self._pace.took(step.chunks, now, self.has_work)
+            self.scheduler.beside_decodes = self._pace.tokens
         self._check_idle()
         updates, self._updates = self._updates, []
         return updates
@@ -304,6 +327,11 @@ class EngineCore:
         if self.config.seed is None:
             return secrets.randbits(64)
         return reply_seed(self.config.seed, next(self._arrivals) + 1)
+
+    def check_ranks(self) -> None:
+        """Raise EngineDead when another rank is lost, which may happen between steps too."""
+        if self.group is not None:
+            self.group.check()
 
     def reset_prefix_cache(self) -> None:
         """Forget every reusable prefix; running requests go on."""

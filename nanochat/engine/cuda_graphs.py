@@ -1,7 +1,8 @@
 """Capture and replay of decode: one CUDA graph holds a whole step, from the last ids to the next ones.
 
 Graphs are captured when first needed, for batch sizes 1, 2, 4, 8, 16 and so on up to the maximum, in one shared
-memory pool. Rows beyond the batch are empty: they write nothing.
+memory pool. Rows beyond the batch are empty: they write nothing. Without graphs (`enforce_eager`) the same step is
+launched anew each time: the same kernels over the same rows, so the same bits.
 """
 
 from __future__ import annotations
@@ -58,8 +59,17 @@ class DecodeGraphs:
     """The graphs of one model, made as they are needed."""
 
     def __init__(
-        self, model: Model, kv_cache: KVTensors, last_ids: Tensor, max_seqs: int, max_blocks: int
+        self,
+        model: Model,
+        kv_cache: KVTensors,
+        last_ids: Tensor,
+        max_seqs: int,
+        max_blocks: int,
+        *,
+        eager: bool = False,
     ) -> None:
+        self._eager = eager
+        self._tuned: set[int] = set()
         self._model = model
         self._kv_cache = kv_cache
         self._sizes = batch_sizes(max_seqs)
@@ -72,18 +82,28 @@ class DecodeGraphs:
         self._events = [torch.cuda.Event() for _ in range(_RING)]
         self._turn = 0
 
+    def describe(self) -> str:
+        """Which form of a decode step is captured, in a few words."""
+        return f"fused steps up to {_FUSED_ROWS} rows" if self._fused is not None else "plain steps"
+
     def dispatch(self, chunks: list[Chunk]) -> GraphStep:
         """Queue one decode step for `chunks` behind whatever the device still does."""
         size = next(size for size in self._sizes if size >= len(chunks))
-        step = self._captured.get(size)
-        if step is None:
-            self._rows.hand_back()  # capturing runs steps: they must find nothing to do
-            step = self._captured[size] = self._capture(size)
-        ordered = self._rows.upload(chunks)
-        step.graph.replay()
+        if self._eager:
+            self._tune(size)
+            ordered = self._rows.upload(chunks)
+            drawn = self._step(size)
+        else:
+            step = self._captured.get(size)
+            if step is None:
+                self._rows.hand_back()  # capturing runs steps: they must find nothing to do
+                step = self._captured[size] = self._capture(size)
+            ordered = self._rows.upload(chunks)
+            step.graph.replay()
+            drawn = step.ids
         ids, event = self._ring[self._turn], self._events[self._turn]
         self._turn = (self._turn + 1) % _RING
-        ids[:size].copy_(step.ids, non_blocking=True)
+        ids[:size].copy_(drawn, non_blocking=True)
         event.record()
         return GraphStep(ordered, ids, event)
 
@@ -95,8 +115,7 @@ class DecodeGraphs:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # kernels are compiled and tuned outside of the capture
-            if self._fused is not None and size <= _FUSED_ROWS:
-                self._fused.tune(size)
+            self._tune(size)
             self._step(size)
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
@@ -104,6 +123,12 @@ class DecodeGraphs:
         with torch.cuda.graph(graph, pool=self._pool):
             ids = self._step(size)
         return CapturedStep(graph, ids)
+
+    def _tune(self, size: int) -> None:
+        """Measure this size's products once, where its step has any that are tuned."""
+        if self._fused is not None and size <= _FUSED_ROWS and size not in self._tuned:
+            self._fused.tune(size)
+        self._tuned.add(size)
 
     def _step(self, size: int) -> Tensor:
         rows, sampling = first_rows(self._rows.decode, self._rows.sampling, size)

@@ -26,12 +26,12 @@ class LLM:
     Args:
         model: a model's folder.
         enforce_eager: no CUDA graphs.
-        tensor_parallel_size: over how many devices the model is split.
+        tensor_parallel_size: over how many devices the model is split; by default as few as hold it.
         max_model_len: the longest prompt plus reply in tokens; by default the model's own context, or as
             much of it as fits.
         dtype: "auto", "bfloat16", "float16" or "float32".
         seed: where the seeds of requests without one are drawn from.
-        options: more fields of `EngineConfig`.
+        options: more fields of `EngineConfig`, such as `deterministic=True`: the same bits whatever else runs.
 
     Raises:
         ModelNotFound, InvalidModel, UnsupportedModel, OutOfMemory: the model cannot be loaded.
@@ -41,7 +41,7 @@ class LLM:
         self,
         model: str | Path,
         enforce_eager: bool = False,
-        tensor_parallel_size: int = 1,
+        tensor_parallel_size: int | None = None,
         max_model_len: int | None = None,
         dtype: str = "auto",
         seed: int | None = None,

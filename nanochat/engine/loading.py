@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,10 +13,16 @@ from nanochat.engine.config import BLOCK_SIZE, EngineConfig
 from nanochat.engine.memory import MemoryPlan, gib, host_memory_free, plan
 from nanochat.engine.models import Model, load_model
 from nanochat.engine.models.config import ModelConfig
+from nanochat.engine.models.footprint import bytes_held
+from nanochat.engine.parallel.placement import choose_ranks
 from nanochat.engine.runner import ModelRunner, measure_reserve
 from nanochat.engine.step import KVTensors
 from nanochat.engine.tokenizer import Tokenizer
 from nanochat.errors import OutOfMemory, UsageError
+
+if TYPE_CHECKING:
+    from nanochat.engine.parallel.collectives import Collectives
+    from nanochat.engine.parallel.group import ParallelRunner, RankGroup
 
 Progress = Callable[[int, int], None]
 """Called with (bytes loaded, bytes in all)."""
@@ -28,13 +36,14 @@ class Loaded:
     """A model that is ready to run."""
 
     model: Model
-    runner: ModelRunner
+    runner: ModelRunner | ParallelRunner
     tokenizer: Tokenizer | None  # None: prompts are token ids
     device: torch.device
     dtype: torch.dtype
     memory: MemoryPlan
     fingerprint: str
     block_size: int = BLOCK_SIZE
+    group: RankGroup | None = None  # the other ranks of a tensor-parallel model
 
 
 def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
@@ -44,16 +53,41 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
         ModelNotFound, InvalidModel, UnsupportedModel: the folder is not what it should be.
         OutOfMemory: weights or KV cache do not fit; the text holds the arithmetic.
     """
-    if config.tensor_parallel_size != 1:
-        raise UsageError(
-            f"tensor_parallel_size {config.tensor_parallel_size} was asked for, and this version runs a model on one device: use 1"
-        )
     model_config = ModelConfig.from_folder(config.model)
     tokenizer = None if config.skip_tokenizer else Tokenizer.from_folder(config.model)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, model_config, device)
-    weights = model_config.weight_bytes(dtype)
+    ranks = choose_ranks(config, model_config, device, dtype)
+    if ranks > 1:
+        model, runner, memory = _load_parallel(config, model_config, device, dtype, ranks, progress)
+    else:
+        model, memory = load_share(config, model_config, device, dtype, None, progress)
+        kv_cache = allocate_kv(model, memory.num_blocks, dtype, device)
+        runner = ModelRunner(model, kv_cache, config, device, memory.max_model_len)
+    return Loaded(
+        model=model,
+        runner=runner,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        memory=memory,
+        fingerprint=f"{config.model.resolve()}|{dtype}",
+        group=None if isinstance(runner, ModelRunner) else runner.group,
+    )
+
+
+def load_share(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    collectives: Collectives | None,
+    progress: Progress | None = None,
+) -> tuple[Model, MemoryPlan]:
+    """One rank's share of a model (all of it, without collectives), and how many KV blocks fit beside it."""
+    rank, ranks = (0, 1) if collectives is None else (collectives.rank, collectives.ranks)
     free = memory_free(device, config)
+    weights = model_config.weight_bytes(dtype) // (ranks if device.type == "cuda" else 1)
     if weights > free:
         raise OutOfMemory(
             f"the weights of {config.model.name} take {gib(weights)} in {str(dtype).removeprefix('torch.')} and "
@@ -64,43 +98,71 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
         model_config,
         dtype=dtype,
         device=device,
+        rank=rank,
+        world_size=ranks,
         progress=progress,
+        reduce=None if collectives is None else collectives.reduce,
+        gather=None
+        if collectives is None
+        else partial(collectives.gather, vocabulary=model_config.vocab_size),
         drawn=config.random_weights,
+        deterministic=config.deterministic,
     )
-    block_bytes = BLOCK_SIZE * model_config.kv_bytes_per_token(dtype)
     memory = plan(
         config,
         context=model_config.max_position_embeddings,
-        block_bytes=block_bytes,
-        free=memory_free(device, config),
-        weights=weights,
+        block_bytes=_block_bytes(model, dtype),
+        free=memory_free(device, config) // (ranks if device.type == "cpu" else 1),
+        weights=weights if collectives is None else model.num_bytes,
         reserve=measure_reserve(model, config, device, dtype) + _CUDA_SLACK if device.type == "cuda" else 0,
         on_cpu=device.type == "cpu",
     )
-    kv_cache = allocate_kv(model_config, memory.num_blocks, dtype, device)
-    return Loaded(
-        model=model,
-        runner=ModelRunner(model, kv_cache, config, device, memory.max_model_len),
-        tokenizer=tokenizer,
-        device=device,
-        dtype=dtype,
-        memory=memory,
-        fingerprint=f"{config.model.resolve()}|{dtype}",
-    )
+    return model, replace(memory, weights_held=bytes_held(model, device))
 
 
-def allocate_kv(config: ModelConfig, num_blocks: int, dtype: torch.dtype, device: torch.device) -> KVTensors:
-    """A (keys, values) pair for each layer, each [num_blocks, BLOCK_SIZE, num_kv_heads, head_dim]."""
-    shape = (num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
+def _load_parallel(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    ranks: int,
+    progress: Progress | None,
+) -> tuple[Model, ParallelRunner, MemoryPlan]:
+    from nanochat.engine.parallel.group import ParallelRunner, RankGroup
+
+    group = RankGroup(config, ranks, device, dtype)
+    try:
+        model, own = load_share(config, model_config, device, dtype, group.collectives, progress)
+        memory = group.agree(own, model.bytes_read)
+        kv_cache = allocate_kv(model, memory.num_blocks, dtype, device)
+        runner = ModelRunner(model, kv_cache, config, device, memory.max_model_len)
+        group.start()
+    except BaseException as error:
+        group.close()
+        if group.failure is not None:
+            raise group.failure from error
+        raise
+    return model, ParallelRunner(runner, group), memory
+
+
+def _block_bytes(model: Model, dtype: torch.dtype) -> int:
+    """Of a block of this rank's heads in all layers."""
+    config = model.config
+    return 2 * BLOCK_SIZE * config.num_layers * model.num_kv_heads * config.head_dim * dtype.itemsize
+
+
+def allocate_kv(model: Model, num_blocks: int, dtype: torch.dtype, device: torch.device) -> KVTensors:
+    """A (keys, values) pair for each layer, each [num_blocks, BLOCK_SIZE, num_kv_heads, head_dim] of this rank."""
+    shape = (num_blocks, BLOCK_SIZE, model.num_kv_heads, model.config.head_dim)
 
     def tensor() -> torch.Tensor:
         # Not zeros: on a host, pages that were never written take no memory and no time. Nothing unwritten is read.
         return torch.empty(shape, dtype=dtype, device=device)
 
     try:
-        return [(tensor(), tensor()) for _ in range(config.num_layers)]
+        return [(tensor(), tensor()) for _ in range(model.config.num_layers)]
     except RuntimeError as error:
-        size = num_blocks * BLOCK_SIZE * config.kv_bytes_per_token(dtype)
+        size = num_blocks * _block_bytes(model, dtype)
         raise OutOfMemory(
             f"the KV cache of {size / 2**30:.2f} GiB could not be allocated: lower kv_cache_bytes"
         ) from error

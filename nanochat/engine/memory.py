@@ -24,6 +24,8 @@ class MemoryPlan:
     block_bytes: int
     num_blocks: int
     max_model_len: int
+    weights_held: int = 0
+    """What the weights were seen to take once they were loaded; 0 before that."""
 
     @property
     def kv_bytes(self) -> int:

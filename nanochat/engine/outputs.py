@@ -167,7 +167,13 @@ class EngineStats:
     decode_tokens: int = 0  # since load
     preemptions: int = 0  # since load
     steps: int = 0  # since load
-    weight_bytes: int = 0
+    weight_bytes: int = 0  # by the model's configuration
+    weights_held: int = 0  # what they were seen to take
+    reserve_bytes: int = 0  # set aside for the work of a step
     kv_bytes: int = 0
     load_seconds: float = 0.0
+    ranks: int = 1  # devices that the model is split over
+    rank_bytes: tuple[int, ...] = ()  # weights and KV cache of each, where there are several
+    link: str = ""  # how they reach each other
+    collective_seconds: float = 0.0  # since load, spent in exchanges between them
     error: str | None = None

@@ -1,7 +1,8 @@
 """Short prefills of one sequence in captured graphs: a turn's first token does not wait for a thousand launches.
 
 A chunk of up to 1,024 tokens takes the device a few milliseconds and Python ten to launch. Chunks are padded to the
-next captured size; padding rows own no slot and belong to no sequence, so nothing reads what they compute.
+next captured size; padding rows own no slot and belong to no sequence, so nothing reads what they compute. Without
+graphs (`enforce_eager`) the same padded step is launched anew each time, and gives the same bits.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SIZES = (16, 32, 64, 128, 256, 384, 512, 768, 1024)
 
 @dataclass(frozen=True, slots=True)
 class CapturedPrefill:
-    """A graph, its inputs and its outputs.
+    """A graph, its inputs and its outputs; without a graph, the inputs alone.
 
     Attributes:
         tokens: int64 [3, size]: ids, positions, slots.
@@ -36,18 +37,27 @@ class CapturedPrefill:
         logits: float32 [1, vocab] of it.
     """
 
-    graph: torch.cuda.CUDAGraph
     tokens: Tensor
     table: Tensor
     bounds: Tensor
-    hidden: Tensor
-    logits: Tensor
+    graph: torch.cuda.CUDAGraph | None = None
+    hidden: Tensor | None = None
+    logits: Tensor | None = None
 
 
 class PrefillGraphs:
     """The graphs of one model, made as they are needed."""
 
-    def __init__(self, model: Model, kv_cache: KVTensors, max_blocks: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Model,
+        kv_cache: KVTensors,
+        max_blocks: int,
+        device: torch.device,
+        *,
+        eager: bool = False,
+    ) -> None:
+        self._eager = eager
         self._model = model
         self._kv_cache = kv_cache
         self._max_blocks = max_blocks
@@ -64,7 +74,7 @@ class PrefillGraphs:
         size = next(size for size in SIZES if size >= chunk.count)
         step = self._captured.get(size)
         if step is None:
-            step = self._captured[size] = self._capture(size)
+            step = self._captured[size] = self._inputs(size) if self._eager else self._capture(size)
         sequence, blocks = chunk.sequence, chunk.sequence.blocks
         positions = range(chunk.start, chunk.start + chunk.count)
         slots = [blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in positions]
@@ -78,14 +88,21 @@ class PrefillGraphs:
         step.table[0, : len(blocks)].copy_(send(blocks, torch.int32, self._device), non_blocking=True)
         bounds = [0, chunk.count, chunk.start + chunk.count]
         step.bounds.copy_(send(bounds, torch.int32, self._device), non_blocking=True)
+        if step.graph is None or step.hidden is None or step.logits is None:
+            return self._step(step.tokens, step.table, step.bounds)
         step.graph.replay()
         return step.hidden, step.logits
 
-    def _capture(self, size: int) -> CapturedPrefill:
+    def _inputs(self, size: int) -> CapturedPrefill:
         tokens = torch.zeros(3, size, dtype=torch.int64, device=self._device)
         tokens[2] = -1
         table = torch.zeros(1, self._max_blocks, dtype=torch.int32, device=self._device)
         bounds = torch.tensor([0, 1, 1], dtype=torch.int32, device=self._device)
+        return CapturedPrefill(tokens, table, bounds)
+
+    def _capture(self, size: int) -> CapturedPrefill:
+        inputs = self._inputs(size)
+        tokens, table, bounds = inputs.tokens, inputs.table, inputs.bounds
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):  # kernels are compiled outside of the capture
@@ -95,7 +112,7 @@ class PrefillGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             hidden, logits = self._step(tokens, table, bounds)
-        return CapturedPrefill(graph, tokens, table, bounds, hidden, logits)
+        return CapturedPrefill(tokens, table, bounds, graph, hidden, logits)
 
     def _step(self, tokens: Tensor, table: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
         size, longest = tokens.shape[1], self._max_blocks * BLOCK_SIZE

@@ -10,6 +10,7 @@ from torch import Tensor
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
 from nanochat.engine.sampler import sample
 from nanochat.engine.scheduler import Chunk
+from nanochat.engine.steady_sampler import sample_steadily
 from nanochat.engine.step import EagerStep, KVTensors, PendingStep
 from nanochat.kernels.layout import AttentionLayout
 
@@ -29,8 +30,11 @@ class ModelRunner:
         config: EngineConfig,
         device: torch.device,
         max_model_len: int,
+        samples: bool = True,
     ) -> None:
+        """`samples` False: a rank that computes for another one, which alone has the logits."""
         self.model = model
+        self.samples = samples
         self.kv_cache = kv_cache
         self.config = config
         self.device = device
@@ -38,13 +42,24 @@ class ModelRunner:
         self._last_ids = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=device)
         self._graphs: DecodeGraphs | None = None
         self._prefills: PrefillGraphs | None = None
-        if device.type == "cuda" and not config.enforce_eager and _capturable(model):
+        if device.type == "cuda" and _capturable(model):
             from nanochat.engine.cuda_graphs import DecodeGraphs
             from nanochat.engine.prefill_graphs import PrefillGraphs
 
             max_blocks = -(-max_model_len // BLOCK_SIZE)
-            self._graphs = DecodeGraphs(model, kv_cache, self._last_ids, config.max_num_seqs, max_blocks)
-            self._prefills = PrefillGraphs(model, kv_cache, max_blocks, device)
+            eager = config.enforce_eager
+            self._graphs = DecodeGraphs(
+                model, kv_cache, self._last_ids, config.max_num_seqs, max_blocks, eager=eager
+            )
+            self._prefills = PrefillGraphs(model, kv_cache, max_blocks, device, eager=eager)
+
+    def describe(self, dtype: torch.dtype) -> str:
+        """What computes the model, in a few words: for reports."""
+        kernels = getattr(self.model, "kernels", None)
+        words = kernels.describe(dtype) if kernels is not None else "torch"
+        if self._graphs is not None:
+            words += f", CUDA graphs ({self._graphs.describe()})"
+        return words
 
     @torch.inference_mode()
     def dispatch(self, chunks: list[Chunk]) -> PendingStep:
@@ -70,10 +85,10 @@ class ModelRunner:
 
     def _finish(self, chunks: list[Chunk], healthy: Tensor, logits: Tensor | None) -> EagerStep:
         """Sample the chunks that do; `logits` has a row for each of them."""
-        if logits is None:
+        if logits is None or not self.samples:
             return EagerStep(chunks, healthy, None)
         sequences = [chunk.sequence for chunk in chunks if chunk.samples]
-        sampled = sample(logits, sequences)
+        sampled = (sample_steadily if self.config.deterministic else sample)(logits, sequences)
         seats = to_device(torch.tensor([sequence.seat for sequence in sequences]), self.device)
         self._last_ids.index_copy_(0, seats, sampled.ids)
         return EagerStep(chunks, healthy, sampled)
@@ -113,16 +128,8 @@ def _capturable(model: Model) -> bool:
 
 def _graphable(chunk: Chunk) -> bool:
     """Whether a chunk is one decoded token that is sampled by nothing but its seat's parameters."""
-    sequence, params = chunk.sequence, chunk.sequence.params
-    return (
-        chunk.count == 1
-        and chunk.samples
-        and chunk.start >= len(sequence.prompt)
-        and not params.needs_history
-        and not params.logit_bias
-        and params.logprobs is None
-        and sequence.counter >= params.min_tokens
-    )
+    decodes = chunk.count == 1 and chunk.samples and chunk.start >= len(chunk.sequence.prompt)
+    return decodes and chunk.sequence.plain
 
 
 def lay_out(chunks: list[Chunk], device: torch.device) -> tuple[AttentionLayout, Tensor]:
@@ -172,7 +179,7 @@ def measure_reserve(model: Model, config: EngineConfig, device: torch.device, dt
     """Bytes that the largest step takes besides weights and KV cache, measured by running one on `device` (CUDA)."""
     tokens = min(config.max_num_batched_tokens, model.config.max_position_embeddings)
     blocks = -(-tokens // BLOCK_SIZE)
-    shape = (blocks, BLOCK_SIZE, model.config.num_kv_heads, model.config.head_dim)
+    shape = (blocks, BLOCK_SIZE, model.num_kv_heads, model.config.head_dim)
     pair = (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)

@@ -25,7 +25,7 @@ class Chunk:
 class Budget:
     """How large a step may be.
 
-    `beside_decodes` bounds the prefill tokens of a step that also decodes: it is what bounds the gap
+    `beside_decodes` bounds the prefill tokens of a step that also decodes, to begin with: it is what bounds the gap
     between two tokens of a running reply while a long prompt is read.
     """
 
@@ -43,6 +43,7 @@ class Scheduler:
             lookahead  # positions beyond the next one that a decoding sequence's table must cover
         )
         self.budget = budget
+        self.beside_decodes = budget.beside_decodes  # the core sets it anew as it sees what steps take
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self._seats = list(range(budget.sequences - 1, -1, -1))
@@ -75,7 +76,7 @@ class Scheduler:
         decodes = len(chunks)
         left = self.budget.tokens - decodes
         if decodes:
-            left = min(left, self.budget.beside_decodes)
+            left = min(left, self.beside_decodes)
         for sequence in self.running:
             if left <= 0:
                 break

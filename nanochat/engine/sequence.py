@@ -107,6 +107,17 @@ class Sequence:
         return self.num_output + self.pending - 1
 
     @property
+    def plain(self) -> bool:
+        """While a step that samples is dispatched: whether the token follows from its logits and its seat's parameters."""
+        params = self.params
+        return (
+            not params.needs_history
+            and not params.logit_bias
+            and params.logprobs is None
+            and self.counter >= params.min_tokens
+        )
+
+    @property
     def decoding(self) -> bool:
         """Whether one token is left to compute: the last one sampled."""
         return self.num_computed == self.length - 1 and self.length > len(self.prompt)

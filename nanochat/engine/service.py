@@ -27,6 +27,8 @@ __all__ = ["Delta", "EngineService", "Load", "Request", "Stream"]
 
 log = logging.getLogger("nanochat.engine")
 
+_RANKS_SECONDS = 0.5  # between two looks at the other ranks of a model that has nothing to do
+
 ServiceState = Literal["unloaded", "loading", "ready", "dead"]
 
 
@@ -38,6 +40,7 @@ class Load:
         self.error: NanochatError | None = None
         self._done = threading.Event()
         self._progress: tuple[float, str] = (0.0, "importing torch")
+        self.bytes: tuple[int, int] = (0, 0)  # of weights: in place, in all
 
     @property
     def done(self) -> bool:
@@ -63,6 +66,7 @@ class Load:
 
     def report(self, done: int, total: int) -> None:
         """Called by the engine's thread: `done` of `total` bytes of weights are in place."""
+        self.bytes = (done, total)
         self._progress = (done / total if total else 0.0, "reading weights")
 
     def finish(self, error: NanochatError | None) -> None:
@@ -177,7 +181,8 @@ class EngineService:
                 self._bell.wait_for(
                     lambda: (
                         self._commands or self._closing or (self._core is not None and self._core.has_work)
-                    )
+                    ),
+                    timeout=_RANKS_SECONDS if self._core is not None and self._core.ranks > 1 else None,
                 )
                 commands = list(self._commands)
                 self._commands.clear()
@@ -190,7 +195,12 @@ class EngineService:
 
     def _step(self, core: EngineCore) -> None:
         try:
+            core.check_ranks()
             updates = core.step()
+        except EngineDead as error:
+            log.exception("the engine stopped")
+            self._die(error)
+            return
         except Exception as error:  # whatever it is, every waiting reader must learn of it
             log.exception("the engine stopped")
             self._die(
@@ -304,6 +314,10 @@ def _snapshot(core: EngineCore, state: str, load_seconds: float) -> EngineStats:
         preemptions=core.scheduler.preemptions,
         steps=core.statistics.steps,
         weight_bytes=memory.weights,
+        weights_held=memory.weights_held,
+        reserve_bytes=memory.reserve,
         kv_bytes=memory.kv_bytes,
         load_seconds=load_seconds,
+        ranks=core.ranks,
+        **({} if core.group is None else core.group.figures()),
     )

@@ -64,6 +64,12 @@ class Checkpoint:
         self._files: dict[Path, FileIO] = {}
         self._staging: Tensor | None = None
         self._done = 0
+        self._skipped = 0
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of tensors that were read from the files."""
+        return self._done - self._skipped
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -126,6 +132,7 @@ class Checkpoint:
 
     def skip(self, name: str) -> None:
         """Count a tensor that is not needed as read."""
+        self._skipped += self.entries[name].num_bytes
         self._report(self.entries[name].num_bytes)
 
     def _convert(self, entry: TensorEntry, to: Tensor, start: int, dtype: torch.dtype) -> None:
@@ -137,19 +144,31 @@ class Checkpoint:
     def _convert_columns(
         self, entry: TensorEntry, to: Tensor, start: int, dtype: torch.dtype, width: int, columns: slice
     ) -> None:
-        step = max(_STAGING // (width * dtype.itemsize), 1)
+        """Each row's part is read by itself: a rank reads its share and no more."""
+        first, last, _ = columns.indices(width)
+        part = (last - first) * dtype.itemsize
+        start += first * dtype.itemsize
+        step = max(_STAGING // max(part, 1), 1)
+        staging = self._stage_room(step * part)
         for row in range(0, to.shape[0], step):
             count = min(step, to.shape[0] - row)
-            staged = self._stage(entry, start + row * width * dtype.itemsize, count * width, dtype)
-            to[row : row + count].copy_(staged.view(count, width)[:, columns])
+            staged = staging[: count * part]
+            for place in range(count):
+                at = start + (row + place) * width * dtype.itemsize
+                self._fill(entry, staged[place * part : (place + 1) * part], at)
+            to[row : row + count].copy_(staged.view(dtype).view(count, last - first))
 
     def _stage(self, entry: TensorEntry, start: int, count: int, dtype: torch.dtype) -> Tensor:
         """`count` values from the file, in memory that the next call reuses."""
-        size = count * dtype.itemsize
+        staged = self._stage_room(count * dtype.itemsize)
+        self._fill(entry, staged, start)
+        return staged.view(dtype)
+
+    def _stage_room(self, size: int) -> Tensor:
+        """`size` bytes of memory that the next call reuses."""
         if self._staging is None or self._staging.numel() < size:
             self._staging = torch.empty(max(size, _STAGING), dtype=torch.uint8)
-        self._fill(entry, self._staging[:size], start)
-        return self._staging[:size].view(dtype)
+        return self._staging[:size]
 
     def _fill(self, entry: TensorEntry, to: Tensor, start: int) -> None:
         file = self._files.get(entry.path)

@@ -22,7 +22,7 @@ def pick(
     """The fastest kernels for a device.
 
     Args:
-        deterministic: a row's bits depend on nothing but its own sequence.
+        deterministic: a row's bits depend on nothing but its own sequence: not on the batch, not on what was cached.
         tuning: the file where measured configurations are kept; by default in the user's cache folder.
         int8_weights: on a CPU, matrices are quantized to 8 bits.
     """
@@ -33,13 +33,26 @@ def pick(
             from nanochat.kernels.cuda import CudaKernels
 
             return CudaKernels(device, deterministic=deterministic, tuning=tuning or _tuning_file())
+    if deterministic:
+        from nanochat.kernels.invariant import InvariantKernels
+
+        return InvariantKernels(device, int8_weights=int8_weights)
+    from nanochat.kernels import native
     from nanochat.kernels.reference import ReferenceKernels
 
+    if device.type == "cpu" and native.available():
+        from nanochat.kernels.cpu import CpuKernels
+
+        return CpuKernels(device, native.NativeCode(_cache() / "cpu"), int8_weights=int8_weights)
     return ReferenceKernels(device, int8_weights=int8_weights)
 
 
 def _tuning_file() -> Path:
+    return _cache() / "kernels.json"
+
+
+def _cache() -> Path:
     import os
     from pathlib import Path
 
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanochat" / "kernels.json"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanochat"

@@ -6,12 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from nanochat.kernels.layout import AttentionLayout
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over the ranks of a tensor-parallel model. None stands for one rank, where there is nothing to do."""
+
+
+Gather = Callable[[Tensor], Tensor]
+"""Puts the shares [rows, vocab / ranks] of all ranks side by side: [rows, vocab]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,10 @@ class Kernels(Protocol):
     T tokens, H hidden_size, I intermediate_size. Packed weights, plans and rotations are the bundle's own:
     only the bundle that made one reads it.
     """
+
+    def describe(self, dtype: torch.dtype) -> str:
+        """In a few words, what computes a model of this dtype here: for reports."""
+        ...
 
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Any:
         """A weight [out, in] in the form that `linear` is fastest with; the caller drops its own copy."""

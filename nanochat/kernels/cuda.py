@@ -73,6 +73,13 @@ class CudaKernels:
         self.tuning = TuningCache(tuning, properties.name)
         self.counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
 
+    def describe(self, dtype: torch.dtype) -> str:
+        """See `Kernels`."""
+        chip = "sm_{}{}".format(*torch.cuda.get_device_capability(self.device))
+        name = str(dtype).removeprefix("torch.")
+        kind = "batch-invariant" if self.deterministic else f"matrix-vector up to {MAX_ROWS} rows"
+        return f"Triton for {chip}, {name} matrices, {kind}" + (", dependent launch" if self.pdl else "")
+
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Weight:
         """See `Kernels`."""
         return Weight(weight.contiguous(), bias)
@@ -159,7 +166,8 @@ class CudaKernels:
         activation: str,
     ) -> Tensor:
         """See `Kernels`."""
-        return run_experts(x, router, gate_up, down, per_token, normalized, activation)
+        product = invariant_linear if self.deterministic else None
+        return run_experts(x, router, gate_up, down, per_token, normalized, activation, product)
 
     def _product(
         self, x: Tensor, weight: Weight, *, activation: str = "", residual: Tensor | None = None

@@ -56,12 +56,14 @@ def invariant_plan(
 ) -> DecodePlan:
     """Constants for bits that no batch changes: 16 rows a program, splits of 512 positions.
 
-    Whether the splits run side by side (few tiles) or one after the other (many) changes no bit.
+    Whether the splits run side by side (few tiles) or one after the other (many) changes no bit, nor how many programs
+    there are for them: that is a power of two, so that a growing context does not meet a new kernel every 512 tokens.
     """
     group = heads // kv_heads
     tile_heads = min(group, 16)
     width = next_power_of_2(head_dim) * element
     return DecodePlan(
         block_q=16 // tile_heads, tile_heads=tile_heads, block_n=64 if width <= 256 else 32 if width <= 512 else 16,
-        splits=-(-max_context // 512) if tiles * kv_heads <= 4 * multiprocessors else 1, min_split=512, split_size=512, stages=2,
+        splits=next_power_of_2(-(-max_context // 512)) if tiles * kv_heads <= 4 * multiprocessors else 1,
+        min_split=512, split_size=512, stages=2,
     )  # fmt: skip

@@ -142,6 +142,20 @@ def attend(q: Tensor, spec: AttentionSpec, cache: tuple[Tensor, Tensor], plan: P
     return out
 
 
+def attend_row_by_row(
+    q: Tensor, spec: AttentionSpec, cache: tuple[Tensor, Tensor], plan: PagedPlan
+) -> Tensor:
+    """As `attend`, each query by itself over just the positions that it sees: no other query changes its bits."""
+    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+    for sequence in plan.sequences:
+        for place in range(sequence.count):
+            row, context = sequence.row + place, sequence.context - sequence.count + place + 1
+            blocks = None if sequence.blocks is None else sequence.blocks[: -(-context // BLOCK_SIZE)]
+            alone = _Sequence(row, 1, context, sequence.first, blocks)
+            out[row] = _attend_one(q[row : row + 1].contiguous(), spec, cache, plan, alone)[0]
+    return out
+
+
 def _attend_together(
     q: Tensor, spec: AttentionSpec, cache: tuple[Tensor, Tensor], together: _Together
 ) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +14,7 @@ from nanochat.kernels.packed import Int8Linear, PackedLinear, can_pack
 from nanochat.kernels.paged_attention import PagedPlan, attend, write_kv
 from nanochat.kernels.routing import run_experts
 
-Weight = PackedLinear | Int8Linear | tuple[Tensor, Tensor | None]
+Weight = Callable[[Tensor], Tensor] | tuple[Tensor, Tensor | None]
 
 
 class ReferenceKernels:
@@ -25,6 +27,16 @@ class ReferenceKernels:
     def __init__(self, device: torch.device, *, int8_weights: bool = False) -> None:
         self.device = device
         self.int8_weights = int8_weights
+
+    def describe(self, dtype: torch.dtype) -> str:
+        """See `Kernels`."""
+        name = str(dtype).removeprefix("torch.")
+        if self.device.type != "cpu":
+            return f"plain torch, {name} matrices"
+        if self.int8_weights and dtype in (torch.bfloat16, torch.float16):
+            return "torch on the CPU, int8 matrices with a scale a row"
+        packed = can_pack(torch.empty(1, 1, dtype=dtype))
+        return f"torch on the CPU, {name} matrices" + (" packed by oneDNN" if packed else "")
 
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Weight:
         """See `Kernels`."""
@@ -59,7 +71,7 @@ class ReferenceKernels:
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         """See `Kernels`."""
-        return F.linear(x, *weight) if isinstance(weight, tuple) else weight(x)
+        return F.linear(x, weight[0], weight[1]) if isinstance(weight, tuple) else weight(x)
 
     def gated(self, x: Tensor, weight: Weight, activation: str) -> Tensor:
         """See `Kernels`."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Product = Callable[[Tensor, Tensor], Tensor]
+"""x [T, K] and a matrix [N, K] -> [T, N]."""
 
 
 def run_experts(
@@ -15,32 +20,42 @@ def run_experts(
     per_token: int,
     normalized: bool,
     activation: str,
+    product: Product | None = None,
 ) -> Tensor:
-    """See `Kernels.experts`. On the CPU only the chosen experts' weights are read."""
-    probabilities = torch.softmax(F.linear(x, router), dim=-1, dtype=torch.float32)
+    """See `Kernels.experts`. On the CPU, and with a `product` of the caller's, only the chosen experts' weights are read."""
+    probabilities = torch.softmax((product or F.linear)(x, router), dim=-1, dtype=torch.float32)
     weights, chosen = torch.topk(probabilities, per_token, dim=-1)  # [T, per_token] each
     if normalized:
         weights = weights / weights.sum(dim=-1, keepdim=True)
     weights = weights.to(x.dtype)
-    if x.device.type == "cpu":
-        return one_by_one(x, weights, chosen, gate_up, down, activation)
+    if x.device.type == "cpu" or product is not None:
+        return one_by_one(x, weights, chosen, gate_up, down, activation, product or F.linear)
     return all_at_once(x, weights, chosen, gate_up, down, activation)
 
 
 def one_by_one(
-    x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor, activation: str
+    x: Tensor,
+    weights: Tensor,
+    chosen: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    activation: str,
+    product: Product = F.linear,
 ) -> Tensor:
-    """Expert by expert, of those that were chosen: the weights of the others are never read."""
+    """Expert by expert, of those that were chosen: the weights of the others are never read.
+
+    A token's experts are added up in the order of their numbers, whatever other tokens chose.
+    """
     out = torch.zeros_like(x)
     owners: dict[int, list[tuple[int, int]]] = {}
     for token, row in enumerate(chosen.tolist()):
         for place, expert in enumerate(row):
             owners.setdefault(expert, []).append((token, place))
     for expert, pairs in sorted(owners.items()):
-        tokens = torch.tensor([token for token, _ in pairs])
-        places = torch.tensor([place for _, place in pairs])
-        hidden = _activated(F.linear(x[tokens], gate_up[expert]), activation)
-        out.index_add_(0, tokens, F.linear(hidden, down[expert]) * weights[tokens, places, None])
+        tokens = torch.tensor([token for token, _ in pairs], device=x.device)
+        places = torch.tensor([place for _, place in pairs], device=x.device)
+        hidden = _activated(product(x[tokens], gate_up[expert]), activation)
+        out.index_add_(0, tokens, product(hidden, down[expert]) * weights[tokens, places, None])
     return out
 
 

@@ -156,7 +156,10 @@ def prefill_plan(
     programs = (-(-tokens // block_q) + seqs // 2) * kv_heads * -(-group // tile_heads)
     splits = 1
     if programs * 2 <= multiprocessors and max_context >= 8 * block_n:
-        splits = min(16, multiprocessors // programs, max_context // (4 * block_n))
+        most = min(16, multiprocessors // programs, max_context // (4 * block_n))
+        splits = 1 << (
+            most.bit_length() - 1
+        )  # a power of two: each other number would be another kernel to compile
     return PrefillPlan(block_q, tile_heads, block_n, splits, warps, stages)
 
 

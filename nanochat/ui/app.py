@@ -24,6 +24,7 @@ from nanochat.settings import Paths, Settings
 from nanochat.ui import sending, theme
 from nanochat.ui.actions import Action, Registry
 from nanochat.ui.ascii_filter import AsciiFilter
+from nanochat.ui.benchmark import Benchmark
 from nanochat.ui.chat_model import ChatModel
 from nanochat.ui.clipboard import Clipboard
 from nanochat.ui.commands import REGISTRY
@@ -60,11 +61,13 @@ class NanochatApp(App[None], inherit_bindings=False):
     CSS_PATH = [  # noqa: RUF012 - declared so by App
         "app.tcss",
         "screens/chat.tcss",
+        "screens/bench.tcss",
         "screens/dialogs.tcss",
         "widgets/prompt_bar.tcss",
         "widgets/sidebar.tcss",
         "widgets/chat_panel.tcss",
         "widgets/welcome.tcss",
+        "screens/models.tcss",
     ]
     BINDINGS: ClassVar[list[BindingType]] = [*REGISTRY.bindings("app")]
     ENABLE_COMMAND_PALETTE = True
@@ -81,6 +84,7 @@ class NanochatApp(App[None], inherit_bindings=False):
         self.reading = Reading()
         self.note = ""
         self.failure: NanochatError | None = None
+        self.benchmark = Benchmark(self)
         self._undo: list[tuple[str, Undo]] = []
         self._interrupts = Interrupts()
         self._ticks = 0
@@ -251,6 +255,8 @@ class NanochatApp(App[None], inherit_bindings=False):
         selected = self._interrupts.selected(self)
         if selected:
             self.copy(selected, "the selection")
+        elif self.benchmark.running:
+            self.attempt(self.benchmark.stop())
         elif self.desk.is_open and self.chats.active.busy and not self.chats.active.stopping:
             self.chats.active.stop()
             self.chat_screen.refresh_chrome()

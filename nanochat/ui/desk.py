@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from textual.driver import Driver
 
 from nanochat.engine.config import EngineConfig
-from nanochat.errors import HistoryError, ModelError
+from nanochat.errors import HistoryError, ModelError, UsageError
 from nanochat.history_records import Message
 from nanochat.hub import LocalModel
 from nanochat.settings import Paths, Settings
@@ -39,6 +39,7 @@ from nanochat.ui.sidebar_flow import SidebarFlow
 if TYPE_CHECKING:
     from nanochat.history import History
     from nanochat.ui.app import NanochatApp
+    from nanochat.ui.models_flow import ModelsFlow
 
 log = logging.getLogger("nanochat.desk")
 
@@ -65,6 +66,7 @@ class Desk:
         self.idle: IdleWork
         self.offers: Offers
         self.sidebar: SidebarFlow
+        self.models: ModelsFlow
         self._read, self._wanted, self._watch_device = read, wanted, watch_device
         self._monitor: Monitor | None = None
         self._others: tuple[int, ...] = ()
@@ -92,7 +94,7 @@ class Desk:
         self.history = await asyncio.to_thread(_open_history, self.paths.data / "chats")
         await asyncio.to_thread(app.inputs.load)
         self.host = ModelHost(
-            self.engine, configure=lambda folder: engine_config(folder, app.settings), find=self.shelf.find,
+            self.engine, configure=lambda folder: self._configure(app, folder), find=self.shelf.find,
             read=self._read, may_unload=lambda name: self._may_unload(app, name),
             on_change=lambda: self._host_changed(app),
         )  # fmt: skip
@@ -111,6 +113,7 @@ class Desk:
         )  # fmt: skip
         self.host.before_submit = self.idle.interrupt
         self.offers, self.sidebar = Offers(app), SidebarFlow(app)
+        self.models = await asyncio.to_thread(_models_flow, app)
         await self.chats.restore()
         self.opened.set()
         app.spawn(pump.run())
@@ -124,6 +127,7 @@ class Desk:
     async def welcome(self, app: NanochatApp) -> None:
         """Begin to load the model, or offer one; say who else is here and what was saved from a crash."""
         app.spawn(self.offers.look())
+        app.spawn(self.models.open())
         self._others = await asyncio.to_thread(self.history.others)
         if self._others:
             app.say(
@@ -162,6 +166,7 @@ class Desk:
             log.error("not every reply could be ended within %s s", CLOSE_SECONDS)
         for task in app.spawned:
             task.cancel()
+        await asyncio.to_thread(self.models.close)
         await asyncio.to_thread(self.engine.close, ENGINE_SECONDS)
         await asyncio.to_thread(self.history.close)
 
@@ -184,6 +189,8 @@ class Desk:
         """What another nanochat wrote, and a model that nobody uses."""
         if self._closing:
             return
+        if self.chats.busy:
+            self.host.last_used = monotonic()
         minutes = app.settings.idle_unload_minutes
         idle = minutes > 0 and monotonic() - self.host.last_used > 60 * minutes
         if idle and self.host.state is HostState.READY and not self.chats.busy:
@@ -225,6 +232,7 @@ class Desk:
         if self._closing or not self.is_open:
             return
         self.offers.refresh()
+        self.models.host_changed()
         app.chat_screen.refresh_chrome()
         app.chat_screen.refresh_panel()
         if self.host.state is HostState.READY:
@@ -245,7 +253,13 @@ class Desk:
         app.reading = reading
         app.chat_screen.refresh_status()
 
+    def _configure(self, app: NanochatApp, folder: Path) -> EngineConfig:
+        """How a model is loaded; in a worker, right before it is: then it is also measured whether it fits."""
+        self.models.measure(folder)
+        return engine_config(folder, app.settings)
+
     async def _may_unload(self, app: NanochatApp, wanted: str) -> bool:
+        """Ask, where replies use the loaded model; `wanted` is what would take its place, "" for nothing."""
         others = [
             session
             for session in self.chats.busy
@@ -256,9 +270,18 @@ class Desk:
         text = (
             f"{len(others)} {'reply uses' if len(others) == 1 else 'replies use'} the model that is loaded. "
         )
-        text += f"Loading {wanted} ends them; their text so far is kept."
-        answers = [Answer("stay", "Keep the loaded model"), Answer("load", f"Load {wanted}")]
+        does = f"Load {wanted}" if wanted else "Unload it"
+        text += f"{'Loading ' + wanted if wanted else 'Unloading'} ends them; their text so far is kept."
+        answers = [Answer("stay", "Keep the loaded model"), Answer("load", does)]
         return await app.ask(Question("The model is in use", text, answers)) == "load"
+
+    async def unload(self, app: NanochatApp) -> None:
+        """Give the model's memory back; asks first where replies use it."""
+        if self.host.state not in (HostState.READY, HostState.LOADING):
+            raise UsageError("no model is loaded")
+        if await self._may_unload(app, ""):
+            self.host.unload()
+            app.say("Unloaded. The next message loads the model again.")
 
 
 def engine_config(folder: Path, settings: Settings) -> EngineConfig:
@@ -266,7 +289,7 @@ def engine_config(folder: Path, settings: Settings) -> EngineConfig:
     return EngineConfig(
         model=folder, dtype=settings.dtype, device=settings.device, max_model_len=settings.max_model_len or None,
         gpu_memory_utilization=settings.gpu_memory_utilization,
-        kv_cache_bytes=int(settings.kv_cache_gib * 2**30) or None,
+        kv_cache_bytes=int(settings.kv_cache_gib * 2**30) or None, deterministic=settings.deterministic,
     )  # fmt: skip
 
 
@@ -274,6 +297,14 @@ def _open_history(folder: Path) -> History:
     from nanochat.history import History  # SQLite: in a worker, after the first frame
 
     return History.open(folder)
+
+
+def _models_flow(app: NanochatApp) -> ModelsFlow:
+    from nanochat.ui.models_flow import (
+        ModelsFlow,  # catalogue, cache and queue: in a worker, after the first frame
+    )
+
+    return ModelsFlow(app)
 
 
 async def _painted(app: NanochatApp) -> None:

@@ -21,6 +21,11 @@ class LoadHandle(Protocol):
         ...
 
     @property
+    def bytes(self) -> tuple[int, int]:
+        """Bytes of weights: (in place, in all); (0, 0) before they are read."""
+        ...
+
+    @property
     def done(self) -> bool:
         """Whether it ended."""
         ...

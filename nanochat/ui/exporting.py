@@ -33,6 +33,12 @@ def export_chat(history: History, chat_id: str, target: str, folder: Path) -> Pa
     if path.is_dir():
         path = path / default_name(bundle.title, bundle.id)
     text = to_json([bundle]) if path.suffix.lower() == ".json" else to_markdown(bundle)
+    write_new(path, text)
+    return path
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a new file, for this user's eyes only. Raises UsageError: it is there already, or cannot be written."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as out:
@@ -41,4 +47,3 @@ def export_chat(history: History, chat_id: str, target: str, folder: Path) -> Pa
         raise UsageError(f"{path} is there already: give another name") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error
-    return path

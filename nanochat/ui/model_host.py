@@ -74,6 +74,9 @@ class ModelHost:
         self._load: LoadHandle | None = None
         self._loading: asyncio.Task[ReadyModel] | None = None
         self._chosen = asyncio.Event()
+        self._home = asyncio.Event()  # the device is ours: not lent to a benchmark
+        self._home.set()
+        self._lent: LocalModel | None = None  # what was loaded then
 
     @property
     def model(self) -> LocalModel | None:
@@ -82,13 +85,20 @@ class ModelHost:
 
     @property
     def progress(self) -> tuple[float, str]:
-        """How far the load is: (fraction, what is being done)."""
-        return (
-            self._load.progress if self._load is not None and self.state is HostState.LOADING else (0.0, "")
-        )
+        """How far the load is: (fraction, what is being done, with the bytes of weights that are read)."""
+        if self._load is None or self.state is not HostState.LOADING:
+            return 0.0, ""
+        share, what = self._load.progress
+        done, total = self._load.bytes
+        return share, f"{what} {done / 1e9:.1f} of {total / 1e9:.1f} GB" if total else what
 
     def start(self, model: LocalModel) -> None:
         """Load a model without waiting; one that is loaded makes room. Failure shows in `state` and `error`."""
+        if not self._home.is_set():
+            self._model = self._lent = model
+            self._chosen.set()
+            self._on_change()
+            return
         task = self._begin(model)
         task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
 
@@ -99,6 +109,7 @@ class ModelHost:
         user keeps the one in use.
         """
         while True:
+            await self._home.wait()
             self.last_used = time.monotonic()
             task = await self._wanted(name)
             await asyncio.wait({task})
@@ -132,6 +143,26 @@ class ModelHost:
         self._loading, self._load = None, None
         self.engine.unload()
         self._set(HostState.NONE)
+
+    def forget(self) -> None:
+        """Unload, and have no model any more: its files are about to go."""
+        self._model, self.language = None, None
+        self._chosen.clear()
+        self.unload()
+
+    async def lend(self) -> None:
+        """Give the device away for a while: unload. Whoever wants a model waits until `take_back`."""
+        self._lent = self._model if self.state in (HostState.READY, HostState.LOADING) else None
+        self._home.clear()
+        self.unload()
+        await asyncio.to_thread(self.engine.close)  # it returns when the memory is given back
+
+    def take_back(self) -> None:
+        """The device is ours again: the model that was loaded before is loaded again."""
+        model, self._lent = self._lent, None
+        self._home.set()
+        if model is not None:
+            self.start(model)
 
     def submit(self, request: Request, on_ready: Callable[[], None]) -> Stream:
         """Queue a request that somebody waits for."""

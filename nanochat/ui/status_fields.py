@@ -58,7 +58,7 @@ def fields(chat: ChatFigures, engine: EngineStats, device: Reading) -> list[Fiel
         Field("queue", f"queue {engine.waiting}", 8, 11),
         Field("memory", _memory(device), 16, 6),
         Field("power", "" if device.power is None else f"{device.power:.0f} W", 5, 12),
-        Field("note", chat.note, 18, 9),
+        Field("note", chat.note, min(max(len(chat.note), 6), 18), 2),
     ]
 
 

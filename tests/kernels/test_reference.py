@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.kernels import pick
+from nanochat.kernels import native, pick
 from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.layout import BLOCK_SIZE, AttentionLayout
 from nanochat.kernels.packed import Int8Linear
@@ -237,5 +237,6 @@ def test_both_ways_through_the_experts_agree():
     torch.testing.assert_close(*ways, atol=1e-5, rtol=1e-5)
 
 
-def test_a_cpu_gets_the_plain_kernels():
-    assert isinstance(pick(CPU), ReferenceKernels)
+def test_without_machine_code_a_cpu_gets_the_plain_kernels(monkeypatch):
+    monkeypatch.setattr(native, "available", lambda: False)
+    assert type(pick(CPU)) is ReferenceKernels

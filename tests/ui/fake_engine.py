@@ -34,6 +34,7 @@ class FakeLoad:
 
     config: EngineConfig
     progress: tuple[float, str] = (0.0, "importing torch")
+    bytes: tuple[int, int] = (0, 0)
     done: bool = False
     error: NanochatError | None = None
 
@@ -66,6 +67,7 @@ class FakeEngine:
 
     def load(self, config: EngineConfig) -> FakeLoad:
         load = FakeLoad(config)
+        self.closed = False
         self.loads.append(load)
         self._state = "loading"
         if self.load_at_once:
@@ -89,6 +91,7 @@ class FakeEngine:
         if self._thread is not None:
             self._work.put(None)
             self._thread.join()
+            self._thread = None
 
     def submit(self, request: Request, on_ready: Callable[[], None] | None = None) -> Stream:
         stream = Stream(request, self._cancel, on_ready)

@@ -8,7 +8,9 @@ from textual.widgets import TextArea
 from nanochat.ui.actions import Action, Registry, key_name, keys_of
 from nanochat.ui.commands import REGISTRY
 from nanochat.ui.screens.help import help_page
+from nanochat.ui.screens.models import ModelsScreen
 from nanochat.ui.widgets.chat_panel import ChatPanel
+from nanochat.ui.widgets.model_list import ModelList
 from nanochat.ui.widgets.prompt_box import PromptBox
 from nanochat.ui.widgets.sidebar import ChatList
 from nanochat.ui.widgets.transcript import Transcript
@@ -54,7 +56,7 @@ def test_a_key_that_the_text_field_has_for_itself_goes_first() -> None:
 
 
 def test_every_binding_has_an_id_so_that_it_can_be_remapped() -> None:
-    for widget in (PromptBox, Transcript, ChatList, ChatPanel):
+    for widget in (PromptBox, Transcript, ChatList, ChatPanel, ModelsScreen, ModelList):
         for binding in widget.BINDINGS:
             assert binding.id, binding  # type: ignore[union-attr]
     for scope in ("app", "chat"):

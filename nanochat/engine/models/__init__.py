@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from nanochat.engine.models.config import ModelConfig
-from nanochat.errors import UnsupportedModel
+from nanochat.errors import UnsupportedModel, UsageError
 from nanochat.kernels import pick
 
 if TYPE_CHECKING:  # so that a config can be read without torch
     import torch
     from torch import Tensor
 
-    from nanochat.kernels.bundle import Reduce
+    from nanochat.kernels.bundle import Gather, Reduce
     from nanochat.kernels.layout import AttentionLayout
 
 __all__ = ["Model", "ModelConfig", "load_model"]
@@ -26,6 +26,21 @@ class Model(Protocol):
     @property
     def config(self) -> ModelConfig:
         """What the model is."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """What this rank's weights take."""
+        ...
+
+    @property
+    def bytes_read(self) -> int:
+        """How much of the files this rank read."""
+        ...
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key-value heads of this rank: how wide its cache is."""
         ...
 
     def forward(
@@ -49,30 +64,46 @@ def load_model(
     world_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
     reduce: Reduce | None = None,
+    gather: Gather | None = None,
     drawn: bool = False,
     int8_weights: bool = False,
+    deterministic: bool = False,
 ) -> Model:
     """Read a model's weights onto a device.
 
     Args:
         rank, world_size: which share of a tensor-parallel model this is, and of how many.
         progress: called with (bytes read, bytes in all).
-        reduce: sums a tensor over all ranks; needed when there is more than one.
+        reduce, gather: what the ranks do together; needed when there is more than one.
         int8_weights: a native model on a CPU keeps its matrices in 8 bits: half the memory and up to twice as fast.
         drawn: draw random weights instead of reading any; for models that our own decoder runs.
+        deterministic: a token's bits depend on nothing but its own sequence.
 
     Raises:
         InvalidModel: weights are missing, damaged, or do not match the config.
-        UnsupportedModel: Transformers cannot run it in the paged cache either.
+        UnsupportedModel: Transformers cannot run it in the paged cache either, or not deterministically.
+        UsageError: deterministic on more than two ranks.
     """
+    if deterministic and world_size > 2:
+        raise UsageError(
+            f"deterministic was asked for on {world_size} devices, and sums over more than two depend on how they are "
+            "sent: use tensor_parallel_size 1 or 2"
+        )
     if config.native:
         from nanochat.engine.models.loading import load_decoder
 
-        kernels = pick(device, int8_weights=int8_weights)
-        return load_decoder(folder, config, kernels, dtype, device, rank, world_size, progress, reduce, drawn)
+        kernels = pick(device, deterministic=deterministic, int8_weights=int8_weights)
+        return load_decoder(
+            folder, config, kernels, dtype, device, rank, world_size, progress, reduce, gather, drawn
+        )
     if drawn:
         raise UnsupportedModel(
             f"random weights are drawn only for models of our own decoder, not {config.architecture}"
+        )
+    if deterministic:
+        raise UnsupportedModel(
+            f"{config.architecture} runs through Transformers, whose products depend on the batch: "
+            "leave deterministic off, or take a model of our own decoder"
         )
     from nanochat.engine.models.fallback import load_fallback
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.models.layers import Layer, SparseMlp
 from nanochat.engine.models.rope import Rope
-from nanochat.kernels.bundle import Kernels, Reduce
+from nanochat.kernels.bundle import Gather, Kernels, Reduce
 from nanochat.kernels.layout import AttentionLayout
 
 
@@ -34,6 +34,9 @@ class Decoder:
         config: of the whole model.
         weights: this rank's, packed by `kernels`.
         reduce: sums over the ranks; None where there is one.
+        gather: puts the ranks' logits side by side; None where there is one.
+        num_bytes: what this rank's weights take.
+        bytes_read: how much of the files that was.
     """
 
     def __init__(
@@ -44,10 +47,13 @@ class Decoder:
         dtype: torch.dtype,
         device: torch.device,
         reduce: Reduce | None,
+        gather: Gather | None = None,
     ) -> None:
         self.config = config
         self.kernels = kernels
         self.reduce = reduce
+        self.gather = gather
+        self.num_bytes = self.bytes_read = 0
         self.weights = weights
         self._like = torch.empty(0, dtype=dtype, device=device)
         self._ropes = [RopeFrequencies(rope, device) for rope in weights.ropes]
@@ -58,6 +64,11 @@ class Decoder:
         )
         norms = [layer.input_norm for layer in weights.layers[1:]]
         self._layers = list(zip(weights.layers, [*norms, weights.final_norm], strict=True))
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key-value heads of this rank, the same in each layer."""
+        return self.weights.layers[0].spec.num_kv_heads
 
     @torch.inference_mode()
     def forward(
@@ -93,6 +104,8 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [R, hidden_size] -> float32 [R, vocab_size]."""
         logits = self.kernels.linear(hidden, self.weights.head).float()
+        if self.gather is not None:
+            logits = self.gather(logits)
         cap = self.config.logits_soft_cap
         return torch.tanh(logits / cap) * cap if cap else logits
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,8 @@ class DrawnWeights(Checkpoint):
     """What a `Checkpoint` is to the loader, without a file: every tensor that is asked for is there.
 
     Norms are ones (zeros in Gemma, which stores them less one), biases zeros, matrices normal(0, 0.02). They are
-    drawn on the device, from a fixed seed: the same draw on every run, but not the same on every device.
+    drawn on the device, from a seed that is the tensor's name: the same draw on every run and, of what every rank of a
+    tensor-parallel model holds whole, on every rank; but not the same on every kind of device.
     """
 
     def __init__(self, folder: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -29,8 +31,12 @@ class DrawnWeights(Checkpoint):
         self.progress: Progress | None = None
         self._norm = 0.0 if config.gemma else 1.0
         self._generator = torch.Generator(device)
-        self._generator.manual_seed(0)
         self._drawn = 0
+
+    @property
+    def bytes_read(self) -> int:
+        """There are no files."""
+        return 0
 
     def __exit__(self, *_: object) -> None:
         """There is nothing to close."""
@@ -53,6 +59,7 @@ class DrawnWeights(Checkpoint):
         elif name.endswith(".bias"):
             to.zero_()
         else:
+            self._generator.manual_seed(zlib.crc32(name.encode()))
             to.normal_(0.0, _SPREAD, generator=self._generator)
         self._drawn += math.prod(to.shape) * to.element_size()
         if self.progress is not None:

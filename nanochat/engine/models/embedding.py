@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.errors import InvalidModel
+from nanochat.kernels.bundle import Reduce
 
 
 class Embedding:
@@ -21,6 +22,21 @@ class Embedding:
     def __call__(self, ids: Tensor) -> Tensor:
         """ids [T] -> [T, hidden_size]."""
         return F.embedding(ids, self.table)
+
+
+class EmbeddingShare:
+    """One rank's rows of the table, [share, hidden_size], from id `first` on; the ranks' parts are summed."""
+
+    def __init__(self, table: Tensor, first: int, reduce: Reduce) -> None:
+        self.table = table
+        self._first, self._reduce = first, reduce
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """ids [T] -> [T, hidden_size]: each row comes from the rank that has it, and is zero on the others."""
+        at = ids - self._first
+        elsewhere = (at < 0) | (at >= self.table.shape[0])
+        rows = F.embedding(at.masked_fill(elsewhere, 0), self.table)
+        return self._reduce(rows.masked_fill_(elsewhere[:, None], 0.0))
 
 
 class RowsOnDisk:

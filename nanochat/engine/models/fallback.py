@@ -38,21 +38,28 @@ class PagedStep:
 class TransformersModel:
     """A model of Transformers' behind the `Model` interface."""
 
-    def __init__(self, config: ModelConfig, causal: nn.Module, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, causal: nn.Module, device: torch.device, bytes_read: int) -> None:
         self.config = config
-        self._kernels = pick(device)
+        self.kernels = pick(device)
+        self.num_bytes = sum(p.numel() * p.element_size() for p in causal.parameters())
+        self.bytes_read = bytes_read
         name = str(causal.base_model_prefix)
         self._decoder = cast(nn.Module, getattr(causal, name))
         # What is left turns hidden states into logits, whatever scaling or capping that takes in this architecture.
         setattr(causal, name, _Passed())
         self._head = causal
 
+    @property
+    def num_kv_heads(self) -> int:
+        """See `Model`."""
+        return self.config.num_kv_heads
+
     @torch.inference_mode()
     def forward(
         self, ids: Tensor, positions: Tensor, layout: AttentionLayout, kv_cache: list[tuple[Tensor, Tensor]]
     ) -> Tensor:
         """See `Model`."""
-        step = PagedStep(self.config, self._kernels, self._kernels.plan(layout), kv_cache)
+        step = PagedStep(self.config, self.kernels, self.kernels.plan(layout), kv_cache)
         output = self._decoder(
             input_ids=ids[None], position_ids=positions[None], use_cache=False, paged_step=step
         )
@@ -161,7 +168,7 @@ def load_fallback(
     causal = _read_weights(folder, theirs, dtype).to(device).eval()
     if progress is not None:
         progress(total, total)
-    return TransformersModel(config, causal, device)
+    return TransformersModel(config, causal, device, total)
 
 
 def _read_config(folder: Path, config: ModelConfig) -> Any:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.models.layer_plan import LayerPlan
+from nanochat.engine.parallel.shares import column_share, head_share
 from nanochat.engine.weights import Checkpoint
-from nanochat.errors import UsageError
 from nanochat.kernels.bundle import AttentionSpec, Kernels
 
 
@@ -78,17 +78,11 @@ class LayerReader:
         rank: int,
         ranks: int,
     ) -> None:
-        for name, count in (
-            ("key-value heads", config.num_kv_heads),
-            ("feed-forward columns", config.intermediate_size),
-        ):
-            if count % ranks:
-                raise UsageError(
-                    f"{count} {name} cannot be split over {ranks} devices: take a tensor_parallel_size that divides it"
-                )
         self.checkpoint, self.config, self.kernels = checkpoint, config, kernels
         self.dtype, self.device = dtype, device
         self.rank, self.ranks = rank, ranks
+        self.heads = head_share(config.num_heads, config.num_kv_heads, rank, ranks)
+        self.num_bytes = 0  # of everything that was read, as it lies in memory
         self.used: set[str] = set()
         self.ropes = list(dict.fromkeys(plan.rope for plan in config.layers if plan.rope is not None))
         self.prefix = next(
@@ -110,7 +104,10 @@ class LayerReader:
             spec=self._attention_spec(f"{name}self_attn.", plan),
             qkv=self._qkv(f"{name}self_attn."),
             output=self._row_parallel(
-                f"{name}self_attn.o_proj", config.num_heads * config.head_dim, config.output_bias
+                f"{name}self_attn.o_proj",
+                config.num_heads * config.head_dim,
+                self._wide(self.heads.queries),
+                config.output_bias,
             ),
             mlp=self._experts(f"{name}mlp.") if plan.experts else self._mlp(f"{name}mlp."),
             input_norm=self.norm(f"{name}input_layernorm.weight"),
@@ -132,9 +129,7 @@ class LayerReader:
         whole = torch.empty((num_rows, *pieces[0].part[1:]), dtype=dtype or self.dtype, device=self.device)
         row = 0
         for piece in pieces:
-            part = whole[row : row + piece.part[0]]
-            self.checkpoint.read(piece.name, part, shape=piece.shape, rows=piece.rows, columns=piece.columns)
-            self.used.add(piece.name)
+            self._read(piece, whole[row : row + piece.part[0]])
             row += piece.part[0]
         return whole
 
@@ -142,8 +137,8 @@ class LayerReader:
         config = self.config
         normed = config.qk_norm
         return AttentionSpec(
-            num_heads=config.num_heads // self.ranks,
-            num_kv_heads=config.num_kv_heads // self.ranks,
+            num_heads=self.heads.num_queries,
+            num_kv_heads=self.heads.num_kv,
             head_dim=config.head_dim,
             scale=config.attention_scale,
             window=plan.window or 0,
@@ -157,22 +152,23 @@ class LayerReader:
         sizes = [
             count * config.head_dim for count in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
         ]
+        shares = [self._wide(heads) for heads in (self.heads.queries, self.heads.kv, self.heads.kv)]
         names = [f"{name}qkv_proj"] if config.fused_checkpoint else [f"{name}{part}_proj" for part in "qkv"]
-        return self._column_parallel(names, sizes, config.qkv_bias)
+        return self._column_parallel(names, sizes, shares, config.qkv_bias)
 
     def _mlp(self, name: str) -> Mlp:
         config = self.config
         names = [f"{name}gate_up_proj"] if config.fused_checkpoint else [f"{name}gate_proj", f"{name}up_proj"]
-        sizes = [config.intermediate_size] * 2
-        gate_up = self._column_parallel(names, sizes, config.mlp_bias)
-        return Mlp(gate_up, self._row_parallel(f"{name}down_proj", config.intermediate_size, config.mlp_bias))
+        inner = config.intermediate_size
+        share = self._share(inner)
+        gate_up = self._column_parallel(names, [inner] * 2, [share] * 2, config.mlp_bias)
+        return Mlp(gate_up, self._row_parallel(f"{name}down_proj", inner, share, config.mlp_bias))
 
-    def _column_parallel(self, names: list[str], sizes: list[int], bias: bool) -> Any:
+    def _column_parallel(self, names: list[str], sizes: list[int], shares: list[slice], bias: bool) -> Any:
         """Matrices stacked, of each this rank's share of its rows. One name: they are stacked on disk already."""
         pieces: dict[str, list[Piece]] = {"weight": [], "bias": []}
         before = 0
-        for place, size in enumerate(sizes):
-            rows = self._share(size)
+        for place, (size, rows) in enumerate(zip(sizes, shares, strict=True)):
             if len(names) == 1:
                 rows, height = slice(before + rows.start, before + rows.stop), sum(sizes)
             else:
@@ -185,9 +181,9 @@ class LayerReader:
             self.stacked(pieces["weight"]), self.stacked(pieces["bias"]) if bias else None
         )
 
-    def _row_parallel(self, name: str, width: int, bias: bool) -> Any:
+    def _row_parallel(self, name: str, width: int, share: slice, bias: bool) -> Any:
         """A matrix whose columns are shared out; the results of all ranks must be summed, so that one adds the bias."""
-        columns = self._share(width) if self.ranks > 1 else None
+        columns = share if self.ranks > 1 else None
         weight = self.stacked([Piece(f"{name}.weight", (self.config.hidden_size, width), None, columns)])
         bias_piece = Piece(f"{name}.bias", (self.config.hidden_size,))
         if bias:
@@ -215,11 +211,15 @@ class LayerReader:
     def _read(self, piece: Piece, to: Tensor) -> None:
         self.checkpoint.read(piece.name, to, shape=piece.shape, rows=piece.rows, columns=piece.columns)
         self.used.add(piece.name)
+        self.num_bytes += to.numel() * to.element_size()
 
     def _share(self, size: int) -> slice:
-        """This rank's share of `size` rows or columns."""
-        each = size // self.ranks
-        return slice(self.rank * each, (self.rank + 1) * each)
+        """This rank's share of `size` feed-forward columns."""
+        return column_share(size, self.rank, self.ranks)
+
+    def _wide(self, heads: slice) -> slice:
+        """The rows or columns of some heads."""
+        return slice(heads.start * self.config.head_dim, heads.stop * self.config.head_dim)
 
 
 def _span(selected: slice | None, size: int) -> int:

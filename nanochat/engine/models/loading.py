@@ -12,11 +12,13 @@ from torch import Tensor
 from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.models.decoder import Decoder, DecoderWeights
 from nanochat.engine.models.drawn import DrawnWeights
-from nanochat.engine.models.embedding import Embedding, RowsOnDisk
+from nanochat.engine.models.embedding import Embedding, EmbeddingShare, RowsOnDisk
 from nanochat.engine.models.layers import LayerReader, Piece
+from nanochat.engine.parallel.shares import refuse_unsplittable, vocabulary_share
 from nanochat.engine.weights import TORCH_DTYPES, Checkpoint
 from nanochat.errors import InvalidModel
-from nanochat.kernels.bundle import Kernels, Reduce
+from nanochat.kernels.bundle import Gather, Kernels, Reduce
+from nanochat.kernels.packed import Int8Linear, PackedLinear
 
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 _HARMLESS = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")  # buffers that old checkpoints carry
@@ -38,33 +40,44 @@ def load_decoder(
     ranks: int,
     progress: Callable[[int, int], None] | None,
     reduce: Reduce | None,
+    gather: Gather | None,
     drawn: bool = False,
 ) -> Decoder:
     """See `load_model`."""
-    assert ranks == 1 or reduce is not None
+    assert ranks == 1 or (reduce is not None and gather is not None)
+    refuse_unsplittable(config, ranks)
     with DrawnWeights(folder, config, device, dtype) if drawn else Checkpoint(folder) as checkpoint:
-        checkpoint.progress = progress
+        if progress is not None:  # a rank reads its share: to whoever waits for it, that is all
+            checkpoint.progress = lambda done, total: progress(min(done * ranks, total), total)
         reader = LayerReader(checkpoint, config, kernels, dtype, device, rank, ranks)
-        embed, head = _embedding_and_head(checkpoint, config, reader, kernels)
+        embed, head = _embedding_and_head(checkpoint, config, reader, kernels, reduce)
         layers = [reader.layer(index) for index in range(config.num_layers)]
         final_norm = reader.norm(f"{reader.prefix}norm.weight")
         _account_for_all(checkpoint, reader)
     weights = DecoderWeights(embed, layers, final_norm, head, reader.ropes)
-    return Decoder(config, weights, kernels, dtype, device, reduce)
+    decoder = Decoder(config, weights, kernels, dtype, device, reduce, gather)
+    decoder.num_bytes, decoder.bytes_read = reader.num_bytes, checkpoint.bytes_read
+    return decoder
 
 
 def _embedding_and_head(
-    checkpoint: Checkpoint, config: ModelConfig, reader: LayerReader, kernels: Kernels
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    reader: LayerReader,
+    kernels: Kernels,
+    reduce: Reduce | None,
 ) -> tuple[Callable[[Tensor], Tensor], Any]:
     """They come first: while the largest matrix is packed it is in memory twice, and then little else is."""
     name, shape = f"{reader.prefix}embed_tokens.weight", (config.vocab_size, config.hidden_size)
-    table = reader.stacked([Piece(name, shape)])
+    rows = vocabulary_share(config.vocab_size, reader.rank, reader.ranks)
+    table = reader.stacked([Piece(name, shape, rows)])
+    embed = Embedding(table) if reduce is None else EmbeddingShare(table, rows.start, reduce)
     if not config.tied_embeddings:
         stored = next((head for head in _HEADS if head in checkpoint), _HEADS[0])
-        return Embedding(table), kernels.pack(reader.stacked([Piece(stored, shape)]))
+        return embed, kernels.pack(reader.stacked([Piece(stored, shape, rows)]))
     head = kernels.pack(table)
-    if reader.device.type != "cpu" or isinstance(head, tuple) or isinstance(checkpoint, DrawnWeights):
-        return Embedding(table), head
+    if not isinstance(head, PackedLinear | Int8Linear) or isinstance(checkpoint, DrawnWeights):
+        return embed, head
     entry = checkpoint.entry(name, shape)
     return RowsOnDisk(
         entry.path, entry.offset, config.hidden_size, TORCH_DTYPES[entry.dtype], table.dtype

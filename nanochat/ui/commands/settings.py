@@ -73,11 +73,9 @@ async def apply(app: NanochatApp, settings: ChatSettings) -> None:
 async def model(app: NanochatApp, name: str) -> None:
     """Choose the model of the shown chat."""
     if name:
-        chosen: LocalModel | None = await asyncio.to_thread(app.shelf.find, name)
+        await use_model(app, await asyncio.to_thread(app.shelf.find, name))
     else:
-        chosen = await choose_model(app, "The model of this chat")
-    if chosen is not None:
-        await use_model(app, chosen)
+        app.run_registered("models")
 
 
 async def use_model(app: NanochatApp, chosen: LocalModel) -> None:
@@ -105,12 +103,31 @@ def about_model(model: LocalModel) -> str:
     return " · ".join(filter(None, parts))
 
 
-def unload(app: NanochatApp, _: str) -> None:
+async def unload(app: NanochatApp, _: str) -> None:
     """Give the model's memory back until the next message."""
-    if app.chats.busy:
-        raise UsageError("the model is in use: stop the replies first")
-    app.host.unload()
-    app.say("Unloaded. The next message loads the model again.")
+    await app.desk.unload(app)
+
+
+async def idle(app: NanochatApp, minutes: str) -> None:
+    """After how many minutes without use the model gives its memory back."""
+    if not minutes:
+        choices = ((0, "never"), (5, "5 minutes"), (15, "15 minutes"), (60, "an hour"), (240, "four hours"))
+        now = app.settings.idle_unload_minutes
+        answers = [Answer(f"{n}", text, "as it is now" if n == now else "") for n, text in choices]
+        text = (
+            "Then its memory is free for others; the next message loads it again. Other times: /idle MINUTES."
+        )
+        minutes = await app.ask(Question("Unload a model that nobody uses after", text, answers)) or ""
+    if not minutes:
+        return
+    try:
+        wanted = float(minutes)
+    except ValueError as error:
+        raise UsageError(f"/idle takes a number of minutes, 0 for never, not {minutes!r}") from error
+    app.settings = await asyncio.to_thread(
+        Settings.change, app.paths.settings_file, idle_unload_minutes=wanted
+    )
+    app.say(f"An idle model is unloaded after {wanted:g} minutes." if wanted else "The model stays loaded.")
 
 
 async def theme(app: NanochatApp, name: str) -> None:
@@ -148,12 +165,16 @@ ACTIONS: tuple[Action, ...] = (
         run=think, slash="think", argument="on|off",
     ),
     Action(
-        id="chat.model", title="Model", help="Choose the model of this chat.", group=_GROUP, run=model, slash="model",
+        id="chat.model", title="Model", help="Choose this chat's model; without a name, from all.", group=_GROUP, run=model, slash="model",
         argument="name",
     ),
     Action(
         id="model.unload", title="Unload model", help="Give the model's memory back.", group=_GROUP, run=unload,
         slash="unload",
+    ),
+    Action(
+        id="model.idle", title="Idle unload", help="Unload a model that nobody has used for some minutes.", group=_GROUP,
+        run=idle, slash="idle", argument="minutes",
     ),
     Action(
         id="theme", title="Theme", help="Choose a theme: auto, dark, light, or one of Textual's.", group=_GROUP,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from nanochat.errors import UsageError
 from nanochat.ui.actions import Action
-from nanochat.ui.commands.settings import model as choose_model
 from nanochat.ui.screens.help import help_page
 from nanochat.ui.screens.log import log_page, tail
 from nanochat.ui.screens.numbers import numbers_page
@@ -41,12 +40,12 @@ def reasoning(app: NanochatApp, _: str) -> None:
     app.chat_screen.transcript.toggle_reasoning()
 
 
-async def models(app: NanochatApp, _: str) -> None:
-    """The screen of models; without it, those on this machine."""
-    if find_spec("nanochat.ui.screens.models") is None:
-        await choose_model(app, "")
-    else:
-        app.push_screen(import_module("nanochat.ui.screens.models").ModelsScreen())
+def models(app: NanochatApp, _: str) -> None:
+    """The screen of models."""
+    from nanochat.ui.screens.models import ModelsScreen
+
+    if not any(isinstance(screen, ModelsScreen) for screen in app.screen_stack):
+        app.push_screen(ModelsScreen(app.desk.models))
 
 
 def bench(app: NanochatApp, _: str) -> None:

@@ -15,6 +15,8 @@ from nanochat.ui.widgets.sidebar import ChatList
 
 def help_page(registry: Registry, keymap: Mapping[str, str]) -> Page:
     """The help as a page."""
+    from nanochat.ui.screens.bench import BenchScreen
+    from nanochat.ui.screens.models import ModelsScreen
     from nanochat.ui.widgets.transcript import Transcript
 
     entries: list[Entry] = []
@@ -28,6 +30,8 @@ def help_page(registry: Registry, keymap: Mapping[str, str]) -> Page:
         ("In the prompt", PromptBox.BINDINGS),
         ("On a message (Alt+↑ selects one)", Transcript.BINDINGS),
         ("In the list of chats", ChatList.BINDINGS),
+        ("On the screen of models (F3)", ModelsScreen.BINDINGS),
+        ("On the benchmark (F4)", BenchScreen.BINDINGS),
     ):
         entries.append((title, ""))
         entries += [

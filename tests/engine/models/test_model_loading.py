@@ -192,29 +192,32 @@ def test_eight_bits_stay_near_and_take_half(name, tiny_folder):
     assert (found - exact).abs().mean() < 2.5 * (plain - exact).abs().mean() + 0.02
 
 
-class SumOfTwo:
-    """An all-reduce between two threads."""
+class Two:
+    """Collectives between two threads."""
 
     def __init__(self):
         self.parts = [None, None]
         self.barrier = threading.Barrier(2, timeout=60)
 
     def rank(self, rank):
-        def reduce(x):
+        def exchange(x, combine):
             self.parts[rank] = x.clone()
             self.barrier.wait()
-            total = self.parts[0] + self.parts[1]
+            result = combine(self.parts)
             self.barrier.wait()
-            return total
+            return result
 
-        return reduce
+        return {
+            "reduce": lambda x: exchange(x, lambda parts: parts[0] + parts[1]),
+            "gather": lambda x: exchange(x, lambda parts: torch.cat(parts, dim=1)),
+        }
 
 
 @pytest.mark.parametrize("name", ["llama_biases", "qwen3", "phi3", "gemma3", "qwen3_moe", "qwen2"])
 def test_two_ranks_sum_to_the_whole(name, tiny_folder):
     folder = tiny_folder(name)
-    both = SumOfTwo()
-    models = [load(folder, rank=rank, world_size=2, reduce=both.rank(rank)) for rank in (0, 1)]
+    both = Two()
+    models = [load(folder, rank=rank, world_size=2, **both.rank(rank)) for rank in (0, 1)]
     found = [None, None]
 
     def run(rank):
@@ -234,8 +237,8 @@ def test_two_ranks_sum_to_the_whole(name, tiny_folder):
 
 
 def test_heads_that_cannot_be_split_are_refused(tiny_folder):
-    with pytest.raises(UsageError, match="2 key-value heads cannot be split over 4"):
-        load(tiny_folder("qwen3"), rank=0, world_size=4, reduce=lambda x: x)
+    with pytest.raises(UsageError, match="4 attention heads over 2 key-value heads cannot be split over 5"):
+        load(tiny_folder("qwen3"), rank=0, world_size=5, reduce=lambda x: x, gather=lambda x: x)
 
 
 MEMORY = """

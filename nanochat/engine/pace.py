@@ -1,0 +1,49 @@
+"""How many prompt tokens go beside decoding sequences in one step, so that no reply waits long for its next token.
+
+A token of a prompt costs more the longer the context before it (the attention of 1,024 tokens over 32,000 positions is
+four times the rest of a small model), and ten times as much on one chip as on another. So the number follows from what
+steps took: it starts at a default and is set anew after each step that both read and decoded.
+"""
+
+from __future__ import annotations
+
+from nanochat.engine.scheduler import Chunk
+
+_LEAST = 32
+_GROWTH = 1.25  # at most, from step to step: the next steps may be costlier than those that were timed
+
+
+class PrefillPace:
+    """Owned by the core.
+
+    Args:
+        start: prompt tokens in the first such step.
+        most: in any.
+        seconds: what such a step may take; 0 keeps to `start`.
+    """
+
+    def __init__(self, start: int, most: int, seconds: float) -> None:
+        self.tokens = min(start, most)
+        self._most, self._seconds = most, seconds
+        self._last: float | None = None  # when the step before this one was through
+
+    def took(self, chunks: list[Chunk], now: float, more_in_flight: bool) -> None:
+        """A step is through. How long it took is known when others were queued on either side of it.
+
+        Args:
+            now: seconds, on any clock that only goes forward.
+            more_in_flight: false when the engine ran dry: the time to the next step is then not the step's alone.
+        """
+        last, self._last = self._last, now if more_in_flight else None
+        prompt = sum(chunk.count for chunk in chunks if not _decodes(chunk))
+        if not self._seconds or last is None or not prompt or not any(map(_decodes, chunks)):
+            return
+        taken = max(now - last, 1e-6)
+        if prompt < self.tokens and taken <= self._seconds:
+            return  # the short end of a prompt does not tell how long a full step takes
+        fitting = prompt * self._seconds / taken
+        self.tokens = int(max(_LEAST, min(fitting, self.tokens * _GROWTH, self._most)))
+
+
+def _decodes(chunk: Chunk) -> bool:
+    return chunk.count == 1 and chunk.samples and chunk.start >= len(chunk.sequence.prompt)

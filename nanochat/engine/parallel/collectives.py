@@ -1,0 +1,136 @@
+"""What the ranks do together: sums, and logits side by side. Gloo between processes on CPUs, NCCL between GPUs.
+
+The process group belongs to one engine: nothing is registered with `torch.distributed`, so several engines can live
+in one process. It is joined through a file in a private folder. Gloo's own connections go over the loopback device,
+and so do the few bytes with which NCCL finds its peers.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._C._distributed_c10d import AllgatherOptions, AllreduceOptions, FileStore, GatherOptions
+
+from nanochat.engine.parallel.channel import Pulse
+from nanochat.engine.parallel.shares import vocabulary_share
+
+_LOOPBACK = "127.0.0.1"
+_JOIN = timedelta(seconds=9)  # all ranks are there already when the first one joins
+_NEVER = timedelta(days=1)  # who waits for a rank that is lost is told so by the watch, not by a timeout
+
+
+class Collectives:
+    """One rank's end of the group.
+
+    Attributes:
+        rank, ranks: which one this is, and of how many.
+        seconds: spent in collectives since the start, waiting for slower ranks included; on GPUs only what the
+            host waits, which is nothing (see `measure`).
+        count: collectives since the start.
+    """
+
+    def __init__(self, group: Any, rank: int, ranks: int, device: torch.device, pulse: Pulse) -> None:
+        self.rank, self.ranks = rank, ranks
+        self.seconds = 0.0
+        self.count = 0
+        self._group = group
+        self._device = device
+        self._pulse = pulse
+        self._sums = AllreduceOptions()
+        self._gathers = AllgatherOptions()
+        self._to_first = GatherOptions()
+        if device.type == "cuda":  # on the current stream, so that a graph captures them like any kernel
+            self._sums.asyncOp = False
+            self._gathers.asyncOp = False
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """The sum over all ranks, in x's place. Every rank gets the same bits."""
+        self._do(lambda: self._group.allreduce([x], self._sums))
+        return x
+
+    def gather(self, share: Tensor, vocabulary: int) -> Tensor:
+        """Each rank's columns [rows, vocabulary_share] side by side: [rows, vocabulary].
+
+        On GPUs every rank gets them, and samples the same tokens from them without another exchange. On CPUs only
+        rank 0 does, which tells the others the tokens with the next step; they get their own share back.
+        """
+        width = -(-vocabulary // self.ranks)
+        padded = F.pad(share, (0, width - share.shape[1])).contiguous()
+        if self._device.type == "cuda":
+            flat = padded.new_empty(self.ranks * padded.shape[0], width)
+            self._do(lambda: self._group._allgather_base(flat, padded, self._gathers))
+            parts = list(flat.view(self.ranks, -1, width))
+        else:
+            parts = [torch.empty_like(padded) for _ in range(self.ranks)] if self.rank == 0 else []
+            self._do(lambda: self._group.gather([parts] if parts else [], [padded], self._to_first))
+        return torch.cat(parts, dim=1)[:, :vocabulary].contiguous() if parts else share
+
+    def together(self, values: Tensor) -> Tensor:
+        """A small tensor of every rank, [ranks, *shape], on every rank."""
+        parts = [torch.empty_like(values) for _ in range(self.ranks)]
+        self._do(lambda: self._group.allgather([parts], [values], self._gathers))
+        return torch.stack(parts)
+
+    def share_of(self, vocabulary: int) -> slice:
+        """The token ids that this rank's logits are of."""
+        return vocabulary_share(vocabulary, self.rank, self.ranks)
+
+    def abort(self) -> None:
+        """End whatever waits in a collective; from any thread."""
+        self._group.abort()
+
+    def _do(self, operation: Callable[[], Any]) -> None:
+        started = time.perf_counter()
+        self._pulse.enter()
+        work = operation()
+        if work is not None:
+            work.wait()
+        self._pulse.leave()
+        self.seconds += time.perf_counter() - started
+        self.count += 1
+
+
+def join(folder: Path, rank: int, ranks: int, device: torch.device, pulse: Pulse) -> Collectives:
+    """Meet the other ranks; returns when all are there. Raises RuntimeError when one does not come."""
+    store = FileStore(str(folder / "ranks"), ranks)
+    connect = _nccl if device.type == "cuda" else _gloo
+    return Collectives(connect(store, rank, ranks, device), rank, ranks, device, pulse)
+
+
+def _gloo(store: Any, rank: int, ranks: int, device: torch.device) -> Any:
+    from torch.distributed import ProcessGroupGloo
+
+    gloo = cast(Any, ProcessGroupGloo)
+    options = gloo._Options()
+    options._devices = [gloo.create_device(hostname=_LOOPBACK)]
+    options._timeout = _JOIN
+    group = gloo(store, rank, ranks, options)
+    group._set_default_timeout(_NEVER)
+    return group
+
+
+def _nccl(store: Any, rank: int, ranks: int, device: torch.device) -> Any:
+    """Not run yet on a machine with several GPUs."""
+    # A lost rank is the engine's end, not the program's: torch's watchdog must not end the process.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
+    os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("NCCL_IB_DISABLE", "1")  # one host: NVLink, PCIe or shared memory
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+    from torch.distributed import ProcessGroupNCCL
+
+    nccl = cast(Any, ProcessGroupNCCL)
+    options = nccl.Options()
+    options._timeout = _NEVER
+    torch.cuda.set_device(device)
+    group = nccl(store, rank, ranks, options)
+    group.eager_connect_single_device(device)
+    return group

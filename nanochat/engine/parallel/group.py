@@ -1,0 +1,220 @@
+"""Rank 0's side of a tensor-parallel model: it starts the other ranks, agrees with them, and hands out the steps."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nanochat.engine.config import BLOCK_SIZE, EngineConfig
+from nanochat.engine.memory import MemoryPlan
+from nanochat.engine.parallel.channel import Sender
+from nanochat.engine.parallel.collectives import join
+from nanochat.engine.parallel.links import link
+from nanochat.engine.parallel.messages import StepWriter
+from nanochat.engine.parallel.processes import Workers
+from nanochat.errors import NanochatError
+
+if TYPE_CHECKING:
+    from nanochat.engine.runner import ModelRunner
+    from nanochat.engine.scheduler import Chunk
+    from nanochat.engine.step import PendingStep, Token
+
+
+@dataclass(frozen=True, slots=True)
+class RankMemory:
+    """What one rank holds, in bytes; `read` came from the files."""
+
+    weights: int
+    kv_cache: int
+    read: int
+
+
+class RankGroup:
+    """The ranks of one engine, seen from rank 0."""
+
+    def __init__(self, config: EngineConfig, ranks: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Start the workers and meet them.
+
+        Raises:
+            EngineDead: one cannot start.
+        """
+        self.ranks = ranks
+        self.link = link(device, ranks)
+        self.memory: list[RankMemory] = []
+        self._device = device
+        threads = threads_for(ranks)
+        self._threads_before = torch.get_num_threads()
+        environment = dict(os.environ)
+        if device.type == "cpu":
+            torch.set_num_threads(threads)
+            environment["OMP_NUM_THREADS"] = str(threads)
+        self._workers = Workers(ranks, environment)
+        self._end = weakref.finalize(self, Workers.close, self._workers)
+        try:
+            self._workers.hear("started")
+            self._introduce(config, device, dtype, threads)
+        except BaseException:
+            self.close()
+            raise
+        self._sender = Sender(self._workers.memory, self._workers.doorbells, self._workers.check)
+        self._writer = StepWriter()
+
+    def _introduce(
+        self, config: EngineConfig, device: torch.device, dtype: torch.dtype, threads: int
+    ) -> None:
+        fields = asdict(replace(config, tensor_parallel_size=self.ranks)) | {
+            "model": str(config.model.resolve())
+        }
+        kind = str(dtype).removeprefix("torch.")
+        for rank, line in enumerate(self._workers.lines, 1):
+            line.send(config=fields, device=device_of(device, rank), dtype=kind, threads=threads)
+        try:
+            self.collectives = join(
+                self._workers.folder, 0, self.ranks, device, self._workers.memory.pulse(0)
+            )
+        except RuntimeError as error:
+            raise self._workers.explain(error) from error
+        self._workers.on_failure = self.collectives.abort
+
+    def agree(self, own: MemoryPlan, bytes_read: int) -> MemoryPlan:
+        """The plan that fits on every rank. Waits until all have loaded their weights; raises what one failed of."""
+        theirs = self._workers.hear("loaded")
+        num_blocks = min(own.num_blocks, *(int(said["num_blocks"]) for said in theirs))
+        longest = min(own.max_model_len, num_blocks * BLOCK_SIZE)
+        self.memory = [RankMemory(own.weights, num_blocks * own.block_bytes, bytes_read)]
+        self.memory += [
+            RankMemory(said["weights"], num_blocks * said["block_bytes"], said["bytes_read"])
+            for said in theirs
+        ]
+        self._workers.tell(num_blocks=num_blocks, max_model_len=longest)
+        return replace(own, num_blocks=num_blocks, max_model_len=longest)
+
+    def start(self) -> None:
+        """Wait until every rank is ready for steps."""
+        self._workers.hear("ready")
+
+    @property
+    def failure(self) -> NanochatError | None:
+        """What ended the group; None while it works."""
+        return self._workers.failure
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of ranks 1 and on."""
+        return self._workers.pids
+
+    def check(self) -> None:
+        """Raise EngineDead when a rank is lost."""
+        self._workers.check()
+
+    def figures(self) -> dict[str, Any]:
+        """What `EngineStats` says of the ranks."""
+        return {
+            "rank_bytes": tuple(memory.weights + memory.kv_cache for memory in self.memory),
+            "link": self.link,
+            "collective_seconds": self.collectives.seconds,
+        }
+
+    def send(self, chunks: list[Chunk]) -> None:
+        """Hand a step to the other ranks."""
+        self._workers.busy = True
+        self._sender.send(self._writer.write(chunks))
+
+    @contextmanager
+    def waiting(self) -> Generator[None]:
+        """Rank 0 waits for its GPU, which waits for the others: what is a collective on CPUs."""
+        pulse = self._workers.memory.pulse(0)
+        self._workers.busy = True
+        pulse.enter()
+        try:
+            yield
+        finally:
+            pulse.leave()
+            self._workers.busy = False
+
+    def rest(self) -> None:
+        """No step is under way."""
+        self._workers.busy = False
+
+    def explain(self, error: BaseException) -> Exception:
+        """What ended a step; the group is ended."""
+        return self._workers.explain(error)
+
+    def close(self) -> None:
+        """End the workers. May be called twice."""
+        if self._end.detach() is not None:
+            self._workers.close()
+            if self._device.type == "cpu":
+                torch.set_num_threads(self._threads_before)
+
+
+class ParallelRunner:
+    """A `ModelRunner` on rank 0 whose every step the other ranks do too."""
+
+    def __init__(self, runner: ModelRunner, group: RankGroup) -> None:
+        self._runner = runner
+        self.group = group
+
+    def dispatch(self, chunks: list[Chunk]) -> PendingStep:
+        """See `ModelRunner`. Raises EngineDead when a rank is lost."""
+        self.group.check()
+        try:
+            self.group.send(chunks)
+            step = self._runner.dispatch(chunks)
+        except Exception as error:
+            raise self.group.explain(error) from error
+        except BaseException as error:  # Ctrl-C in the middle of a step: the others went on
+            self.group.explain(error)
+            raise
+        finally:
+            self.group.rest()
+        return step if self._runner.device.type == "cpu" else WatchedStep(step, self.group)
+
+    def describe(self, dtype: torch.dtype) -> str:
+        """See `ModelRunner`; and how the ranks are linked."""
+        return f"{self._runner.describe(dtype)}, {self.group.ranks} ranks, {self.group.link}"
+
+    def close(self) -> None:
+        """Drop the tensors, end the workers."""
+        self._runner.close()
+        self.group.close()
+
+
+class WatchedStep:
+    """A step whose results may never come, because a rank was lost: then whoever reads it is told so."""
+
+    def __init__(self, step: PendingStep, group: RankGroup) -> None:
+        self.chunks = step.chunks
+        self._step = step
+        self._group = group
+
+    def done(self) -> bool:
+        """Whether the device is through with it."""
+        return self._step.done()
+
+    def read(self) -> tuple[list[bool], list[Token]]:
+        """See `PendingStep`. Raises EngineDead when a rank is lost."""
+        try:
+            with self._group.waiting():
+                results = self._step.read()
+        except Exception as error:
+            raise self._group.explain(error) from error
+        self._group.check()
+        return results
+
+
+def device_of(first: torch.device, rank: int) -> str:
+    """The device of a rank: the ones that follow rank 0's."""
+    return "cpu" if first.type == "cpu" else f"cuda:{(first.index or 0) + rank}"
+
+
+def threads_for(ranks: int) -> int:
+    """Threads for each rank on a CPU: together as many as there are cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // ranks, 1)

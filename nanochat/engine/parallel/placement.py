@@ -1,0 +1,57 @@
+"""Over how many devices a model goes."""
+
+from __future__ import annotations
+
+import torch
+
+from nanochat.engine.config import EngineConfig
+from nanochat.engine.models.config import ModelConfig
+from nanochat.engine.parallel.shares import refuse_unsplittable
+from nanochat.errors import UsageError
+
+_WEIGHTS_SHARE = 0.75  # of a GPU's usable memory: the rest is for keys, values and the work of a step
+
+
+def choose_ranks(config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> int:
+    """How many ranks a model gets: as many as were asked for, else as few as hold it.
+
+    Raises:
+        UsageError: the model cannot be divided like that, or so many devices are not there.
+    """
+    asked = config.tensor_parallel_size
+    there = _devices(device)
+    if asked is None:
+        return 1 if device.type == "cpu" or not model.native else _needed(config, model, device, dtype, there)
+    if asked < 1:
+        raise UsageError(f"tensor_parallel_size must be at least 1, not {asked}")
+    refuse_unsplittable(model, asked)
+    if there is not None and asked > there:
+        raise UsageError(
+            f"tensor_parallel_size {asked} was asked for, and there are {there} CUDA devices from {device} on"
+        )
+    return asked
+
+
+def _devices(first: torch.device) -> int | None:
+    """GPUs from `first` on; None on a CPU, where every rank is a process on the same cores."""
+    if first.type == "cpu":
+        return None
+    return torch.cuda.device_count() - (first.index or 0)
+
+
+def _needed(
+    config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype, there: int | None
+) -> int:
+    """The fewest GPUs that divide the heads and hold the weights; all that divide them, if none are enough."""
+    assert there is not None
+    room = torch.cuda.mem_get_info(device)[0] * config.gpu_memory_utilization * _WEIGHTS_SHARE
+    dividing = [ranks for ranks in range(1, there + 1) if divides(model, ranks)]
+    enough = [ranks for ranks in dividing if model.weight_bytes(dtype) / ranks <= room]
+    return (enough or dividing[-1:])[0]
+
+
+def divides(model: ModelConfig, ranks: int) -> bool:
+    """Whether every rank gets the same: query heads, key-value heads or copies of them, feed-forward columns."""
+    kv = model.num_kv_heads
+    even = kv % ranks == 0 or ranks % kv == 0
+    return even and model.num_heads % ranks == 0 and model.intermediate_size % ranks == 0

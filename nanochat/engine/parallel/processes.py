@@ -1,0 +1,288 @@
+"""The worker processes of a group: started, watched, ended.
+
+A worker is lost when its process ends, when it gives no sign of life for some seconds, or when it does not come to a
+collective in which rank 0 waits. Then all are killed, so that nobody waits for the lost one, and the reason is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import nanochat
+from nanochat import errors
+from nanochat.engine.parallel.channel import SharedMemory, allocate
+from nanochat.engine.parallel.line import Line
+from nanochat.errors import EngineDead, NanochatError
+
+POLL = 0.2  # seconds between two looks at the workers
+SILENCE = 35  # looks without a sign of life: 7 s in which this process itself was running
+STALL = 8.0  # seconds that a rank may be late in a collective, and ...
+_PATIENCE = 4.0  # ... this many times the longest that rank 0 computed between two of them
+_GRACE = 3.0  # seconds to end by itself
+_LOAD_AGAIN = "load the model again"
+
+
+class Workers:
+    """Ranks 1 to ranks - 1. Owns their processes, the memory that is shared with them, and the folder where they meet.
+
+    Attributes:
+        folder: private, and gone with the group.
+        failure: what ended the group; None while it works.
+    """
+
+    def __init__(self, ranks: int, environment: dict[str, str]) -> None:
+        self.ranks = ranks
+        self.folder = Path(tempfile.mkdtemp(prefix="nanochat-ranks-"))
+        self.failure: NanochatError | None = None
+        self.on_failure: Callable[[], None] | None = None
+        self.busy = False  # whether rank 0 is in a step, and so expected in collectives
+        self._changed = threading.Condition()
+        self._closing = False
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._lines: list[Line] = []
+        self._words: list[list[dict[str, Any]]] = [[] for _ in range(ranks - 1)]
+        self._started = [False] * (ranks - 1)
+        self._logs: list[IO[bytes]] = []
+        memory = allocate(ranks)
+        self._lifeline, kept = -1, -1
+        try:
+            self.memory = SharedMemory(memory, ranks)
+            kept, self._lifeline = os.pipe()
+            for rank in range(1, ranks):
+                self._start(rank, memory, kept, environment)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(memory)
+            if kept >= 0:
+                os.close(kept)
+        self._watch = threading.Thread(target=self._run, name="nanochat-ranks", daemon=True)
+        self._watch.start()
+
+    def _start(self, rank: int, memory: int, lifeline: int, environment: dict[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        package = str(Path(nanochat.__file__).parent.parent)
+        path = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
+        numbers = (rank, self.ranks, memory, theirs.fileno(), lifeline, os.getpid())
+        log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the group
+        self._logs.append(log)
+        with theirs:
+            self._processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-P", "-m", "nanochat.engine.parallel.worker", *map(str, numbers),
+                     str(self.folder)],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    pass_fds=(memory, theirs.fileno(), lifeline),
+                    env={**environment, "PYTHONPATH": path},
+                    process_group=0,  # Ctrl-C is for rank 0, which ends the others in order
+                )
+            )  # fmt: skip
+        self._lines.append(Line(ours))
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of ranks 1 and on."""
+        return [process.pid for process in self._processes]
+
+    @property
+    def lines(self) -> list[Line]:
+        """One line to each worker."""
+        return self._lines
+
+    @property
+    def doorbells(self) -> list[socket.socket]:
+        """Where each worker hears of a step."""
+        return [line.socket for line in self._lines]
+
+    def tell(self, **message: Any) -> None:
+        """The same words to every worker."""
+        for line in self._lines:
+            line.send(**message)
+
+    def hear(self, word: str) -> list[dict[str, Any]]:
+        """Wait until every worker has said `word`; what they said with it. Raises what a lost worker died of."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.failure is not None or all(self._words))
+            self.check()
+            heard = [words.pop(0) for words in self._words]
+        assert all(message["word"] == word for message in heard), heard
+        return heard
+
+    def check(self) -> None:
+        """Raise the failure, if there is one."""
+        if self.failure is not None:
+            raise self.failure
+
+    def fail(self, failure: NanochatError) -> NanochatError:
+        """End the group; the first reason is the one that counts, and is returned."""
+        with self._changed:
+            if self.failure is None and not self._closing:
+                self.failure = failure
+            self._changed.notify_all()
+        for process in self._processes:
+            process.kill()
+        if self.on_failure is not None:
+            self.on_failure()
+        return self.failure or failure
+
+    def explain(self, error: BaseException) -> NanochatError:
+        """Why a step of rank 0's failed: a lost worker, if there is one; else the error itself. Ends the group."""
+        with self._changed:  # a lost connection is often felt before the process is seen to be gone
+            self._changed.wait_for(lambda: self.failure is not None, timeout=0 if _ours(error) else _GRACE)
+        return self.fail(EngineDead(f"rank 0 failed ({_first_line(error)}): {_LOAD_AGAIN}"))
+
+    def close(self) -> None:
+        """End every worker, by itself where it can, and remove every trace."""
+        with self._changed:
+            self._closing = True
+        for line in self._lines:
+            with contextlib.suppress(OSError):  # its process may be gone
+                line.socket.shutdown(socket.SHUT_RDWR)
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+        until = time.monotonic() + _GRACE
+        for process in self._processes:
+            try:
+                process.wait(max(until - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        watch = getattr(self, "_watch", None)
+        if watch is not None and watch is not threading.current_thread():
+            watch.join()
+        for line in self._lines:
+            line.socket.close()
+        for log in self._logs:
+            log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # The watch ----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        silence = _Silence(self.memory, self.ranks)
+        stall = _Stall(self.memory, self.ranks)
+        sockets = {line.socket: place for place, line in enumerate(self._lines)}
+        while not self._closing and self.failure is None:
+            for ready in select.select(list(sockets), [], [], POLL)[0]:
+                self._listen(sockets[ready])
+            late = silence.look(self._started)
+            if late is not None:
+                self._lost(late, f"gave no sign of life for {SILENCE * POLL:.0f} s")
+            late = stall.look(self.busy)
+            if late is not None:
+                self._lost(late[0], f"did not come to a collective for {late[1]:.0f} s")
+
+    def _listen(self, place: int) -> None:
+        message = self._lines[place].receive()
+        if self._closing or self.failure is not None:
+            return
+        if message is None:
+            code = self._processes[place].wait()
+            self._lost(place + 1, f"{_ending(code)}{self._last_words(place)}")
+        elif message["word"] == "failed":
+            self.fail(_as_error(place + 1, message))
+        else:
+            self._started[place] = True
+            with self._changed:
+                self._words[place].append(message)
+                self._changed.notify_all()
+
+    def _lost(self, rank: int, how: str) -> None:
+        process = self._processes[rank - 1].pid
+        self.fail(EngineDead(f"rank {rank} of {self.ranks} (process {process}) {how}: {_LOAD_AGAIN}"))
+
+    def _last_words(self, place: int) -> str:
+        log = self._logs[place]
+        log.seek(0)
+        lines = log.read()[-4000:].decode(errors="replace").strip().splitlines()
+        return f" ({lines[-1][:200]})" if lines else ""
+
+
+class _Silence:
+    """Which worker has given no sign of life. Counts its own looks: while all were asleep, nobody is to blame."""
+
+    def __init__(self, memory: SharedMemory, ranks: int) -> None:
+        self._pulses = [memory.pulse(rank) for rank in range(1, ranks)]
+        self._beats = [-1] * (ranks - 1)
+        self._looks = [0] * (ranks - 1)
+        self._last = time.monotonic()
+
+    def look(self, started: list[bool]) -> int | None:
+        """The rank of a silent worker, if there is one."""
+        now = time.monotonic()
+        if now - self._last < POLL / 2:
+            return None
+        self._last = now
+        for place, pulse in enumerate(self._pulses):
+            beats = pulse.beats
+            if beats != self._beats[place] or not started[place]:
+                self._beats[place], self._looks[place] = beats, 0
+            else:
+                self._looks[place] += 1
+                if self._looks[place] >= SILENCE:
+                    return place + 1
+        return None
+
+
+class _Stall:
+    """Which worker keeps rank 0 waiting in a collective for longer than computing can take."""
+
+    def __init__(self, memory: SharedMemory, ranks: int) -> None:
+        self._pulses = [memory.pulse(rank) for rank in range(ranks)]
+        self._seen = (-1, False)
+        self._since = time.monotonic()
+        self._longest = 0.0
+
+    def look(self, busy: bool) -> tuple[int, float] | None:
+        """(the rank that is behind, for how many seconds rank 0 waits)."""
+        now, seen = time.monotonic(), (self._pulses[0].count, self._pulses[0].waiting)
+        passed = now - self._since
+        if seen != self._seen or not busy:
+            if busy and not self._seen[1]:
+                self._longest = max(self._longest, passed)
+            self._seen, self._since = seen, now
+        elif seen[1] and passed > STALL + _PATIENCE * self._longest:
+            counts = [pulse.count for pulse in self._pulses[1:]]
+            return 1 + counts.index(min(counts)), passed
+        return None
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether an error is no consequence of a lost worker: what ran out here, what a person did."""
+    return not isinstance(error, (RuntimeError, OSError)) or "memory" in str(error)
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"ended with code {code}"
+    name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else f"signal {-code}"
+    hint = ", perhaps because the machine ran out of memory" if code == -signal.SIGKILL else ""
+    return f"was ended by {name}{hint}"
+
+
+def _as_error(rank: int, message: dict[str, Any]) -> NanochatError:
+    """A worker's last words: the same error, from here."""
+    kind = getattr(errors, str(message["kind"]), None)
+    text = f"rank {rank}: {message['text']}"
+    if isinstance(kind, type) and issubclass(kind, NanochatError):
+        return kind(text)
+    return EngineDead(f"{text}: {_LOAD_AGAIN}")
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]

@@ -1,0 +1,112 @@
+"""A worker process: one rank of a model, from its start to its end. Run by `processes.py`, never by hand.
+
+It loads its share, then does every step that rank 0 does, on the same data and in the same order. It ends when rank 0
+closes its socket, and at once when rank 0's process is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from nanochat.engine.config import EngineConfig
+from nanochat.engine.parallel.channel import Pulse, Receiver, SharedMemory
+from nanochat.engine.parallel.line import Line
+from nanochat.errors import EngineDead, NanochatError, OutOfMemory
+
+_BEAT = 0.2  # seconds
+
+
+def main(arguments: list[str]) -> None:
+    """Arguments: rank, ranks, descriptors of the memory, the socket and the lifeline, rank 0's process, the folder."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides
+    rank, ranks, memory, end, lifeline, parent = map(int, arguments[:6])
+    shared = SharedMemory(memory, ranks)
+    folder = Path(arguments[6])
+    threading.Thread(target=_live, args=(lifeline, parent, shared.pulse(rank), folder), daemon=True).start()
+    line = Line(socket.socket(fileno=end))
+    try:
+        serve(rank, ranks, shared, line, folder)
+    except BrokenPipeError:
+        pass  # rank 0 has closed
+    except Exception as error:
+        kind, text = _describe(error)
+        line.send(word="failed", kind=kind, text=text)
+        raise
+    os._exit(0)  # libraries' threads may be in a collective that will never end
+
+
+def _live(lifeline: int, parent: int, pulse: Pulse, folder: Path) -> None:
+    """Say that this process lives; end it when rank 0's has ended."""
+    while not select.select([lifeline], [], [], _BEAT)[0] and os.getppid() == parent:
+        pulse.beat()
+    # Rank 0 removes the folder when it closes; if it was killed, it could not.
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
+def serve(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path) -> None:
+    """Load a share, then do every step that comes; returns when rank 0 has closed."""
+    import torch
+
+    from nanochat.engine.loading import allocate_kv, load_share
+    from nanochat.engine.models.config import ModelConfig
+    from nanochat.engine.parallel.collectives import join
+    from nanochat.engine.parallel.messages import StepReader
+    from nanochat.engine.runner import ModelRunner
+
+    line.send(word="started")
+    order = line.receive()
+    if order is None:
+        return
+    fields: dict[str, Any] = order["config"]
+    fields["model"] = Path(order["config"]["model"])
+    config = EngineConfig(**fields)
+    device, dtype = torch.device(order["device"]), getattr(torch, order["dtype"])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(order["threads"])
+    collectives = join(folder, rank, ranks, device, shared.pulse(rank))
+    model_config = ModelConfig.from_folder(config.model)
+    model, memory = load_share(config, model_config, device, dtype, collectives)
+    line.send(
+        word="loaded", num_blocks=memory.num_blocks, weights=memory.weights, block_bytes=memory.block_bytes,
+        bytes_read=model.bytes_read,
+    )  # fmt: skip
+    order = line.receive()
+    if order is None:
+        return
+    kv_cache = allocate_kv(model, order["num_blocks"], dtype, device)
+    runner = ModelRunner(
+        model, kv_cache, config, device, order["max_model_len"], samples=device.type == "cuda"
+    )
+    receiver, steps = Receiver(shared, rank, line.socket), StepReader()
+    line.send(word="ready")
+    while (message := receiver.receive()) is not None:
+        runner.dispatch(steps.read(message))
+
+
+def _describe(error: Exception) -> tuple[str, str]:
+    """An error's type and text, as rank 0 is told."""
+    from nanochat.engine.memory import is_out_of_memory
+
+    if isinstance(error, NanochatError):
+        return type(error).__name__, str(error)
+    if is_out_of_memory(error):
+        return OutOfMemory.__name__, f"it ran out of memory ({str(error).splitlines()[0][:200]})"
+    return (
+        EngineDead.__name__,
+        f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}",
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

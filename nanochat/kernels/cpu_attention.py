@@ -1,0 +1,206 @@
+"""Attention of a few rows over the paged cache, in machine code: rotate, write into the cache, attend.
+
+A ticket is one row's queries of one key-value head: 16 positions are a step, and the softmax is kept running
+(Milakov and Gimelshein, 2018, https://arxiv.org/abs/1805.02867), so keys and values are read once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.ir as ir
+
+from nanochat.kernels.cpu_code import (
+    F32,
+    FLOATS,
+    HALVES,
+    I32,
+    I64,
+    LANES,
+    PAIRS,
+    POINTER,
+    Code,
+    Value,
+    constant,
+    int32,
+    int64,
+    real,
+)
+from nanochat.kernels.cpu_matmul import tile
+from nanochat.kernels.layout import BLOCK_SIZE
+
+assert BLOCK_SIZE == LANES  # a step is a block
+
+MOST_GROUP = 64  # query heads of one key-value head
+MOST_WIDTH = 8192  # of all of them together
+
+# The arguments, by place. QKV: bfloat16 [ROWS, (HEADS + 2 * KV_HEADS) * WIDTH], changed in place. TABLES: int32, block
+# ids, a table every TABLE_ROW; OWNERS: int32 [ROWS], whose table is a row's; CONTEXTS: int32 [ROWS], positions that a
+# row sees, its own last. COS and SIN: bfloat16 [ROWS, 2 * HALF].
+(
+    QKV, ROWS, HEADS, KV_HEADS, WIDTH, HALF, COS, SIN, KEYS, VALUES, SLOTS, TABLES, TABLE_ROW, OWNERS, CONTEXTS,
+    WINDOW, SCALE, OUT, NORMS, Q_NORM, K_NORM, EPS,
+) = range(22)  # fmt: skip
+SIZE = 22
+
+
+def build_attention(module: Any, share: Value, norm: Value, dots: bool) -> None:
+    """`attend(team, args)`."""
+    job = _job(module, dots)
+    head = _head(module, norm)
+    code = Code(module, "attend", [POINTER, POINTER])
+    b, (team, args) = code.b, code.function.args
+    rows, heads, kv_heads, width = (code.argument(args, place) for place in (ROWS, HEADS, KV_HEADS, WIDTH))
+    line = code.product(kv_heads, width)  # a position's keys
+    row_size = code.product(b.add(heads, b.mul(kv_heads, int64(2))), width)
+    with code.loop(int64(0), rows) as row:
+        start = code.at(code.pointer(args, QKV), code.product(row, row_size))
+        with code.loop(int64(0), b.add(heads, kv_heads)) as number:
+            is_key = b.icmp_signed(">=", number, heads)
+            b.call(head, [args, row, code.at(start, code.product(number, width)), is_key])
+        slot = b.load(code.at(code.pointer(args, SLOTS), row, I64), typ=I64)
+        keys = code.at(start, code.product(heads, width))
+        with b.if_then(b.icmp_signed(">=", slot, int64(0))):
+            for place, source in ((KEYS, keys), (VALUES, code.at(keys, line))):
+                to = code.at(code.pointer(args, place), code.product(slot, line))
+                with code.loop(int64(0), line, LANES) as i:
+                    code.store(code.load(code.at(source, i), HALVES), code.at(to, i))
+    b.call(share, [team, job, args, code.product(rows, kv_heads)])
+    b.ret_void()
+
+
+def _head(module: Any, norm: Value) -> Value:
+    """`head(args, row, x, is_key)`: one head's norm and rotation, in place."""
+    code = Code(module, "head", [POINTER, I64, POINTER, ir.IntType(1)])
+    b, (args, row, x, is_key) = code.b, code.function.args
+    with b.if_then(b.icmp_signed("!=", code.argument(args, NORMS), int64(0))):
+        weight = b.select(is_key, code.pointer(args, K_NORM), code.pointer(args, Q_NORM))
+        b.call(norm, [x, code.argument(args, WIDTH), weight, code.real(args, EPS), x])
+    half = code.argument(args, HALF)
+    angles = code.product(row, half, int64(2))
+    cosines, sines = (code.at(code.pointer(args, place), angles) for place in (COS, SIN))
+    with code.loop(int64(0), half, LANES) as i:
+        above = b.add(i, half)
+        first, second = (code.wide(code.load(code.at(x, place), HALVES)) for place in (i, above))
+        cos = code.wide(code.load(code.at(cosines, i), HALVES))
+        sin = code.wide(code.load(code.at(sines, above), HALVES))  # the first half of SIN is negative
+        code.store(code.narrow(b.fsub(b.fmul(first, cos), b.fmul(second, sin))), code.at(x, i))
+        code.store(code.narrow(code.fma(first, sin, b.fmul(second, cos))), code.at(x, above))
+    b.ret_void()
+    return code.function
+
+
+class _Group:
+    """What a ticket knows of its row and its key-value head."""
+
+    def __init__(self, code: Code, args: Value, index: Value) -> None:
+        b = code.b
+        heads, self.kv_heads, self.width = (code.argument(args, place) for place in (HEADS, KV_HEADS, WIDTH))
+        self.row, self.head = b.sdiv(index, self.kv_heads), b.srem(index, self.kv_heads)
+        self.size = b.sdiv(heads, self.kv_heads)
+        self.line = code.product(self.kv_heads, self.width)
+        first = code.product(self.head, self.size, self.width)
+        row_size = b.add(code.product(heads, self.width), b.mul(self.line, int64(2)))
+        self.queries = code.at(code.pointer(args, QKV), b.add(code.product(self.row, row_size), first))
+        self.out = code.at(code.pointer(args, OUT), b.add(code.product(self.row, heads, self.width), first))
+        self.context = b.sext(b.load(code.at(code.pointer(args, CONTEXTS), self.row, I32), typ=I32), I64)
+        owner = b.sext(b.load(code.at(code.pointer(args, OWNERS), self.row, I32), typ=I32), I64)
+        self.table = code.at(
+            code.pointer(args, TABLES), code.product(owner, code.argument(args, TABLE_ROW)), I32
+        )
+        window = code.argument(args, WINDOW)
+        seen = b.select(b.icmp_signed(">", window, int64(0)), window, self.context)
+        self.start = code.most(b.sub(self.context, seen), int64(0))
+
+
+def _job(module: Any, dots: bool) -> Value:
+    code = Code(module, "group", [POINTER, I64], dots=dots)
+    b, (args, index) = code.b, code.function.args
+    group = _Group(code, args, index)
+    highest, total = code.room(F32, MOST_GROUP), code.room(F32, MOST_GROUP)
+    result = code.room(
+        F32, MOST_WIDTH
+    )  # of each head: its even elements, 16 at a time, each before its odd ones
+    with code.loop(int64(0), group.size) as g:
+        b.store(real(float("-inf")), code.at(highest, g, F32))
+        b.store(real(0.0), code.at(total, g, F32))
+    with code.loop(int64(0), code.product(group.size, group.width), LANES) as i:
+        code.store(constant(FLOATS, 0.0), code.at(result, i, F32))
+    keys, values, scale = code.pointer(args, KEYS), code.pointer(args, VALUES), code.real(args, SCALE)
+    last = b.sdiv(b.add(group.context, int64(LANES - 1)), int64(LANES))
+    with code.loop(b.sdiv(group.start, int64(LANES)), last) as step:
+        block = b.sext(b.load(code.at(group.table, step, I32), typ=I32), I64)
+        offset = b.add(code.product(block, int64(LANES), group.line), code.product(group.head, group.width))
+        before = b.mul(step, int64(LANES))
+        least, end = b.sub(group.start, before), b.sub(group.context, before)
+        # What lies past the context was never written and may be NaN: the last position stands in, with no weight.
+        places = [code.product(code.least(int64(j), b.sub(end, int64(1))), group.line) for j in range(LANES)]
+        k_rows = [code.at(keys, b.add(offset, place)) for place in places]
+        v_rows = [code.at(values, b.add(offset, place)) for place in places]
+        seen = _between(code, least, end)
+        with code.loop(int64(0), group.size) as g:
+            query = code.at(group.queries, code.product(g, group.width))
+            scores = b.fmul(tile(code, k_rows, [query], group.width), code.splat(scale))
+            scores = b.select(seen, scores, constant(FLOATS, float("-inf")))
+            weights = _running(code, code.at(highest, g, F32), code.at(total, g, F32), scores)
+            sums = code.at(result, code.product(g, group.width), F32)
+            _accumulate(code, sums, v_rows, group.width, weights)
+    _finish(code, group, result, total)
+    b.ret_void()
+    return code.function
+
+
+def _between(code: Code, least: Value, end: Value) -> Value:
+    """Which lanes lie in [least, end)."""
+    b = code.b
+    lanes = ir.Constant(PAIRS, list(range(LANES)))
+    low, high = (code.splat(b.trunc(bound, I32), PAIRS) for bound in (least, end))
+    return b.and_(b.icmp_signed(">=", lanes, low), b.icmp_signed("<", lanes, high))
+
+
+def _running(code: Code, highest: Value, total: Value, scores: Value) -> tuple[Value, Value]:
+    """The weights of 16 positions, and the factor that what was summed before must be multiplied by."""
+    b = code.b
+    before = b.load(highest, typ=F32)
+    most = code.highest(scores)
+    # A NaN must not be lost, and the largest of numbers leaves it out.
+    now = b.select(b.fcmp_ordered(">", most, before), most, before)
+    b.store(now, highest)
+    weights = code.exp(b.fsub(scores, code.splat(now)))
+    shrunk = code.exp(code.splat(b.fsub(before, now)))
+    b.store(
+        b.fadd(b.fmul(b.load(total, typ=F32), b.extract_element(shrunk, int32(0))), code.total(weights)),
+        total,
+    )
+    return weights, shrunk
+
+
+def _accumulate(
+    code: Code, sums: Value, v_rows: list[Value], width: Value, weights: tuple[Value, Value]
+) -> None:
+    """sums = sums * shrunk + weights @ values."""
+    b = code.b
+    each, shrunk = weights
+    factors = [code.splat(b.extract_element(each, int32(j))) for j in range(LANES)]
+    with code.loop(int64(0), width, 2 * LANES) as i:
+        at_even, at_odd = code.at(sums, i, F32), code.at(sums, b.add(i, int64(LANES)), F32)
+        even, odd = (b.fmul(code.load(at, FLOATS), shrunk) for at in (at_even, at_odd))
+        for row, factor in zip(v_rows, factors, strict=True):
+            v = code.load(code.at(row, i), PAIRS)
+            even, odd = code.fma(factor, code.even(v), even), code.fma(factor, code.odd(v), odd)
+        code.store(even, at_even)
+        code.store(odd, at_odd)
+
+
+def _finish(code: Code, group: _Group, result: Value, total: Value) -> None:
+    """Divide by the weights' sum and round."""
+    b = code.b
+    with code.loop(int64(0), group.size) as g:
+        inverse = code.splat(b.fdiv(real(1.0), b.load(code.at(total, g, F32), typ=F32)))
+        first = code.product(g, group.width)
+        with code.loop(int64(0), group.width, 2 * LANES) as i:
+            place = b.add(first, i)
+            even = code.load(code.at(result, place, F32), FLOATS)
+            odd = code.load(code.at(result, b.add(place, int64(LANES)), F32), FLOATS)
+            pairs = code.joined(b.fmul(even, inverse), b.fmul(odd, inverse))
+            code.store(pairs, code.at(group.out, place))
