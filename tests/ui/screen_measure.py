@@ -266,7 +266,7 @@ def pasting() -> dict[str, object]:
         drain(child, 1.5)
         part = "\n".join(text.splitlines()[:230])
         child.write(f"\x1b[200~{part}\x1b[201~\r".encode())
-        until(child, "prefilling")
+        until(child, "prefill 1.0k")
         drain(child, 1.0)
         found["Esc in prefill"] = f"{1000 * after_now(child, chr(27), '· stopped'):.0f} ms"
         drain(child, 1.0)
