@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from textual.driver import Driver
 
 from nanochat.engine.config import EngineConfig
 from nanochat.errors import HistoryError, ModelError, UsageError
+from nanochat.fit import free_memory
 from nanochat.history_records import Message
 from nanochat.hub import LocalModel
 from nanochat.settings import Paths, Settings
@@ -45,6 +47,9 @@ log = logging.getLogger("nanochat.desk")
 
 CLOSE_SECONDS = 5.0
 ENGINE_SECONDS = 2.0
+CPU_STEP_TOKENS = (
+    1024  # a step cannot be interrupted: a prompt is read in parts, so that Esc and progress come between
+)
 GPU_SWITCH_INTERVAL = 0.0005  # a drawing screen costs a GPU engine least so (measured)
 
 
@@ -256,7 +261,10 @@ class Desk:
     def _configure(self, app: NanochatApp, folder: Path) -> EngineConfig:
         """How a model is loaded; in a worker, right before it is: then it is also measured whether it fits."""
         self.models.measure(folder)
-        return engine_config(folder, app.settings)
+        config = engine_config(folder, app.settings)
+        if free_memory(app.settings.device).kind == "cpu":
+            return replace(config, max_num_batched_tokens=CPU_STEP_TOKENS)
+        return config
 
     async def _may_unload(self, app: NanochatApp, wanted: str) -> bool:
         """Ask, where replies use the loaded model; `wanted` is what would take its place, "" for nothing."""

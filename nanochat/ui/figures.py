@@ -24,6 +24,11 @@ def rate(per_second: float) -> str:
     return f"{per_second:.1f}" if 0 < per_second < 10 else f"{per_second:,.0f}"
 
 
+def seconds(time: float) -> str:
+    """Seconds in at most six characters: `0.21 s`, `47.7 s`, `132 s`."""
+    return f"{time:.2f} s" if time < 9.995 else f"{time:.1f} s" if time < 99.95 else f"{time:.0f} s"
+
+
 def size(number_of_bytes: float) -> str:
     """Bytes in GiB or MiB, as device tools count them: `17.2G`, `412M`."""
     if number_of_bytes >= 1 << 30:
@@ -60,7 +65,7 @@ def footer(metrics: Mapping[str, Any], *, ended: str = "", model: str = "") -> s
             parts.append(f"{rate(speed)} tok/s")
         parts.append(f"{tokens:,} tok")
         if ttft := float(metrics.get("ttft", 0.0)):
-            parts.append(f"TTFT {ttft:.2f} s")
+            parts.append(f"TTFT {seconds(ttft)}")
     if prompt := int(metrics.get("prompt_tokens", 0)):
         parts.append(f"reused {percent(int(metrics.get('cached_tokens', 0)), prompt)} %")
     return " · ".join([*parts, *filter(None, (model, ended))])

@@ -33,8 +33,8 @@ class SidebarFlow:
 
     async def open_found(self) -> None:
         """Open the best of what the search finds, once it has caught up with what was typed."""
-        if self._reading is not None:
-            await asyncio.wait({self._reading})
+        while self._reading is not None and not self._reading.done():
+            await asyncio.wait({self._reading})  # another may have taken its place meanwhile
         self._app.chat_screen.sides.list.open_highlighted()
 
     async def act(self, verb: Verb, chat_id: str, message_id: str = "") -> None:

@@ -52,7 +52,7 @@ def fields(chat: ChatFigures, engine: EngineStats, device: Reading) -> list[Fiel
         Field("prefill", _prefill(chat), 24, 5),
         Field("decode", _decode(chat), 11, 3),
         Field("spark", figures.sparkline(chat.decode_history, 8), 8, 10),
-        Field("ttft", "TTFT –" if chat.ttft is None else f"TTFT {chat.ttft:.2f} s", 11, 7),
+        Field("ttft", "TTFT –" if chat.ttft is None else f"TTFT {figures.seconds(chat.ttft)}", 11, 7),
         Field("reused", _reused(chat), 17, 4),
         Field("context", _context(chat), 19, 1, _context_tone(chat)),
         Field("kv", _kv(engine), 22, 8),

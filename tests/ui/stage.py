@@ -113,7 +113,7 @@ async def on_stage(
     app = make_app(home, engine, **given)
     async with app.run_test(size=size, notifications=True) as pilot:
         stage = Stage(app, engine, pilot)
-        await stage.until(lambda: app.desk.is_open and app.chat_screen.is_mounted, "the chats were opened")
+        await stage.until(lambda: app.desk.is_open and app.chat_screen._shown, "the chats are shown")
         try:
             yield stage
         finally:

@@ -43,6 +43,11 @@ def test_a_share_is_whole_only_when_it_is(part: int, whole: int) -> None:
     assert (share == 0) == (part == 0)
 
 
+@given(st.floats(0, 9000))
+def test_a_wait_takes_six_cells_at_most(wait: float) -> None:
+    assert len(figures.seconds(wait)) <= 6
+
+
 def test_the_footer_is_the_line_that_stays() -> None:
     metrics = RequestMetrics(
         prompt_tokens=8120, cached_tokens=7904, output_tokens=512, ttft=0.21, decode_time=511 / 143
