@@ -15,6 +15,7 @@ from nanochat.benchmarks.child import Ended, Event
 from nanochat.benchmarks.storage import Results
 from nanochat.errors import NanochatError
 from nanochat.settings import Settings
+from nanochat.ui.app import NanochatApp
 from nanochat.ui.widgets.chart_view import ChartView
 
 Compare = Callable[..., bool]
@@ -36,7 +37,7 @@ CASES = [
 ]  # fmt: skip
 
 
-def scene(home: Path, state: str, theme: str) -> tuple[object, Callable[[Pilot[None]], object]]:
+def scene(home: Path, state: str, theme: str) -> tuple[NanochatApp, Callable[[Pilot[None]], object]]:
     """The application, and what brings it into a state."""
     for run in (runs.quick(), runs.throughput(), runs.quick(1.1, name="20260105-120000-dddd")):
         Results(home / "data" / "bench").save(run)
@@ -65,7 +66,6 @@ def scene(home: Path, state: str, theme: str) -> tuple[object, Callable[[Pilot[N
         await stage.press(*KEYS.get(state, ()))
         for _ in range(3):
             await pilot.pause(0.02)
-        app.call_later(app.history.close)
 
     return app, play
 
@@ -75,7 +75,9 @@ def test_the_screen(
     snap_compare: Compare, tmp_path: Path, state: str, size: tuple[int, int], theme: str
 ) -> None:
     app, play = scene(tmp_path, state, theme)
-    assert snap_compare(app, terminal_size=size, run_before=play)
+    same = snap_compare(app, terminal_size=size, run_before=play)
+    app.history.close()
+    assert same
 
 
 def test_without_colour_every_series_has_its_own_sign(
@@ -83,4 +85,6 @@ def test_without_colour_every_series_has_its_own_sign(
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     app, play = scene(tmp_path, "chat", "dark")
-    assert snap_compare(app, terminal_size=(120, 40), run_before=play)
+    same = snap_compare(app, terminal_size=(120, 40), run_before=play)
+    app.history.close()
+    assert same
