@@ -47,9 +47,8 @@ log = logging.getLogger("nanochat.desk")
 
 CLOSE_SECONDS = 5.0
 ENGINE_SECONDS = 2.0
-CPU_STEP_TOKENS = (
-    1024  # a step cannot be interrupted: a prompt is read in parts, so that Esc and progress come between
-)
+# A step cannot be interrupted: a prompt is read in parts of under 0.2 s, so that Esc and progress come between.
+CPU_STEP_TOKENS = 128
 GPU_SWITCH_INTERVAL = 0.0005  # a drawing screen costs a GPU engine least so (measured)
 
 
