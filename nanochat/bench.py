@@ -155,7 +155,8 @@ def _begin(plan: Plan, on_state: Callable[[str], None]) -> tuple[Run, _Setting]:
         ceilings={"read": ceilings.read, "matrix": ceilings.matrix},
         settings=settings,
     )
-    return run, _Setting(config, device, dtype, ceilings.times(plan.tensor_parallel_size))
+    devices = plan.tensor_parallel_size if device.type == "cuda" else 1  # CPU ranks share one memory
+    return run, _Setting(config, device, dtype, ceilings.times(devices))
 
 
 @contextmanager

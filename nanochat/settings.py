@@ -96,6 +96,7 @@ class Settings:
     max_model_len: int = 0
     kv_cache_gib: float = 0.0
     gpu_memory_utilization: float = 0.9
+    tensor_parallel_size: int = 0
     idle_unload_minutes: float = 0.0
     theme: str = "auto"
     ascii: str = "auto"
