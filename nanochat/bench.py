@@ -228,7 +228,8 @@ def _begin(plan: Plan, on_state: Callable[[str], None]) -> tuple[Run, _Setting]:
         settings=settings,
         partial=True,  # until its end: a process that is killed leaves it so
     )
-    together = ceilings.times(plan.tensor_parallel_size)
+    devices = plan.tensor_parallel_size if device.type == "cuda" else 1  # CPU ranks share one memory
+    together = ceilings.times(devices)
     return run, _Setting(config, device, dtype, together, ModelCost(config, dtype.itemsize))
 
 

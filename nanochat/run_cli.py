@@ -150,7 +150,7 @@ def _engine(options: dict[str, Any], settings: Settings) -> Callable[[LocalModel
             model=model.path,
             dtype=options["dtype"] or settings.dtype,
             device=options["device"] or settings.device,
-            tensor_parallel_size=options["tp"],
+            tensor_parallel_size=options["tp"] or settings.tensor_parallel_size or None,
             max_model_len=longest or settings.max_model_len or None,
             kv_cache_bytes=int(settings.kv_cache_gib * 2**30) or None,
             gpu_memory_utilization=settings.gpu_memory_utilization,

@@ -97,6 +97,7 @@ class Settings:
     kv_cache_gib: float = 0.0
     gpu_memory_utilization: float = 0.9
     deterministic: bool = False
+    tensor_parallel_size: int = 0
     idle_unload_minutes: float = 0.0
     theme: str = "auto"
     ascii: str = "auto"

@@ -80,6 +80,8 @@ KEYS: tuple[Key, ...] = (
         0.05, 1),
     Key("deterministic", "engine.deterministic", "flag",
         "the same bits alone or beside other replies, cached or not; slower"),
+    Key("tensor_parallel_size", "engine.tensor_parallel_size", "whole",
+        "over how many devices a model is split; 0 is as few as hold it", 0, 64),
     Key("idle_unload_minutes", "engine.idle_unload_minutes", "number", "unload an idle model after so long; 0 is never",
         0, 525600),
     Key("theme", "ui.theme", "text", "a theme's name; auto follows the terminal"),

@@ -297,6 +297,7 @@ def engine_config(folder: Path, settings: Settings) -> EngineConfig:
         model=folder, dtype=settings.dtype, device=settings.device, max_model_len=settings.max_model_len or None,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         kv_cache_bytes=int(settings.kv_cache_gib * 2**30) or None, deterministic=settings.deterministic,
+        tensor_parallel_size=settings.tensor_parallel_size or None,
     )  # fmt: skip
 
 

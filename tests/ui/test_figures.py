@@ -119,3 +119,11 @@ def test_a_sparkline_is_as_wide_as_asked_and_scaled_to_its_top() -> None:
 )  # fmt: skip
 def test_a_title_is_what_can_stand_in_a_list(answer: str, title: str) -> None:
     assert clean_title(answer) == title
+
+
+def test_the_status_bar_tells_of_ranks_only_where_there_are_several() -> None:
+    def said(ranks: int) -> str:
+        stats = EngineStats(state="ready", model="m", ranks=ranks)
+        return next(field.text for field in fields(CHAT, stats, DEVICE) if field.name == "ranks")
+
+    assert said(1) == "" and said(2) == "2 ranks"

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch._C._distributed_c10d import AllgatherOptions, AllreduceOptions, FileStore, GatherOptions
 
 from nanochat.engine.parallel.channel import Pulse
-from nanochat.engine.parallel.shares import vocabulary_share
 
 _LOOPBACK = "127.0.0.1"
 _JOIN = timedelta(seconds=9)  # all ranks are there already when the first one joins
@@ -57,7 +56,7 @@ class Collectives:
         return x
 
     def gather(self, share: Tensor, vocabulary: int) -> Tensor:
-        """Each rank's columns [rows, vocabulary_share] side by side: [rows, vocabulary].
+        """The ranks' columns (see `vocabulary_share`) side by side: [rows, vocabulary].
 
         On GPUs every rank gets them, and samples the same tokens from them without another exchange. On CPUs only
         rank 0 does, which tells the others the tokens with the next step; they get their own share back.
@@ -72,16 +71,6 @@ class Collectives:
             parts = [torch.empty_like(padded) for _ in range(self.ranks)] if self.rank == 0 else []
             self._do(lambda: self._group.gather([parts] if parts else [], [padded], self._to_first))
         return torch.cat(parts, dim=1)[:, :vocabulary].contiguous() if parts else share
-
-    def together(self, values: Tensor) -> Tensor:
-        """A small tensor of every rank, [ranks, *shape], on every rank."""
-        parts = [torch.empty_like(values) for _ in range(self.ranks)]
-        self._do(lambda: self._group.allgather([parts], [values], self._gathers))
-        return torch.stack(parts)
-
-    def share_of(self, vocabulary: int) -> slice:
-        """The token ids that this rank's logits are of."""
-        return vocabulary_share(vocabulary, self.rank, self.ranks)
 
     def abort(self) -> None:
         """End whatever waits in a collective; from any thread."""
