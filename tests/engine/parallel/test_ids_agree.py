@@ -132,6 +132,20 @@ def test_a_rank_that_runs_out_of_memory_in_a_step_ends_the_engine(tiny_folder, m
         replies(tiny_folder("qwen3"), 2, 4)
 
 
+def test_a_step_that_is_interrupted_ends_the_engine_with_a_reason(tiny_folder, monkeypatch) -> None:
+    llm = engine.LLM(tiny_folder("qwen3"), device="cpu", tensor_parallel_size=2, skip_tokenizer=True)
+
+    def interrupted(chunks):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(llm.core._runner._runner, "dispatch", interrupted)
+        llm.generate([PROMPTS[0]], wishes(4)[0], use_tqdm=False)
+    with pytest.raises(EngineDead, match="interrupted"):
+        llm.generate([PROMPTS[0]], wishes(4)[0], use_tqdm=False)
+    llm.close()
+
+
 @pytest.mark.parametrize(
     ("name", "ranks", "why"),
     [

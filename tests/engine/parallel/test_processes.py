@@ -19,12 +19,13 @@ from nanochat.engine.config import EngineConfig
 from nanochat.engine.llm import LLM
 from nanochat.engine.outputs import FinishReason
 from nanochat.engine.parallel import processes
+from nanochat.engine.parallel.channel import SharedMemory, allocate
 from nanochat.engine.request import Request
 from nanochat.engine.service import EngineService
 from nanochat.engine.weights import Checkpoint
 from nanochat.errors import EngineDead
 
-LENGTH = 32
+LENGTH = 16
 GREEDY = SamplingParams(temperature=0.0, max_tokens=LENGTH, ignore_eos=True)
 ENDLESS = SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True)
 PROMPTS = [[504, 2988, 314, 42], [33, 28, 216, 34, 28, 216, 35, 28]]
@@ -208,3 +209,19 @@ def test_ranks_end_with_the_program_however_it_ends(sent: signal.Signals, tiny_f
     run.wait(15)
     wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
     assert not list(scratch.iterdir())
+
+
+def test_a_rank_that_does_not_come_to_a_collective_is_found_although_it_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "STALL", 0.05)
+    descriptor = allocate(3)
+    memory = SharedMemory(descriptor, 3)
+    os.close(descriptor)
+    first, behind = memory.pulse(0), []
+    memory.pulse(1).leave()  # rank 1 is one collective further than rank 2
+    stall = processes._Stall(memory, 3)
+    first.enter()
+    assert stall.look(busy=False) is None  # between steps nobody is waited for
+    wait_until(lambda: behind.append(stall.look(busy=True)) or behind[-1] is not None)
+    assert behind[-1][0] == 2
