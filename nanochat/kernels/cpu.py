@@ -85,6 +85,13 @@ class CpuKernels(ReferenceKernels):
         self._code = code
         self._team = Team(code, threads or torch.get_num_threads())
 
+    def describe(self, dtype: torch.dtype) -> str:
+        """See `Kernels`."""
+        if dtype != torch.bfloat16 or self.int8_weights:
+            return super().describe(dtype)
+        dots = "bfloat16 products" if self._code.dots else "float32 products of bfloat16"
+        return f"machine code by LLVM up to {MOST_ROWS} rows ({dots}), torch with oneDNN above, bfloat16 matrices"
+
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Any:
         """See `Kernels`."""
         fits = weight.dtype == torch.bfloat16 and weight.shape[0] % 16 == 0 and weight.shape[1] % 32 == 0

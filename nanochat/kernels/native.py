@@ -44,7 +44,7 @@ class NativeCode:
 
     Args:
         cache: where compiled code is kept; None compiles anew.
-        dots: whether the processor multiplies bfloat16 itself; None finds out.
+        dots: whether the processor multiplies bfloat16 itself; None finds out. Kept as an attribute.
     """
 
     def __init__(self, cache: Path | None, *, dots: bool | None = None) -> None:
@@ -53,7 +53,7 @@ class NativeCode:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         self._llvm: Any = llvm
-        self._dots = bool(llvm.get_host_cpu_features().get("avx512bf16")) if dots is None else dots
+        self.dots = bool(llvm.get_host_cpu_features().get("avx512bf16")) if dots is None else dots
         self._engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self._machine())
         self._engine.add_object_file(self._object(cache))
         self._engine.finalize_object()
@@ -96,13 +96,13 @@ class NativeCode:
         """What stands for all that goes into the code."""
         llvm = self._llvm
         parts = [(Path(__file__).parent / name).read_bytes() for name in _SOURCES]
-        parts += [repr((llvm.llvm_version_info, self._dots, llvm.get_host_cpu_name())).encode()]
+        parts += [repr((llvm.llvm_version_info, self.dots, llvm.get_host_cpu_name())).encode()]
         parts += [llvm.get_host_cpu_features().flatten().encode()]
         return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
     def _compile(self) -> bytes:
         llvm, machine = self._llvm, self._machine()
-        module = llvm.parse_assembly(source(self._dots))
+        module = llvm.parse_assembly(source(self.dots))
         builder = llvm.create_pass_builder(machine, llvm.PipelineTuningOptions(speed_level=2))
         builder.getModulePassManager().run(module, builder)
         return machine.emit_object(module)

@@ -215,3 +215,8 @@ def test_helpers_end_with_their_team(code):
 def test_a_cpu_gets_machine_code_where_there_is_any(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert type(pick(CPU)) is CpuKernels
+
+
+def test_reports_name_what_computes(kernels):
+    assert kernels.describe(torch.bfloat16).startswith("machine code by LLVM up to 16 rows")
+    assert kernels.describe(torch.float32).startswith("torch on the CPU, float32")
