@@ -31,19 +31,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item.get_closest_marker("full_compile") is None]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """`pytest` alone, the whole suite, runs in two processes, each file in one of them; a selection, or `-n 0`, in one.
-
-    Not where there is a GPU, whose memory two processes would have to share.
-    """
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if not whole or not config.pluginmanager.hasplugin("xdist") or os.path.exists("/dev/nvidiactl"):
-        return
-    if config.option.numprocesses is None and not config.option.usepdb and (os.cpu_count() or 1) > 1:
-        config.option.numprocesses, config.option.dist = 2, "loadfile"
-
-
 @pytest.fixture(scope="session")
 def starter_model() -> Path:
     """The starter model's folder in the user's data folder; fetched on first use, shared by all test processes."""
