@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from nanochat.bench import Plan, Progress, Sizes
 from nanochat.benchmarks.child import BenchProcess, Doing, Ended, Event, Grown, plan_as_dict, plan_from_dict
@@ -21,6 +22,7 @@ from nanochat.benchmarks.storage import Results
 from nanochat.benchmarks.time_left import TimeLeft
 from nanochat.environment import own_module
 from nanochat.errors import NanochatError
+from nanochat.kernels import pick
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ async def test_rows_come_as_they_are_measured_and_the_run_is_kept(plan: Plan, na
     assert [len(run.rows) for run in grown] == [1, 2] and all(run.partial for run in grown)
     (ended,) = (event.run for event in events if isinstance(event, Ended))
     assert events[-1] == Ended(ended) and not ended.partial and ended.rows == grown[-1].rows
-    assert ended.environment["kernels"].startswith("torch on the CPU")
+    assert ended.environment["kernels"] == pick(torch.device("cpu")).describe(torch.bfloat16)
     assert any(isinstance(event, Doing) and "loading" in event.what for event in events)
     told = [event for event in events if isinstance(event, Progress)]
     assert told[0].repeat == 0 and told[-1].case == told[-1].cases == 2
