@@ -23,7 +23,17 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 HERE = "tests/gpu"
-PYTEST = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
+PYTEST = [
+    sys.executable,
+    "-m",
+    "pytest",
+    "-q",
+    "--tb=short",
+    "-p",
+    "no:cacheprovider",
+    "-o",
+    "addopts=",
+]  # one process: one GPU
 BENCH = [sys.executable, "-m", "nanochat", "bench", "--json", "--no-save"]
 FEW = "(bfloat16 and 16 and 8 and 128 and decode_agrees) or padding_writes or chain_of_dependent or replayed_steps"
 WORKLOADS = ("s", "b", "deep", "second-turn", "fresh")  # `gap` by itself: it is paced as the chat is
