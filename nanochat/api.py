@@ -7,11 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from nanochat import hub, starter
+from nanochat import hub
 from nanochat.engine import llm
 from nanochat.engine.outputs import RequestOutput
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.errors import UsageError
+from nanochat.modelhub import starter
 from nanochat.prompt import ChatTemplate, Message, Options
 
 Turn = Message | Mapping[str, Any]

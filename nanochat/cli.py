@@ -37,12 +37,14 @@ class _Entry:
 
 
 _COMMANDS = {
-    "run": _Entry("nanochat.run_cli", "run", "Answer one prompt, or chat in plain text."),
-    "models": _Entry("nanochat.models_cli", "models", "The models on this machine."),
-    "chats": _Entry("nanochat.chats_cli", "chats", "Your chats: list, search, show, export, import, check."),
-    "bench": _Entry("nanochat.bench_cli", "bench", "Measure how fast this machine runs a model."),
+    "run": _Entry("nanochat.commands.run", "run", "Answer one prompt, or chat in plain text."),
+    "models": _Entry("nanochat.commands.models", "models", "The models on this machine."),
+    "chats": _Entry(
+        "nanochat.commands.chats", "chats", "Your chats: list, search, show, export, import, check."
+    ),
+    "bench": _Entry("nanochat.commands.bench", "bench", "Measure how fast this machine runs a model."),
     "doctor": _Entry(
-        "nanochat.doctor_cli", "doctor", "Say what was found on this machine, and what is wrong."
+        "nanochat.commands.doctor", "doctor", "Say what was found on this machine, and what is wrong."
     ),
 }
 

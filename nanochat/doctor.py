@@ -12,9 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nanochat import __version__, hub, starter, suggestion
+from nanochat import __version__, hub
 from nanochat.errors import NanochatError
-from nanochat.reach import HubCheck
+from nanochat.modelhub import starter, suggestion
+from nanochat.modelhub.reach import HubCheck
 from nanochat.settings import Paths, Settings
 
 HUB_SECONDS = 2.5

@@ -25,18 +25,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from nanochat import history_search
-from nanochat.chat_bundle import ChatBundle, Imported, gather, store
-from nanochat.history_chats import Chats
-from nanochat.history_database import Database
-from nanochat.history_faults import newest_backup
-from nanochat.history_messages import Messages
-from nanochat.history_records import Found, Message
-from nanochat.history_replies import Replies
-from nanochat.history_schema import MIGRATIONS
-from nanochat.history_tabs import Tabs
-from nanochat.history_verify import verify
+from nanochat.exchange.bundle import ChatBundle, Imported, gather, store
 from nanochat.settings import Paths
+from nanochat.storage import search as history_search
+from nanochat.storage.chats import Chats
+from nanochat.storage.database import Database
+from nanochat.storage.faults import newest_backup
+from nanochat.storage.messages import Messages
+from nanochat.storage.records import Found, Message
+from nanochat.storage.replies import Replies
+from nanochat.storage.schema import MIGRATIONS
+from nanochat.storage.tabs import Tabs
+from nanochat.storage.verify import verify
 
 
 def chats_folder() -> Path:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nanochat import starter
 from nanochat.errors import InvalidModel, ModelError, ModelNotFound
+from nanochat.modelhub import starter
 from nanochat.settings import Paths, Settings
 
 STARTER = "starter"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat import starter
+from nanochat.modelhub import starter
 from nanochat.settings import Paths
 
 os.environ.setdefault(

@@ -13,7 +13,7 @@ from fakehub import Hub
 from fakerepo import Repo
 
 from nanochat.errors import NanochatError
-from nanochat.fetch import Fetch
+from nanochat.modelhub.fetch import Fetch
 from nanochat.transfer.events import Event, Policy, Ready, Spec
 from nanochat.transfer.repository import Repository
 

@@ -13,7 +13,7 @@ import sys
 
 from nanochat.engine.models.config import ModelConfig
 from nanochat.errors import NanochatError
-from nanochat.fetch import Fetch
+from nanochat.modelhub.fetch import Fetch
 from nanochat.transfer.events import Spec
 from nanochat.transfer.remote import open_hub
 

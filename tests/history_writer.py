@@ -9,8 +9,8 @@ from pathlib import Path
 
 from nanochat.errors import NanochatError
 from nanochat.history import History
-from nanochat.history_records import Role, Status
-from nanochat.history_schema import MIGRATIONS
+from nanochat.storage.records import Role, Status
+from nanochat.storage.schema import MIGRATIONS
 
 PIECE = "naïve 漢字 🧠 "  # one, two, three and four bytes a character
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from nanochat import cli, starter
+from nanochat import cli
 from nanochat.errors import NanochatError
+from nanochat.modelhub import starter
 
 FIGURES = r"^prefill \d+ tok \(\d+ cached\) [\d,]+ tok/s · decode \d+ tok [\d,]+ tok/s · TTFT \d+\.\d\d s$"
 QUESTION = "What is the capital of France?"

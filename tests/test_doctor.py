@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nanochat import doctor, starter
+from nanochat import doctor
 from nanochat.doctor import Fact
+from nanochat.modelhub import starter
 from nanochat.settings import Paths
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from nanochat.history_records import Message
+from nanochat.storage.records import Message
 
 
 @dataclass(frozen=True, slots=True)

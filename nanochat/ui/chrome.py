@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nanochat.engine.outputs import EngineStats
-from nanochat.history_records import Role
+from nanochat.storage.records import Role
 from nanochat.ui import figures
 from nanochat.ui.conversation import Status
 from nanochat.ui.model_host import HostState, ModelHost

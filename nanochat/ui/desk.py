@@ -18,10 +18,10 @@ from textual.driver import Driver
 
 from nanochat.engine.config import EngineConfig
 from nanochat.errors import HistoryError, ModelError, UsageError
-from nanochat.fit import free_memory
-from nanochat.history_records import Message
 from nanochat.hub import LocalModel
+from nanochat.modelhub.fit import free_memory
 from nanochat.settings import Paths, Settings
+from nanochat.storage.records import Message
 from nanochat.ui import overflow_flow
 from nanochat.ui.chat_model import ChatModel
 from nanochat.ui.chat_settings import ChatSettings

@@ -7,15 +7,15 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nanochat.download import RUNNING, Download, State
 from nanochat.errors import NanochatError
 from nanochat.hub import cache_folder
+from nanochat.modelhub.download import RUNNING, Download, State
 from nanochat.ui.background import detached
 from nanochat.ui.model_host import HostState
 from nanochat.ui.shelf import short_name
 
 if TYPE_CHECKING:
-    from nanochat.downloads import Downloads
+    from nanochat.modelhub.downloads import Downloads
     from nanochat.ui.app import NanochatApp
 
 log = logging.getLogger("nanochat.download_flow")
@@ -40,7 +40,7 @@ class DownloadFlow:
 
     async def open(self) -> None:
         """Go on with what earlier runs left and nobody paused."""
-        from nanochat.downloads import Downloads
+        from nanochat.modelhub.downloads import Downloads
 
         paths = self._app.paths
         queue = Downloads(paths.data, cache_folder(), on_change=self._rung)

@@ -32,9 +32,9 @@ from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.service import EngineService
 from nanochat.engine.stream import Stream
 from nanochat.errors import NanochatError
-from nanochat.history_records import Message, Role, Status
 from nanochat.hub import LocalModel
 from nanochat.settings import Paths, Settings
+from nanochat.storage.records import Message, Role, Status
 from nanochat.ui.app import NanochatApp
 from nanochat.ui.chat_model import Asked, Piece
 from nanochat.ui.desk import Desk

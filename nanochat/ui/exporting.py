@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanochat.chat_json import to_json
-from nanochat.chat_markdown import to_markdown
 from nanochat.errors import UsageError
+from nanochat.exchange.json_file import to_json
+from nanochat.exchange.markdown_file import to_markdown
 
 if TYPE_CHECKING:
     from nanochat.history import History

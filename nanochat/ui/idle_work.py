@@ -13,7 +13,7 @@ from nanochat.engine.request import Request
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.stream import Stream
 from nanochat.errors import NanochatError
-from nanochat.history_records import Role, TitleBy
+from nanochat.storage.records import Role, TitleBy
 from nanochat.ui.chat_model import ChatModel
 from nanochat.ui.model_host import HostState, ModelHost
 from nanochat.ui.session import ChatSession

@@ -9,9 +9,9 @@ from typing import Any
 
 from nanochat import prompt
 from nanochat.engine.tokenizer import Tokenizer
-from nanochat.history_records import Message, Role
 from nanochat.hub import LocalModel
 from nanochat.prompt import ChatTemplate, Options, ReasoningSplitter
+from nanochat.storage.records import Message, Role
 from nanochat.ui.chat_model import Asked, Piece
 from nanochat.ui.shelf import reference
 

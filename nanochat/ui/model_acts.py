@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat import hub
-from nanochat.download import Download, State
 from nanochat.errors import NanochatError, UsageError
-from nanochat.fit import Fit
 from nanochat.hub import LocalModel, cache_folder
-from nanochat.models_text import size
+from nanochat.modelhub.download import Download, State
+from nanochat.modelhub.fit import Fit
+from nanochat.modelhub.text import size
+from nanochat.modelhub.verification import Verification, verify
 from nanochat.settings import Settings
 from nanochat.ui.background import detached
 from nanochat.ui.commands.settings import use_model
 from nanochat.ui.model_rows import Row, in_home
 from nanochat.ui.screens.question import Answer, Question, TextQuestion
 from nanochat.ui.shelf import reference
-from nanochat.verification import Verification, verify
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
@@ -193,7 +193,7 @@ class ModelActs:
         await self._flow.downloads.cancel(one.id)
 
     async def _remove(self, model: LocalModel) -> None:
-        from nanochat.removal import plan, remove
+        from nanochat.modelhub.removal import plan, remove
 
         planned = await detached(lambda: plan(model, cache_folder()))
         app = self._app

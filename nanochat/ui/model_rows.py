@@ -9,10 +9,10 @@ from typing import Literal
 
 from rich.cells import cell_len, set_cell_size
 
-from nanochat.catalog import Listing
-from nanochat.download import Download, State
-from nanochat.fit import Fit, tokens
-from nanochat.models_text import Here, amount, duration, size, speed
+from nanochat.modelhub.catalog import Listing
+from nanochat.modelhub.download import Download, State
+from nanochat.modelhub.fit import Fit, tokens
+from nanochat.modelhub.text import Here, amount, duration, size, speed
 from nanochat.sanitize import sanitize_line
 
 Kind = Literal["heading", "download", "here", "listing", "leftovers", "words"]

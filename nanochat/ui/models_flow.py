@@ -9,17 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanochat import catalog
-from nanochat.catalog import Listing
-from nanochat.download import Download
 from nanochat.engine.memory import gib
 from nanochat.errors import NanochatError
-from nanochat.fit import Fit, Reserves, Ruler
 from nanochat.hub import LocalModel, cache_folder
-from nanochat.inventory import Inventory, disk_free, leftovers
-from nanochat.models_text import Here, size
+from nanochat.modelhub import catalog
+from nanochat.modelhub.catalog import Listing
+from nanochat.modelhub.download import Download
+from nanochat.modelhub.fit import Fit, Reserves, Ruler
+from nanochat.modelhub.inventory import Inventory, disk_free, leftovers
+from nanochat.modelhub.shape import Shape
+from nanochat.modelhub.text import Here, size
 from nanochat.sanitize import sanitize_line
-from nanochat.shape import Shape
 from nanochat.transfer.leftovers import Leftover
 from nanochat.ui.background import detached
 from nanochat.ui.download_flow import DownloadFlow
@@ -187,7 +187,7 @@ class ModelsFlow:
 
     async def look_up(self, row: Row) -> list[str]:
         """Everything about a model: of one that is not here the hub is asked. Raises Offline, ModelNotFound."""
-        from nanochat.models_show import local_facts, remote_facts
+        from nanochat.commands.models_show import local_facts, remote_facts
 
         inventory = self.inventory
         if row.kind not in ("here", "listing") or inventory is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nanochat.errors import NanochatError
 from nanochat.hub import LocalModel
-from nanochat.starter import StarterProgress
+from nanochat.modelhub.starter import StarterProgress
 from nanochat.ui import figures
 from nanochat.ui.commands.settings import about_model
 from nanochat.ui.model_host import HostState
@@ -16,7 +16,7 @@ from nanochat.ui.shelf import reference, short_name
 from nanochat.ui.widgets.welcome import Offer, Welcome
 
 if TYPE_CHECKING:
-    from nanochat.suggestion import Candidate
+    from nanochat.modelhub.suggestion import Candidate
     from nanochat.ui.app import NanochatApp
 
 STARTER_DOWNLOAD = 92_900_000
@@ -169,7 +169,7 @@ class Offers:
 
 
 def _candidate() -> Candidate | None:
-    from nanochat.suggestion import candidate  # in a worker, after the first frame
+    from nanochat.modelhub.suggestion import candidate  # in a worker, after the first frame
 
     return candidate()
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 
 from nanochat.errors import HistoryError, NanochatError
-from nanochat.history_records import Chat, Tab
+from nanochat.storage.records import Chat, Tab
 from nanochat.ui.chat_settings import ChatSettings
 from nanochat.ui.services import Services
 from nanochat.ui.session import ChatSession

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nanochat.engine.request import Request
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.errors import NanochatError
-from nanochat.history_records import Message, Role
+from nanochat.storage.records import Message, Role
 from nanochat.ui import figures
 from nanochat.ui.commands.settings import choose_model
 from nanochat.ui.draft import Draft

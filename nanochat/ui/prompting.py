@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nanochat.history_records import Role, Running
+from nanochat.storage.records import Role, Running
 from nanochat.ui.chat_model import Asked, ChatModel
 from nanochat.ui.chat_settings import ChatSettings
 

@@ -15,7 +15,7 @@ from nanochat.engine.request import Request
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.stream import Stream
 from nanochat.errors import HistoryError, NanochatError
-from nanochat.history_records import Message, Running, Status
+from nanochat.storage.records import Message, Running, Status
 from nanochat.ui.chat_model import ReplyReader
 from nanochat.ui.conversation import Conversation
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
-from nanochat.history_records import Message
+from nanochat.storage.records import Message
 from nanochat.ui.model_host import ModelHost
 from nanochat.ui.overflow import Overflow
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from nanochat.errors import NanochatError
-from nanochat.history_records import Chat, Message, Role, Running, Status
-from nanochat.history_records import Conversation as Records
+from nanochat.storage.records import Chat, Message, Role, Running, Status
+from nanochat.storage.records import Conversation as Records
 from nanochat.ui.chat_settings import ChatSettings
 from nanochat.ui.conversation import Conversation, TranscriptMessage
 from nanochat.ui.draft import Draft

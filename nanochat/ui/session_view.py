@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from nanochat.history_records import Conversation as Records
-from nanochat.history_records import Message, Role, Running, Status
+from nanochat.storage.records import Conversation as Records
+from nanochat.storage.records import Message, Role, Running, Status
 from nanochat.ui import figures
 from nanochat.ui.conversation import Status as ViewStatus
 from nanochat.ui.conversation import TranscriptMessage

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from nanochat import hub, starter
+from nanochat import hub
 from nanochat.errors import ModelNotFound
 from nanochat.hub import LocalModel
+from nanochat.modelhub import starter
+from nanochat.modelhub.starter import StarterProgress
 from nanochat.settings import Paths, Settings
-from nanochat.starter import StarterProgress
 
 
 class Shelf:

@@ -6,7 +6,7 @@ import asyncio
 from datetime import date
 from typing import TYPE_CHECKING
 
-from nanochat.history_chats import by_day
+from nanochat.storage.chats import by_day
 from nanochat.ui.commands import chats, editing
 from nanochat.ui.widgets.sidebar import Verb
 

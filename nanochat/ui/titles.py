@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from nanochat.engine.sampling_params import SamplingParams
-from nanochat.history_records import Message, Role
 from nanochat.sanitize import sanitize
+from nanochat.storage.records import Message, Role
 
 LEAD = 'Title: "'
 """What the answer begins with: a small model then writes a title and not an essay (tried with 135M parameters)."""

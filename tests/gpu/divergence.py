@@ -70,7 +70,7 @@ def model_folder(given: Path, into: Path) -> Path:
     """A model's folder as it is; the pieces of a GGUF are joined and converted."""
     if (given / "config.json").is_file():
         return given
-    from nanochat.starter_conversion import convert
+    from nanochat.modelhub.starter_conversion import convert
 
     pieces = sorted(given.glob("*.gguf.*"))
     if not pieces:

@@ -15,8 +15,8 @@ from nanochat.engine.outputs import CompletionOutput, EngineStats, FinishReason,
 from nanochat.engine.request import Request, Update
 from nanochat.engine.stream import Stream
 from nanochat.errors import NanochatError
-from nanochat.history_records import Message, Role
 from nanochat.hub import LocalModel
+from nanochat.storage.records import Message, Role
 from nanochat.ui.chat_model import Asked, Piece
 
 Script = Callable[[Request], Iterable[str]]

@@ -23,9 +23,9 @@ from nanochat.engine.request import Request
 from nanochat.engine.service import EngineService
 from nanochat.engine.stream import Stream
 from nanochat.environment import log_to
-from nanochat.history_records import Message
 from nanochat.hub import LocalModel
 from nanochat.settings import Settings
+from nanochat.storage.records import Message
 from nanochat.ui.app import NanochatApp
 from nanochat.ui.chat_model import Asked, ChatModel, Piece, ReplyReader
 from nanochat.ui.desk import Desk

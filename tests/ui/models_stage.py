@@ -16,10 +16,10 @@ from fakehub import Hub
 from fakerepo import CONFIG, Repo, safetensors, tiny_model
 from stage import Stage, make_app
 
-from nanochat import catalog
 from nanochat.errors import ModelNotFound
-from nanochat.fit import Memory
 from nanochat.hub import LocalModel, resolve
+from nanochat.modelhub import catalog
+from nanochat.modelhub.fit import Memory
 from nanochat.ui.screens.models import ModelsScreen
 from nanochat.ui.widgets.model_list import ModelList
 
@@ -85,7 +85,7 @@ class ModelsStage(Stage):
 
 def constant_memory(monkeypatch: pytest.MonkeyPatch, free: float = 20 * GIB) -> None:
     memory = Memory("cpu", "RAM", int(free), 32 * GIB, int(free))
-    monkeypatch.setattr("nanochat.fit.free_memory", lambda *_: memory)
+    monkeypatch.setattr("nanochat.modelhub.fit.free_memory", lambda *_: memory)
 
 
 def local_model(home: Home, name: str = "org/local", rows: int = 512) -> Path:

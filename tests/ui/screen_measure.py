@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from pty_child import PtyChild
 
-from nanochat import starter
 from nanochat.history import History
-from nanochat.history_records import Role, Status, Tab
+from nanochat.modelhub import starter
 from nanochat.settings import Paths
+from nanochat.storage.records import Role, Status, Tab
 
 HERE = Path(__file__).parent
 ASK = "Write a long story about a ship."
@@ -41,7 +41,7 @@ from nanochat.engine.config import EngineConfig
 from nanochat.engine.request import Request
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.service import EngineService
-from nanochat.history_records import Message, Role
+from nanochat.storage.records import Message, Role
 from nanochat.hub import LocalModel
 from nanochat.ui.language import Language
 folder = Path(sys.argv[1])

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from stage import Stage, paths_in
 
-from nanochat import starter
 from nanochat.engine.service import EngineService
+from nanochat.modelhub import starter
 from nanochat.settings import Paths, Settings
 from nanochat.ui.app import NanochatApp
 from nanochat.ui.desk import Desk

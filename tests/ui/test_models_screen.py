@@ -14,10 +14,10 @@ from fakerepo import tiny_model
 from models_stage import constant_memory, listed, local_model, on_models, own_folder
 from textual.widgets import Input, OptionList
 
-from nanochat.download import State
 from nanochat.hub import local_models
+from nanochat.modelhub.download import State
+from nanochat.modelhub.suggestion import Candidate
 from nanochat.settings import Settings
-from nanochat.suggestion import Candidate
 from nanochat.ui.screens.question import Question, TextQuestion
 from nanochat.ui.widgets.facts import Facts
 from nanochat.ui.widgets.status_bar import StatusBar
@@ -174,7 +174,9 @@ async def test_without_a_model_what_was_fetched_is_loaded_and_the_waiting_messag
 async def test_the_first_view_offers_a_better_model_that_fits_and_fetches_it(
     hub: Hub, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nanochat.suggestion.candidate", lambda: Candidate("org/big", 1_500_000_000, 1))
+    monkeypatch.setattr(
+        "nanochat.modelhub.suggestion.candidate", lambda: Candidate("org/big", 1_500_000_000, 1)
+    )
     async with on_models(home, hub, models=()) as stage:
         await stage.until(lambda: stage.app.chat_screen.query_one("#welcome-offers", OptionList).options)
         offers = stage.app.chat_screen.query_one("#welcome-offers", OptionList).options

@@ -14,12 +14,12 @@ from stage import make_app
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from nanochat import catalog
-from nanochat.catalog import Listing
-from nanochat.download import Download, State
 from nanochat.errors import NanochatError, Offline
+from nanochat.modelhub import catalog
+from nanochat.modelhub.catalog import Listing
+from nanochat.modelhub.download import Download, State
+from nanochat.modelhub.shape import Shape
 from nanochat.settings import Settings
-from nanochat.shape import Shape
 from nanochat.ui.app import NanochatApp
 from nanochat.ui.screens.models import ModelsScreen
 from nanochat.ui.widgets.model_list import ModelList

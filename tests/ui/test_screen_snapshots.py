@@ -11,11 +11,11 @@ from pytest_textual_snapshot import SVGImageExtension
 from stage import Stage, on_stage
 from syrupy.assertion import SnapshotAssertion
 
-from nanochat import suggestion
 from nanochat.history import History
-from nanochat.history_records import Role, Status, Tab
+from nanochat.modelhub import suggestion
+from nanochat.modelhub.suggestion import Candidate
 from nanochat.settings import Settings
-from nanochat.suggestion import Candidate
+from nanochat.storage.records import Role, Status, Tab
 from nanochat.ui import overflow_flow
 from nanochat.ui.overflow import Overflow
 

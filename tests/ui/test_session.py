@@ -14,7 +14,7 @@ from nanochat.engine.config import EngineConfig
 from nanochat.engine.outputs import FinishReason
 from nanochat.errors import EngineDead, HistoryFull, NanochatError
 from nanochat.history import History
-from nanochat.history_records import Message, Role, Status
+from nanochat.storage.records import Message, Role, Status
 from nanochat.ui import reply as reply_module
 from nanochat.ui.model_host import HostState, ModelHost
 from nanochat.ui.overflow import Overflow

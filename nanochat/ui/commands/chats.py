@@ -118,7 +118,7 @@ async def bring_in(app: NanochatApp, source: str) -> None:
                                              "conversations.json, or llm's logs.db.")) or "").strip()  # fmt: skip
     if not source:
         return
-    from nanochat.chat_import import read_chats
+    from nanochat.exchange.reading import read_chats
 
     path = app.folder / Path(source).expanduser()
     bundles = await asyncio.to_thread(read_chats, path)

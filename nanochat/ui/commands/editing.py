@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from textual.app import SuspendNotSupported
 
 from nanochat.errors import NanochatError, UsageError
-from nanochat.history_records import Role
+from nanochat.storage.records import Role
 from nanochat.ui.actions import Action
 from nanochat.ui.draft import Draft
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from nanochat.history_records import Role
+from nanochat.storage.records import Role
 from nanochat.ui.actions import Action
 
 if TYPE_CHECKING:

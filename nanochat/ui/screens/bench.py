@@ -15,7 +15,6 @@ from textual.screen import Screen
 from textual.widgets import Button, ContentSwitcher, OptionList, Static
 from textual.widgets.option_list import Option
 
-from nanochat import starter
 from nanochat.bench import START, Run
 from nanochat.benchmarks.charts import charts_of
 from nanochat.benchmarks.comparison import compare
@@ -25,6 +24,7 @@ from nanochat.benchmarks.report import as_csv, comparison_lines, markdown
 from nanochat.benchmarks.storage import Results
 from nanochat.errors import UsageError
 from nanochat.hub import LocalModel
+from nanochat.modelhub import starter
 from nanochat.sanitize import sanitize_line
 from nanochat.ui import bench_text, figures
 from nanochat.ui.benchmark import Benchmark, kept_runs, plan_for

@@ -15,9 +15,9 @@ from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from nanochat.history_chats import Day
-from nanochat.history_records import Chat, Found, Snippet
 from nanochat.sanitize import sanitize_line
+from nanochat.storage.chats import Day
+from nanochat.storage.records import Chat, Found, Snippet
 
 _KEYS = "/ search · r rename · p pin\nd delete · u undo · x export"
 Verb = Literal["open", "rename", "pin", "delete", "undo", "export"]

@@ -1,0 +1,284 @@
+"""`nanochat models`: what is here, what could be, and getting, checking and removing it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from nanochat import hub
+from nanochat.errors import InvalidModel, ModelNotFound, UsageError
+from nanochat.hub import LocalModel, cache_folder
+from nanochat.modelhub import catalog, starter
+from nanochat.modelhub.catalog import Listing
+from nanochat.modelhub.download import Download, State
+from nanochat.modelhub.fit import Ruler
+from nanochat.modelhub.inventory import Inventory
+from nanochat.modelhub.text import downloads_table, fit_row, here_table, listing_table, size
+from nanochat.sanitize import sanitize_line
+from nanochat.settings import Paths, Settings
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(invoke_without_command=True)
+@JSON
+@click.pass_context
+def models(context: click.Context, as_json: bool) -> None:
+    """Find, fetch, check and remove models. Without a command they are listed."""
+    if context.invoked_subcommand is None:
+        print_models(as_json)
+
+
+@models.command("list")
+@JSON
+def list_models(as_json: bool) -> None:
+    """List what is on this machine, what is unfinished, and what is recommended. Needs no network."""
+    print_models(as_json)
+
+
+def print_models(as_json: bool) -> None:
+    """Print the three groups as tables, or as JSON: one row a model, with its `group`."""
+    paths = Paths.find()
+    found = Inventory.take(paths, Settings.load(paths.settings_file))
+    here, listed, ruler = found.here, found.recommended, found.ruler
+    unfinished = _unfinished(paths)
+    if as_json:
+        rows: list[dict[str, Any]] = [{"group": "here", **one.as_dict()} for one in here]
+        rows += [{"group": "unfinished", **_download_row(one)} for one in unfinished]
+        rows += [{"group": "recommended", **_listing_row(one), **fit_row(fits)} for one, fits in listed]
+        return _print_json(rows)
+    _print_lines("On this machine:", here_table(here))
+    if not any(one.model.source == "starter" for one in here):
+        click.echo(f"{starter.NAME} (the starter model) is fetched when it is first used: `nanochat run`")
+    if unfinished:
+        _print_lines("\nUnfinished (`nanochat models pull` goes on with them):", downloads_table(unfinished))
+    _print_lines(
+        f"\nRecommended (fit: {ruler.memory.name}, free now):",
+        listing_table([(one, fits.text if fits else "?") for one, fits in listed]),
+    )
+
+
+@models.command()
+@click.argument("text", nargs=-1)
+@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True)
+@JSON
+def search(text: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """Search the hub for chat models that run here, most downloaded first."""
+    found = catalog.search(" ".join(text), limit)
+    if as_json:
+        return _print_json([_listing_row(one) for one in found])
+    if not found:
+        click.echo(f"nothing on the hub matches {' '.join(text)!r} and runs in this engine")
+        return
+    paths = Paths.find()
+    ruler = Ruler.of(paths, Settings.load(paths.settings_file))
+    for line in listing_table([(one, ruler.text(one.repo_id, one.shape, one.parameters)) for one in found]):
+        click.echo(line)
+    click.echo("`nanochat models show NAME` says whether one fits, `nanochat models pull NAME` fetches it")
+
+
+@models.command()
+@click.argument("name")
+@click.option("--revision", default="main", show_default=True)
+@JSON
+def show(name: str, revision: str, as_json: bool) -> None:
+    """Show the facts of a model, here or on the hub, and the arithmetic of whether it fits."""
+    from nanochat.commands.models_show import facts_of
+
+    paths = Paths.find()
+    facts = facts_of(name, revision, paths)
+    if as_json:
+        return _print_json(facts.as_dict())
+    for line in facts.lines():
+        click.echo(sanitize_line(line))
+
+
+@models.command()
+@click.argument("names", nargs=-1)
+@click.option("--revision", default="main", show_default=True, help="A branch, a tag or a commit.")
+@JSON
+def pull(names: tuple[str, ...], revision: str, as_json: bool) -> None:
+    """Fetch models; without a name go on with what is unfinished.
+
+    Ctrl-C stops and keeps every byte: the same command goes on inside the file.
+    """
+    from nanochat.commands.pull import pull as run
+    from nanochat.modelhub.downloads import Downloads
+
+    paths, bell = Paths.find(), threading.Event()
+    queue = Downloads(paths.data, cache_folder(), on_change=bell.set)
+    try:
+        ended = run([(_full_name(name), revision) for name in names], paths, queue, bell)
+    finally:
+        queue.close()
+    if as_json:
+        _print_json([_download_row(one) for one in ended])
+    else:
+        for one in ended:
+            if one.state is State.READY:
+                click.echo(sanitize_line(f"{one.repo_id} is ready: {one.folder}"))
+        if not ended:
+            click.echo("nothing is unfinished; `nanochat models pull NAME` fetches a model")
+    errors = [one.error for one in ended if one.error is not None]
+    for error in errors[1:]:
+        click.echo(f"nanochat: {sanitize_line(str(error))}", err=True)
+    if errors:
+        raise errors[0]
+
+
+@models.command()
+@click.argument("name")
+@click.option(
+    "--local", is_flag=True, help="Compare with what was recorded at the download; do not ask the hub."
+)
+@JSON
+def verify(name: str, local: bool, as_json: bool) -> None:
+    """Hash every file of a model and compare with the hub's list."""
+    from nanochat.modelhub.verification import verify as check
+
+    paths = Paths.find()
+    model = on_this_machine(name, paths)
+    shown = sys.stderr.isatty() and not as_json
+
+    def seen(done: int, total: int) -> None:
+        if shown:
+            click.echo(f"\r{done / (total or 1):4.0%} of {size(total)}", nl=False, err=True)
+
+    found = check(model, paths.data, ask_hub=not local, seen=seen)
+    if shown:
+        click.echo("\r\x1b[K", nl=False, err=True)
+    if as_json:
+        _print_json(asdict(found) | {"good": found.good})
+    else:
+        for word, names in (
+            ("damaged", found.damaged),
+            ("missing", found.missing),
+            ("unknown", found.unknown),
+        ):
+            for file in names:
+                click.echo(sanitize_line(f"{word}: {file}"))
+        verdict = (
+            "is whole"
+            if found.good
+            else "is not whole"
+            if found.damaged or found.missing
+            else "cannot be checked"
+        )
+        text = (
+            f"{found.name} {verdict}: {len(found.checked)} files, {size(found.size)}, against {found.against}"
+        )
+        click.echo(sanitize_line(text))
+    if found.damaged or found.missing:
+        raise InvalidModel(
+            f"{found.name} is damaged: `nanochat models pull {found.name}` fetches only what is wrong"
+        )
+
+
+@models.command()
+@click.argument("name", required=False)
+@click.option("--revision", help="Only the version whose commit begins so.")
+@click.option("--leftovers", is_flag=True, help="Remove what unfinished downloads left.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@JSON
+def rm(name: str | None, revision: str | None, leftovers: bool, yes: bool, as_json: bool) -> None:
+    """Remove a model from this machine, or what unfinished downloads left."""
+    from nanochat.commands import models_rm
+
+    paths = Paths.find()
+    if leftovers == (name is not None):
+        raise UsageError("give a model's name, or --leftovers")
+    ask = models_rm.Ask(yes=yes, quiet=as_json)
+    if name is None:
+        row = models_rm.remove_leftovers(paths, ask)
+    elif (unfinished := models_rm.unfinished_of(name, paths)) is not None:
+        row = models_rm.cancel(unfinished, paths, ask)
+    else:
+        row = models_rm.remove_model(on_this_machine(name, paths), revision, paths, ask)
+    if as_json:
+        _print_json(row)
+
+
+@models.command()
+@click.argument("name")
+@JSON
+def use(name: str, as_json: bool) -> None:
+    """Make a model on this machine the default."""
+    paths = Paths.find()
+    model = hub.resolve(name, paths=paths)
+    chosen = {"starter": hub.STARTER, "cache": model.name, "folder": str(model.path)}[model.source]
+    Settings.change(paths.settings_file, default_model=chosen)
+    if as_json:
+        return _print_json({"default": chosen, "path": str(model.path)})
+    click.echo(sanitize_line(f"{model.name} is the default model now"))
+
+
+def on_this_machine(name: str, paths: Paths) -> LocalModel:
+    """The model that a name means, whole or not; nothing is fetched. ModelNotFound when it is not here."""
+    models, wanted = hub.local_models(paths), name.lower()
+    if wanted == hub.STARTER:
+        wanted = starter.NAME.lower()
+    found = [one for one in models if one.name.lower() == wanted]
+    found = found or [one for one in models if one.name.lower().endswith("/" + wanted)]
+    if len(found) == 1:
+        return found[0]
+    if wanted == starter.NAME.lower():
+        raise ModelNotFound("the starter model is not on this machine: `nanochat run` fetches it")
+    return hub.resolve(name, paths=paths)
+
+
+def _full_name(name: str) -> str:
+    """`org/name` for what a user typed: a recommended model may be named by its end."""
+    if "/" in name:
+        return name
+    found = [one.repo_id for one in catalog.recommended() if one.repo_id.lower().endswith("/" + name.lower())]
+    if len(found) != 1:
+        raise UsageError(
+            f"{name!r} is not a whole name: give org/name; `nanochat models search {name}` finds it"
+        )
+    return found[0]
+
+
+def _unfinished(paths: Paths) -> tuple[Download, ...]:
+    from nanochat.modelhub.downloads import Downloads
+
+    queue = Downloads(paths.data, cache_folder())
+    try:
+        return queue.restore(start=False)
+    finally:
+        queue.close()
+
+
+def _listing_row(one: Listing) -> dict[str, Any]:
+    row = asdict(one)
+    row["name"] = row.pop("repo_id")
+    return row
+
+
+def _download_row(one: Download) -> dict[str, Any]:
+    return {
+        "name": one.repo_id,
+        "revision": one.revision,
+        "commit": one.commit,
+        "state": str(one.state),
+        "done": one.done,
+        "total": one.total,
+        "folder": str(one.folder) if one.folder else None,
+        "note": one.note,
+    }
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def _print_lines(title: str, lines: Sequence[str]) -> None:
+    if lines:
+        click.echo(title)
+    for line in lines:
+        click.echo(line)

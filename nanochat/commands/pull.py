@@ -1,0 +1,100 @@
+"""Downloads in a terminal: start them, show how they go until they end, and leave them resumable on Ctrl-C."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from nanochat.modelhub.download import RESTING, Download, State
+from nanochat.modelhub.downloads import Downloads
+from nanochat.modelhub.fit import Ruler
+from nanochat.modelhub.text import progress_line, size
+from nanochat.sanitize import sanitize_line
+from nanochat.settings import Paths, Settings
+
+REDRAW = 0.2
+PLAIN_EVERY = 10.0
+
+
+@dataclass
+class Display:
+    """Progress on stderr: redrawn in place in a terminal, a line now and then elsewhere."""
+
+    terminal: bool
+    _drawn: int = 0
+    _last: dict[str, tuple[State, int, float]] = field(default_factory=dict[str, tuple[State, int, float]])
+
+    def show(self, downloads: Sequence[Download]) -> None:
+        """Draw the present state."""
+        if self.terminal:
+            up = f"\x1b[{self._drawn}A" if self._drawn else ""
+            lines = [f"\r{progress_line(one)}\x1b[K\n" for one in downloads]
+            sys.stderr.write(up + "".join(lines))
+            self._drawn = len(lines)
+        else:
+            for one in downloads:
+                self._plain(one)
+        sys.stderr.flush()
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bars."""
+        if self.terminal and self._drawn:
+            sys.stderr.write(f"\x1b[{self._drawn}A\x1b[J")
+            self._drawn = 0
+        print(sanitize_line(text), file=sys.stderr, flush=True)
+
+    def _plain(self, one: Download) -> None:
+        state, tenth, at = self._last.get(one.id, (None, -1, 0.0))
+        new = (one.state, int(one.fraction * 10))
+        if new != (state, tenth) or time.monotonic() - at > PLAIN_EVERY:
+            self._last[one.id] = (*new, time.monotonic())
+            print(progress_line(one, 200), file=sys.stderr)
+
+
+def pull(
+    names: Sequence[tuple[str, str]], paths: Paths, queue: Downloads, bell: threading.Event
+) -> tuple[Download, ...]:
+    """Fetch (repository, revision) pairs, or with none what earlier runs left, until all rest.
+
+    On KeyboardInterrupt everything is stopped within a second and every byte is kept.
+    """
+    display = Display(sys.stderr.isatty())
+    told: set[str] = set()
+    try:
+        if names:
+            for repo_id, revision in names:
+                queue.add(repo_id, revision)
+        else:
+            for one in queue.restore():
+                queue.resume(one.id)
+        while True:
+            bell.clear()
+            downloads = queue.all()
+            for one in downloads:
+                if one.shape is not None and one.id not in told:
+                    told.add(one.id)
+                    display.say(_before(one, paths))
+            display.show(downloads)
+            if all(one.state in RESTING for one in downloads):
+                return tuple(queue.wait(one.id) for one in downloads)
+            if bell.wait(1.0):
+                time.sleep(REDRAW)  # a redraw takes as long as a terminal does: a few a second are enough
+    except KeyboardInterrupt:
+        queue.close()
+        for one in queue.all():
+            if one.state is State.PAUSED:
+                again = f"nanochat models pull {one.repo_id}"
+                display.say(f"stopped at {one.fraction:.0%}; every byte is kept, and `{again}` goes on there")
+        raise
+
+
+def _before(one: Download, paths: Paths) -> str:
+    """What is about to come, and whether it will fit."""
+    ruler = Ruler.of(paths, Settings.load(paths.settings_file))
+    fits = ruler.fit(one.repo_id, one.shape)
+    commit = (one.commit or "")[:12]
+    text = f"{one.repo_id} at {commit}: {size(one.total or 0)} in {one.files_total} files"
+    return f"{text}; {fits.text} in the memory of {ruler.memory.name} that is free now" if fits else text

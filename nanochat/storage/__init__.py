@@ -1,0 +1,1 @@
+"""The history's parts: what `history.py` is made of."""
