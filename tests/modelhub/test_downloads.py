@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from busy import BUSY
 from fakehome import QUICK, Home
 from fakehub import Hub
 from fakerepo import tiny_model
@@ -102,7 +103,7 @@ def test_a_pause_takes_effect_within_a_second_and_keeps_every_byte(home: Home, b
     begun = time.monotonic()
     assert bell.queue.pause(name).state is State.PAUSED
     assert bell.queue.wait(name, 5).state is State.PAUSED
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < BUSY * 1.0
     assert home.repository("org/big").part(BIG.files["model.safetensors"].etag).stat().st_size == HALF
     hub.requests.clear()
     bell.queue.resume(name)
@@ -115,7 +116,7 @@ def test_a_cancel_takes_effect_within_a_second_and_leaves_no_file(home: Home, be
     begun = time.monotonic()
     bell.queue.cancel(name)
     assert bell.queue.wait(name, 5).state is State.CANCELLED
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < BUSY * 1.0
     assert not (home.cache / "models--org--big").exists()
     assert not [file for file in home.files() if not file.startswith("nanochat/data/verified")]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from busy import BUSY
 from fake_engine import MODEL, FakeEngine
 from fakehome import Home
 from fakehub import Hub
@@ -90,7 +91,7 @@ async def test_a_search_offline_says_so_once_within_three_seconds_and_the_rest_w
         begun = time.monotonic()
         await stage.press("enter")
         await stage.until(lambda: "offline:" in stage.text)
-        assert time.monotonic() - begun < 3.0
+        assert time.monotonic() - begun < BUSY * 3.0
         assert stage.text.count("offline:") == 1 and "offline" not in stage.notices
         assert "Qwen/Qwen3-8B" in stage.text
 
@@ -140,7 +141,7 @@ async def test_a_cancel_asks_and_then_takes_less_than_a_second(hub: Hub, home: H
         begun = time.monotonic()
         await stage.press("down", "enter")
         await stage.until(lambda: not downloads.all)
-        assert time.monotonic() - begun < 1.0
+        assert time.monotonic() - begun < BUSY * 1.0
         await stage.until(lambda: "was cancelled" in stage.notices)
         assert not home.repository("org/big").folder.exists()
 

@@ -41,6 +41,7 @@ class PromptBar(Vertical):
         self._history, self._commands = history, commands
         self.folder = Path.cwd()
         self.when_empty: Callable[[str], bool] = lambda _verb: False
+        self._offered_for = ""
 
     def compose(self) -> ComposeResult:
         """The list above the box."""
@@ -65,18 +66,25 @@ class PromptBar(Vertical):
     @on(PromptBox.Typing)
     def _typing(self, event: PromptBox.Typing) -> None:
         event.stop()
-        before = event.before_cursor
         self.post_message(self.Changed(self.box.draft))
+        self._suggest()
+
+    def _suggest(self) -> None:
+        """Offer what begins as the text before the cursor does now."""
+        self._offered_for = before = self.box.before_cursor
+        completions = self.query_one(Completions)
         if before.startswith("/") and not re.search(r"\s", before):
-            self.query_one(Completions).offer(self._commands(before[1:])[:_SHOWN])
+            completions.offer(self._commands(before[1:])[:_SHOWN])
         elif match := _MENTION.search(before):
-            self._suggest_files(match.group(1))
+            self._suggest_files(before, match.group(1))
         else:
-            self.query_one(Completions).close()
+            completions.close()
 
     @work(exclusive=True, group="suggest")
-    async def _suggest_files(self, start: str) -> None:
+    async def _suggest_files(self, before: str, start: str) -> None:
         names = await asyncio.to_thread(suggest, start, self.folder)
+        if before != self.box.before_cursor:
+            return  # typed on meanwhile
         items = [
             Completion(name, "", name if name.endswith("/") else f"{name} ", len(start)) for name in names
         ]
@@ -85,6 +93,11 @@ class PromptBar(Vertical):
     def _completing(self, verb: str) -> bool:
         """What the box asks before it acts: whether the list takes the key."""
         completions = self.query_one(Completions)
+        if (
+            self._offered_for != self.box.before_cursor
+        ):  # keys that came in one go: the list is for a text that was
+            completions.close()
+            self._suggest()
         if not completions.is_open:
             return not self.box.text and self.when_empty(verb)
         if verb in ("up", "down"):

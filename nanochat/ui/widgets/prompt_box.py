@@ -62,11 +62,8 @@ class PromptBox(TextArea):
 
         pages: int
 
-    @dataclass
     class Typing(Message):
-        """The text up to the cursor, on every change: what completions are made from."""
-
-        before_cursor: str
+        """The text changed: suggestions are due."""
 
     def __init__(self, history: InputHistory, *, id: str | None = None, placeholder: str = "") -> None:
         super().__init__(id=id, placeholder=placeholder, highlight_cursor_line=False, soft_wrap=True)
@@ -82,6 +79,13 @@ class PromptBox(TextArea):
     def draft(self) -> Draft:
         """What stands in the box."""
         return Draft(self.text, dict(self._draft.folds), self.cursor_location)
+
+    @property
+    def before_cursor(self) -> str:
+        """The text up to the cursor: what suggestions are made from."""
+        row, column = self.cursor_location
+        lines = [str(self.document.get_line(each)) for each in range(row + 1)]
+        return "\n".join([*lines[:-1], lines[-1][:column]])
 
     def load_draft(self, draft: Draft) -> None:
         """Show another draft, with its cursor."""
@@ -189,10 +193,8 @@ class PromptBox(TextArea):
         return super().edit(Edit(edit.text, top, bottom, edit.maintain_selection_offset))
 
     def on_text_area_changed(self) -> None:
-        """Tell what stands before the cursor."""
-        row, column = self.cursor_location
-        before = "\n".join([*(str(self.document.get_line(line)) for line in range(row)), ""])
-        self.post_message(self.Typing(before + str(self.document.get_line(row))[:column]))
+        """Tell that suggestions are due."""
+        self.post_message(self.Typing())
 
     def _outside(self, location: Location, *, toward_end: bool) -> Location:
         row, column = location

@@ -265,7 +265,7 @@ print((kib('VmHWM') - before) * 1024 / config.weight_bytes(dtype))
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's memory accounting")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_loading_takes_at_most_a_fifth_more_than_the_weights(dtype, tmp_path):
-    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "vocab_size": 24_000}
+    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 40, "vocab_size": 24_000}
     config = tf.LlamaConfig(**{**COMMON, **GQA, **sizes, "tie_word_embeddings": True})
     with torch.device("meta"):
         shapes = tf.AutoModelForCausalLM.from_config(config).state_dict()

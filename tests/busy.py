@@ -1,0 +1,3 @@
+"""What a busy machine is allowed: a promise of time is measured elsewhere, a test only finds what has got far slower."""
+
+BUSY = 5
