@@ -207,7 +207,7 @@ def _begin(plan: Plan, on_state: Callable[[str], None]) -> tuple[Run, _Setting]:
     device = choose_device(plan.device)
     dtype = choose_dtype(plan.dtype, config, device)
     on_state("measuring what the device can do")
-    ceilings = device_limits(device, dtype, device_key(device), anew=plan.measure_limits)
+    ceilings, disturbed = device_limits(device, dtype, device_key(device), anew=plan.measure_limits)
     facts = model_facts(
         plan.model_name, config, dtype, drawn=plan.drawn, revision=revision_of(plan.model.resolve())
     )
@@ -224,7 +224,7 @@ def _begin(plan: Plan, on_state: Callable[[str], None]) -> tuple[Run, _Setting]:
         preset=" ".join(plan.names),
         model=facts,
         environment=surroundings(device),
-        ceilings={"read": ceilings.read, "matrix": ceilings.matrix},
+        ceilings={"read": ceilings.read, "matrix": ceilings.matrix, "disturbed": list(disturbed)},
         settings=settings,
         partial=True,  # until its end: a process that is killed leaves it so
     )
@@ -256,6 +256,7 @@ def _engines(
         hooks.on_state(f"loading {name}")
         targets.append(open_peer(name, plan, setting.device, setting.dtype, longest, hooks.stopped))
         stack.callback(targets[-1].close)
+        facts.setdefault("engines", {})[targets[-1].name] = targets[-1].about
     return targets
 
 
@@ -296,7 +297,7 @@ def _bench(
         repeats=plan.repeats,
         watch=Watch(gpu),
         on_progress=on_progress,
-        peak_memory=lambda: _peak_memory(setting.device),
+        peak_memory=lambda: None if plan.against else _peak_memory(setting.device),
         release=lambda: _release(setting.device),
     )
 
@@ -333,14 +334,14 @@ def engine_options(plan: Plan, longest: int, sequences: int) -> dict[str, Any]:
 
 
 def _peak_memory(device: torch.device) -> int | None:
-    """Bytes reserved on a GPU at most so far, or resident now on the host."""
+    """Bytes reserved on a GPU at most so far, or resident now on the host. The whole process's: of no engine among several."""
     import torch
+
+    from nanochat.engine.host import memory_resident
 
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
+    return memory_resident()
 
 
 def _release(device: torch.device) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nanochat.benchmarks.case import Ask, Reply
+from nanochat.benchmarks.case import Ask, Reply, Weights
 from nanochat.benchmarks.peers import MODULES
 
 if TYPE_CHECKING:
@@ -18,10 +18,12 @@ class OfflineTarget:
     """An `LLM` whose `generate` returns when everything is done."""
 
     streams = False
+    weights: Weights = "as planned"
 
     def __init__(self, name: str, plan: Plan, dtype: str, longest: int) -> None:
         self.name = name
         self._module: Any = importlib.import_module(MODULES[name])
+        self.about = f"version {getattr(self._module, '__version__', 'unknown')}"
         options: dict[str, Any] = {
             "enforce_eager": plan.enforce_eager,
             "tensor_parallel_size": plan.tensor_parallel_size,

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
     from nanochat.bench import Plan
 
-MODULES = {"transformers": "transformers", "vllm": "vllm", "llama.cpp": "llama_cpp", "nano-vllm": "nanovllm"}
+MODULES = {
+    "transformers": "transformers",
+    "transformers-padded": "transformers",
+    "vllm": "vllm",
+    "llama.cpp": "llama_cpp",
+    "nano-vllm": "nanovllm",
+}
 """The engines that are known by name, and the module that each lives in."""
 
 
@@ -63,15 +69,17 @@ def open_peer(
         from nanochat.benchmarks.server_peer import ServerTarget
 
         return ServerTarget(name, stopped)
-    if name == "transformers":
+    if MODULES[name] == "transformers":
         from nanochat.benchmarks.transformers_peer import TransformersTarget
 
-        return TransformersTarget(plan, device, dtype)
+        return TransformersTarget(plan, device, dtype, padded=name == "transformers-padded")
     if name == "llama.cpp":
+        import torch
+
         from nanochat.benchmarks.llama_peer import LlamaTarget
 
         assert plan.gguf is not None
-        return LlamaTarget(plan.gguf, longest, stopped)
+        return LlamaTarget(plan.gguf, longest, torch.get_num_threads(), stopped)
     from nanochat.benchmarks.offline_peer import OfflineTarget
 
     return OfflineTarget(name, plan, str(dtype).removeprefix("torch."), longest)

@@ -23,7 +23,7 @@ from textual._context import active_app
 from textual.drivers._writer_thread import WriterThread
 from textual.drivers.headless_driver import HeadlessDriver
 
-from nanochat.benchmarks.case import Ask, Reply, Stopped, Target
+from nanochat.benchmarks.case import Ask, Reply, Stopped, Target, Weights
 from nanochat.benchmarks.made_vocabulary import write_vocabulary
 from nanochat.engine.config import EngineConfig
 from nanochat.engine.outputs import EngineStats
@@ -114,6 +114,8 @@ class Alone:
 
     name = "nanochat"
     streams = True
+    about = ""
+    weights: Weights = "as planned"
 
     def __init__(self, watched: _Watched) -> None:
         self._watched = watched
