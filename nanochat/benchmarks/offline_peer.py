@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import time
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from nanochat.benchmarks.peers import MODULES
 
 if TYPE_CHECKING:
     from nanochat.bench import Plan
+
+
+_LEAST_BATCH = 16_384  # Nano-vLLM's default for the tokens of one step; it refuses a context beyond that
 
 
 class OfflineTarget:
@@ -33,6 +37,8 @@ class OfflineTarget:
         if name == "vllm":
             options |= {"dtype": dtype, "skip_tokenizer_init": True, "enable_prefix_caching": True}
             options |= {"load_format": "dummy"} if plan.drawn else {}
+        else:
+            options["max_num_batched_tokens"] = max(_LEAST_BATCH, longest)
         self._llm: Any = self._module.LLM(str(plan.model), **options)
 
     def run(self, asks: Sequence[Ask], *, until: int | None = None) -> list[Reply]:
@@ -63,4 +69,7 @@ class OfflineTarget:
         leave = getattr(self._llm, "exit", None)
         if leave is not None:
             leave()
+            atexit.unregister(
+                leave
+            )  # it has itself called at the end of the process, and fails the second time
         self._llm = None
