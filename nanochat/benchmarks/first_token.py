@@ -8,13 +8,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
+from nanochat.benchmarks.plan import Plan, engine_options
 from nanochat.benchmarks.result import Row
 from nanochat.environment import own_module
-
-if TYPE_CHECKING:
-    from nanochat.bench import Plan
 
 TEST = "start to first token"
 _PROMPT = 32  # ids
@@ -24,8 +22,6 @@ _LONGEST_WAIT = 600.0  # seconds
 
 def start_row(plan: Plan, stopped: Callable[[], bool]) -> Row:
     """Start so many processes one after another; the first, unmeasured, fills the page cache and compiles kernels."""
-    from nanochat.bench import engine_options
-
     options = engine_options(plan, 1024, 1) | {"gpu_memory_utilization": 0.9, "skip_tokenizer": plan.drawn}
     task = json.dumps({"model": str(plan.model), "options": options})
     samples: list[float] = []

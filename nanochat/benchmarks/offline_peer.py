@@ -12,7 +12,7 @@ from nanochat.benchmarks.case import Ask, Reply, Weights
 from nanochat.benchmarks.peers import MODULES
 
 if TYPE_CHECKING:
-    from nanochat.bench import Plan
+    from nanochat.benchmarks.plan import Plan
 
 
 _LEAST_BATCH = 16_384  # Nano-vLLM's default for the tokens of one step; it refuses a context beyond that
@@ -30,7 +30,7 @@ class OfflineTarget:
         self.about = f"version {getattr(self._module, '__version__', 'unknown')}"
         options: dict[str, Any] = {
             "enforce_eager": plan.enforce_eager,
-            "tensor_parallel_size": plan.tensor_parallel_size,
+            "tensor_parallel_size": plan.tensor_parallel_size or 1,
             "max_model_len": longest,
             "gpu_memory_utilization": 0.9 / (1 + len(plan.against)),
         }

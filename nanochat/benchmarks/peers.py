@@ -14,7 +14,7 @@ from nanochat.errors import NanochatError, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from nanochat.bench import Plan
+    from nanochat.benchmarks.plan import Plan
 
 MODULES = {
     "transformers": "transformers",

@@ -15,7 +15,7 @@ from nanochat.benchmarks.case import Ask, Reply, Weights
 from nanochat.errors import NanochatError
 
 if TYPE_CHECKING:
-    from nanochat.bench import Plan
+    from nanochat.benchmarks.plan import Plan
 
 _NO_TOKEN = -1  # an end-of-sequence id that never comes
 _CPU_BATCH = 2048  # tokens in one step of its continuous batching on a CPU

@@ -217,8 +217,9 @@ class _Chat:
             try:
                 return await self._one_reply(app, running)
             finally:
-                await desk.close(app)
-                app.exit()
+                if not running.done():  # else it ended by itself, and what it ended with is told
+                    await desk.close(app)
+                    app.exit()
                 await running
                 active_app.reset(token)
 

@@ -14,6 +14,7 @@ from textual.widgets import OptionList, Static
 from nanochat.benchmarks.child import Doing, Ended
 from nanochat.benchmarks.storage import Results
 from nanochat.errors import NanochatError
+from nanochat.settings import Settings
 from nanochat.ui.screens.bench import BenchScreen
 from nanochat.ui.widgets.chart_view import ChartView
 from nanochat.ui.widgets.result_table import ResultTable
@@ -68,6 +69,18 @@ async def test_a_run_begins_with_what_is_chosen(tmp_path: Path) -> None:
         assert plan is not None and plan.names == ("throughput",) and plan.repeats == 7
         assert plan.model_name == "qwen3-0.6b" and plan.drawn and plan.against == ("transformers",)
         assert (plan.model / "config.json").exists()
+
+
+async def test_a_run_is_set_up_as_the_chats_are(tmp_path: Path) -> None:
+    settings = Settings(dtype="float32", device="cpu", tensor_parallel_size=2)
+    async with at_the_bench(tmp_path, settings=settings) as (stage, process):
+        await started(stage, process)
+        plan = process.plan
+        assert plan is not None and (plan.dtype, plan.device, plan.tensor_parallel_size) == (
+            "float32",
+            "cpu",
+            2,
+        )
 
 
 async def test_the_chats_wait_for_a_run_and_go_on_after_it(tmp_path: Path) -> None:
