@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import bench_runs as runs
@@ -194,6 +195,19 @@ async def test_every_picture_of_a_run_is_drawn(tmp_path: Path) -> None:
         ]  # fmt: skip
         table = str(stage.app.screen.query_one(ResultTable).render())
         assert "out of memory" in table and "busy CPU" in words(stage, "#bench-facts")
+
+
+async def test_a_narrow_table_of_several_engines_says_which_row_is_whose(tmp_path: Path) -> None:
+    run = runs.quick()
+    theirs = [replace(row, engine="transformers", details={"anew": (2710.0,)}) for row in run.rows]
+    async with at_the_bench(tmp_path, replace(run, rows=(*run.rows, *theirs)), size=(80, 24)) as (stage, _):
+        await stage.press("3", "enter")
+        table = stage.app.screen.query_one(ResultTable)
+        await stage.until(lambda: table.size.width > 0 and "pp2048" in str(table.render()))
+        head, *rows = str(table.render()).splitlines()
+        assert "engine" in head and "anew ms" in head
+        assert sum("nanochat" in row for row in rows) == sum("transformers" in row for row in rows) == 4
+        assert rows[-1].split()[-1] != "2,710" and "2,710" in rows[-1]
 
 
 async def test_two_kept_runs_are_compared(tmp_path: Path) -> None:

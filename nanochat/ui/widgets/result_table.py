@@ -15,7 +15,7 @@ _GAP = 2
 _BAR = 10
 _BARS = " " * _BAR  # the column of bars has no name
 _ORDER = (
-    "test", "median", "anew ms", "reached", "bound", "engine", "quartiles", _BARS, "n", "ceiling", "TTFT p50/p95 ms", "ITL p50/p99 ms",
+    "test", "median", "engine", "anew ms", "reached", "bound", "quartiles", _BARS, "n", "ceiling", "TTFT p50/p95 ms", "ITL p50/p99 ms",
     "tok/s each", "J/token", "memory GiB", "in collectives",
 )  # fmt: skip
 _PLACE = (
