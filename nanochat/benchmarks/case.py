@@ -14,6 +14,9 @@ TEMPERATURE = 0.6
 
 Unit = Literal["tok/s", "ms", "s"]
 
+Weights = float | Literal["as planned", "unknown"]
+"""What an engine keeps a weight in: bytes of one on average, what the plan says, or what nobody can say from here."""
+
 
 class Stopped(Exception):
     """The user stopped the run; what was being measured is dropped."""
@@ -69,6 +72,10 @@ class Target(Protocol):
     name: str
     streams: bool
     """Whether it tells when each token came."""
+    about: str
+    """What else a reader should know of it; empty if nothing."""
+    weights: Weights
+    """What its ceiling is counted with; it has none where that is unknown."""
 
     def run(self, asks: Sequence[Ask], *, until: int | None = None) -> list[Reply]:
         """Answer all asks, running together.

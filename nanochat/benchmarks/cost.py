@@ -67,17 +67,26 @@ def floor(parts: Iterable[tuple[Cost, int]], ceilings: Ceilings) -> Floor:
 
 
 class ModelCost:
-    """Costs of one model in one dtype."""
+    """Costs of one model in one dtype.
 
-    def __init__(self, config: ModelConfig, itemsize: int) -> None:
-        self._config, self._itemsize = config, itemsize
+    Args:
+        itemsize: bytes of a number of the keys and values, and of a weight unless `weight_itemsize` says otherwise.
+    """
+
+    def __init__(self, config: ModelConfig, itemsize: int, weight_itemsize: float | None = None) -> None:
+        self._config, self._cache_itemsize = config, itemsize
+        self._itemsize = itemsize if weight_itemsize is None else weight_itemsize
         q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self._attention = config.hidden_size * (2 * q + 2 * kv)
         self._head = config.vocab_size * config.hidden_size
         self._norms = (2 * config.num_layers + 1) * config.hidden_size
         if config.qk_norm:
             self._norms += 2 * config.num_layers * config.head_dim
-        self._kv_layer = 2 * kv * itemsize
+        self._kv_layer = 2 * kv * self._cache_itemsize
+
+    def with_weights_of(self, itemsize: float) -> ModelCost:
+        """The same model with its weights kept in so many bytes each: a quantized one."""
+        return ModelCost(self._config, self._cache_itemsize, itemsize)
 
     @property
     def step_weights(self) -> float:

@@ -1,6 +1,7 @@
 """What this device can do at best, measured: how fast it reads memory and how fast it multiplies matrices.
 
-A few seconds, once for each device, driver and dtype: the figures are kept in the cache folder.
+A few seconds, once for each device, driver and dtype: the figures are kept in the cache folder, unless other work on the
+machine disturbed them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nanochat.benchmarks.cost import Ceilings
+from nanochat.benchmarks.watch import Watch
 from nanochat.settings import Paths, private_folder
 
 _READ_BYTES = {"cuda": 4 * 2**30, "cpu": 256 * 2**20}  # far beyond any cache
@@ -23,8 +25,10 @@ _SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices that are multiplied
 _SECONDS = {"cuda": 0.3, "cpu": 0.5}
 
 
-def device_limits(device: torch.device, dtype: torch.dtype, key: str, *, anew: bool = False) -> Ceilings:
-    """The device's ceilings; measured when they are not known yet, or `anew`.
+def device_limits(
+    device: torch.device, dtype: torch.dtype, key: str, *, anew: bool = False
+) -> tuple[Ceilings, tuple[str, ...]]:
+    """The device's ceilings, and what disturbed them; measured when they are not known yet, or `anew`.
 
     Args:
         key: names device and driver; another key is another measurement.
@@ -34,15 +38,20 @@ def device_limits(device: torch.device, dtype: torch.dtype, key: str, *, anew: b
     known = _read(file)
     found = known.get(name)
     if not anew and isinstance(found, dict) and found.get("read", 0) > 0 and found.get("matrix", 0) > 0:
-        return Ceilings(float(found["read"]), float(found["matrix"]))
+        return Ceilings(float(found["read"]), float(found["matrix"])), ()
+    watch = Watch((device.index or 0) if device.type == "cuda" else None)
+    before = watch.look(time.perf_counter())
     ceilings = measure(device, dtype)
+    disturbed = watch.between(before, watch.look(time.perf_counter())).flags
+    if disturbed:
+        return ceilings, disturbed
     known[name] = {
         "read": ceilings.read,
         "matrix": ceilings.matrix,
         "measured": time.strftime("%Y-%m-%d %H:%M"),
     }
     _write(file, known)
-    return ceilings
+    return ceilings, ()
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:

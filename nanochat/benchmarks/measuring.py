@@ -95,8 +95,7 @@ def measure_case(bench: Bench, case: Case, number: int, count: int) -> tuple[lis
     except (Stopped, KeyboardInterrupt):
         stopped = True
     seen = bench.watch.between(before, bench.watch.look(bench.clock()))
-    limit = case.limit(bench.cost, bench.ceilings)
-    rows = [_row(bench, case, tally, limit, seen.flags) for tally in tallies]
+    rows = [_row(bench, case, tally, _limit(bench, case, tally.target), seen.flags) for tally in tallies]
     return rows, stopped
 
 
@@ -147,6 +146,14 @@ def _refusal(bench: Bench, case: Case, target: Target) -> str | None:
     if case.longest > bench.context:
         return f"it needs {case.longest:,} tokens, and the context is {bench.context:,}"
     return None
+
+
+def _limit(bench: Bench, case: Case, target: Target) -> Limit | None:
+    """What the device allows an engine that keeps its weights as this one does."""
+    if target.weights == "unknown":
+        return None
+    cost = bench.cost if target.weights == "as planned" else bench.cost.with_weights_of(target.weights)
+    return case.limit(cost, bench.ceilings)
 
 
 def _row(bench: Bench, case: Case, tally: _Tally, limit: Limit | None, flags: tuple[str, ...]) -> Row:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from nanochat.benchmarks.case import Target
-from nanochat.errors import UsageError
+from nanochat.benchmarks.case import Ask, Reply, Stopped, Target, Weights
+from nanochat.engine.memory import is_out_of_memory
+from nanochat.errors import NanochatError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
-    from nanochat.bench import Plan
+    from nanochat.benchmarks.plan import Plan
 
-MODULES = {"transformers": "transformers", "vllm": "vllm", "llama.cpp": "llama_cpp", "nano-vllm": "nanovllm"}
+MODULES = {
+    "transformers": "transformers",
+    "transformers-padded": "transformers",
+    "vllm": "vllm",
+    "llama.cpp": "llama_cpp",
+    "nano-vllm": "nanovllm",
+}
 """The engines that are known by name, and the module that each lives in."""
 
 
@@ -53,25 +61,78 @@ def open_peer(
     longest: int,
     stopped: Callable[[], bool],
 ) -> Target:
-    """Load a peer with the plan's model.
+    """Load a peer with the plan's model. Whatever goes wrong in it later is a `NanochatError` that names it.
 
     Args:
         longest: tokens of the longest sequence that it will be asked for.
+
+    Raises:
+        NanochatError: it cannot be loaded.
     """
     check_peer(name, plan)
+    with _failures_of(name):
+        return _Guarded(_loaded(name, plan, device, dtype, longest, stopped))
+
+
+def _loaded(
+    name: str,
+    plan: Plan,
+    device: torch.device,
+    dtype: torch.dtype,
+    longest: int,
+    stopped: Callable[[], bool],
+) -> Target:
     if is_address(name):
         from nanochat.benchmarks.server_peer import ServerTarget
 
         return ServerTarget(name, stopped)
-    if name == "transformers":
+    if MODULES[name] == "transformers":
         from nanochat.benchmarks.transformers_peer import TransformersTarget
 
-        return TransformersTarget(plan, device, dtype)
+        return TransformersTarget(plan, device, dtype, padded=name == "transformers-padded")
     if name == "llama.cpp":
+        import torch
+
         from nanochat.benchmarks.llama_peer import LlamaTarget
 
         assert plan.gguf is not None
-        return LlamaTarget(plan.gguf, longest, stopped)
+        return LlamaTarget(plan.gguf, longest, torch.get_num_threads(), stopped)
     from nanochat.benchmarks.offline_peer import OfflineTarget
 
     return OfflineTarget(name, plan, str(dtype).removeprefix("torch."), longest)
+
+
+@contextmanager
+def _failures_of(name: str) -> Generator[None]:
+    """What another engine raises, in words: it must end its own row and not the run."""
+    try:
+        yield
+    except (NanochatError, Stopped):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise NanochatError(f"{name} failed: {type(error).__name__}: {error}") from error
+
+
+class _Guarded:
+    """A peer whose failures are told as such."""
+
+    def __init__(self, peer: Target) -> None:
+        self._peer = peer
+        self.name, self.streams, self.about = peer.name, peer.streams, peer.about
+        self.weights: Weights = peer.weights
+
+    def run(self, asks: Sequence[Ask], *, until: int | None = None) -> list[Reply]:
+        """See `Target`."""
+        with _failures_of(self.name):
+            return self._peer.run(asks, until=until)
+
+    def forget(self) -> None:
+        """See `Target`."""
+        with _failures_of(self.name):
+            self._peer.forget()
+
+    def close(self) -> None:
+        """See `Target`."""
+        self._peer.close()

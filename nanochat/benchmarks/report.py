@@ -45,8 +45,12 @@ def header(run: Run) -> list[str]:
         + (f", revision {model['revision']}" if model.get("revision") else ""),
         f"on {surroundings['device']}; nanochat {surroundings['nanochat']}{commit}, {software}",
         *([f"kernels: {surroundings['kernels']}"] if surroundings.get("kernels") else []),
+        *(f"{name}: {about}" for name, about in surroundings.get("engines", {}).items() if about),
         f"ceilings: reads {run.ceilings['read'] / 1e9:,.0f} GB/s, "
-        f"multiplies {run.ceilings['matrix'] / 1e12:,.2f} TFLOP/s",
+        f"multiplies {run.ceilings['matrix'] / 1e12:,.2f} TFLOP/s"
+        + "".join(
+            f"; too low where this disturbed them: {flag}" for flag in run.ceilings.get("disturbed", ())
+        ),
         f"medians and quartiles of {run.settings['repeats']} after a warm-up; {run.excluded}",
     ]
     lines += [f"careful: {flag}" for flag in run.flags]
@@ -79,6 +83,8 @@ def cells(row: Row) -> dict[str, str]:
     each = row.percentile("tok/s each", 0.5)
     found["tok/s each"] = number(each) if each is not None else ""
     found["in collectives"] = f"{100 * row.collectives:.0f} %" if row.collectives is not None else ""
+    anew = row.percentile("anew", 0.5)
+    found["anew ms"] = number(anew) if anew is not None else ""
     found["J/token"] = number(row.joules_per_token) if row.joules_per_token is not None else ""
     found["memory GiB"] = f"{row.peak_memory / 2**30:.2f}" if row.peak_memory else ""
     return found

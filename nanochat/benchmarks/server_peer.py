@@ -12,7 +12,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
 
-from nanochat.benchmarks.case import TOP_ID, Ask, Reply, Stopped
+from nanochat.benchmarks.case import TOP_ID, Ask, Reply, Stopped, Weights
 from nanochat.errors import NanochatError
 
 _SECONDS = 600.0  # without a byte
@@ -26,6 +26,7 @@ class ServerTarget:
     """
 
     streams = True
+    weights: Weights = "unknown"
 
     def __init__(self, address: str, stopped: Callable[[], bool] = lambda: False) -> None:
         parts = urlsplit(address)
@@ -41,6 +42,7 @@ class ServerTarget:
         self._nonce: tuple[int, ...] = ()
         self.forget()
         self._model = self._first_model()
+        self.about = f"a server that calls its model {self._model}; times include its interface"
 
     def run(self, asks: Sequence[Ask], *, until: int | None = None) -> list[Reply]:
         """See `Target`."""

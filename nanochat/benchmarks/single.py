@@ -52,7 +52,10 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
-    """The time from submit to the first token of a prompt of which `cached` tokens are in the prefix cache."""
+    """The time from submit to the first token of a prompt of which `cached` tokens are in the prefix cache.
+
+    Where there are such, the same prompt is also computed anew each time, just before: its times are the detail "anew".
+    """
 
     test: str
     new: int
@@ -79,10 +82,13 @@ class FirstToken:
         """See `Case`."""
         prompt = draw_prompt(random.Random(f"{self.test} {repeat}"), self.cached + self.new)
         target.forget()
+        details: dict[str, tuple[float, ...]] = {}
         if self.cached:
+            details["anew"] = (1e3 * seconds_of(target, Ask(prompt, 1)),)
+            target.forget()
             target.run([Ask(prompt[: self.cached], 1)])
         seconds = seconds_of(target, Ask(prompt, 1))
-        return Sample(seconds * 1e3, self.new, seconds)
+        return Sample(seconds * 1e3, self.new, seconds, details)
 
     def limit(self, cost: ModelCost, ceilings: Ceilings) -> Limit:
         """See `Case`."""

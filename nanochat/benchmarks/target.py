@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from nanochat.benchmarks.case import Ask, Reply, Stopped
+from nanochat.benchmarks.case import Ask, Reply, Stopped, Weights
 from nanochat.engine.outputs import CompletionOutput, FinishReason
 from nanochat.engine.request import Request, Update
 from nanochat.engine.sampling_params import SamplingParams
@@ -51,6 +51,8 @@ class CoreTarget:
     """An `EngineCore`. Tokens count as arrived when the loop that called `step` holds them."""
 
     streams = True
+    about = ""  # its kernels are told by themselves
+    weights: Weights = "as planned"
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Transformers under measurement: `generate` for one request, continuous batching for several.
+"""Transformers under measurement: `generate` for one request; for several, continuous batching or one padded `generate`.
 
 It keeps no prefix from one request to the next, so its second turns compute the whole prompt again.
 """
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nanochat.benchmarks.case import Ask, Reply
+from nanochat.benchmarks.case import Ask, Reply, Weights
 from nanochat.errors import NanochatError
 
 if TYPE_CHECKING:
-    from nanochat.bench import Plan
+    from nanochat.benchmarks.plan import Plan
 
 _NO_TOKEN = -1  # an end-of-sequence id that never comes
 _CPU_BATCH = 2048  # tokens in one step of its continuous batching on a CPU
@@ -23,12 +23,18 @@ _PATIENCE = 600.0  # seconds without any result
 
 
 class TransformersTarget:
-    """A causal language model of Transformers'."""
+    """A causal language model of Transformers'.
 
-    name = "transformers"
+    Args:
+        padded: answer several requests with one padded `generate`, as long as the longest of them takes.
+    """
+
     streams = False
+    weights: Weights = "as planned"
 
-    def __init__(self, plan: Plan, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, plan: Plan, device: torch.device, dtype: torch.dtype, *, padded: bool = False) -> None:
+        self.name = "transformers-padded" if padded else "transformers"
+        self._padded = padded
         from transformers import AutoConfig, AutoModelForCausalLM
 
         maker: Any = AutoModelForCausalLM
@@ -41,24 +47,33 @@ class TransformersTarget:
                 plan.model, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
             )
         self._model = self._model.to(device).eval()
+        several = "one padded generate" if padded else "continuous batching"
+        attention = getattr(self._model.config, "_attn_implementation", "unknown")
+        self.about = f"attention {attention}; generate for one request, {several} for several"
         self._device = device
 
     def run(self, asks: Sequence[Ask], *, until: int | None = None) -> list[Reply]:
         """See `Target`."""
-        return [self._alone(asks[0])] if len(asks) == 1 else self._together(asks)
+        return self._generate(asks) if self._padded or len(asks) == 1 else self._together(asks)
 
-    def _alone(self, ask: Ask) -> Reply:
-        ids = torch.tensor([ask.prompt], device=self._device)
+    def _generate(self, asks: Sequence[Ask]) -> list[Reply]:
+        """One call for all, prompts padded on the left. A reply's tokens beyond what was asked for do not count."""
+        longest = max(asks, key=lambda ask: ask.output)
         start = time.perf_counter()
+        width = max(len(ask.prompt) for ask in asks)
+        padding = [width - len(ask.prompt) for ask in asks]
+        ids = torch.tensor([[0] * pad + [*ask.prompt] for ask, pad in zip(asks, padding, strict=True)])
+        mask = torch.arange(width) >= torch.tensor(padding)[:, None]
         with torch.inference_mode():
             found = self._model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                generation_config=self._generation(ask, eos_token_id=None),
+                ids.to(self._device),
+                attention_mask=mask.long().to(self._device),
+                generation_config=self._generation(longest, eos_token_id=None),
             )
-        tokens = int(found.shape[1]) - len(ask.prompt)
+        tokens = int(found.shape[1]) - width
         found[0, -1].item()  # waits for the device
-        return Reply(start, time.perf_counter(), tokens)
+        end = time.perf_counter()
+        return [Reply(start, end, min(tokens, ask.output)) for ask in asks]
 
     def _together(self, asks: Sequence[Ask]) -> list[Reply]:
         generation = self._generation(asks[0], eos_token_id=_NO_TOKEN)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
+from nanochat.engine import host
 
 BUSY_CPU = 0.15
 """The share of all cores that others may use before a row is flagged."""
@@ -45,8 +45,7 @@ class Watch:
     """
 
     def __init__(self, gpu: int | None = None) -> None:
-        self._me = psutil.Process()
-        self._cores = psutil.cpu_count() or 1
+        self._cores = os.cpu_count() or 1
         self._device: Any = None
         self._nvml: Any = None
         if gpu is not None:
@@ -69,10 +68,8 @@ class Watch:
 
     def look(self, clock: float) -> Look:
         """Read all counters; `clock` is now in seconds."""
-        times = psutil.cpu_times()
-        idle = times.idle + getattr(times, "iowait", 0.0)
-        guest = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted in user as well
-        return Look(clock, sum(times) - guest - idle, self._own(), self._energy(), self._held_back())
+        work = host.work()
+        return Look(clock, work.all, work.own, self._energy(), self._held_back())
 
     def between(self, before: Look, after: Look) -> Seen:
         """What happened between two looks, and who else uses the device now."""
@@ -87,15 +84,6 @@ class Watch:
         if before.millijoules is not None and after.millijoules is not None:
             joules = (after.millijoules - before.millijoules) / 1e3
         return Seen(tuple(flags), joules)
-
-    def _own(self) -> float:
-        total = 0.0
-        for process in (self._me, *self._me.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):  # it ended meanwhile
-                times = process.cpu_times()
-                total += times.user + times.system
-        ended = self._me.cpu_times()
-        return total + ended.children_user + ended.children_system
 
     def _energy(self) -> int | None:
         for value in self._ask("nvmlDeviceGetTotalEnergyConsumption"):
@@ -125,14 +113,10 @@ class Watch:
         return flags
 
     def _neighbours(self) -> list[str]:
-        mine = {self._me.pid, *(process.pid for process in self._me.children(recursive=True))}
-        with contextlib.suppress(
-            psutil.Error
-        ):  # the application that started this run has given its memory back
-            mine |= {process.pid for process in self._me.parents()}
+        mine = host.relatives()  # the application that started this run has given its memory back
         for processes in self._ask("nvmlDeviceGetComputeRunningProcesses"):
             others = [process for process in processes if process.pid not in mine]
-            if others and len(others) == len(processes) and not any(psutil.pid_exists(p.pid) for p in others):
+            if others and len(others) == len(processes) and not any(host.is_running(p.pid) for p in others):
                 others = others[1:]  # in a container NVML tells the host's ids: one of these is this process
             if others:
                 taken = sum(int(each.usedGpuMemory or 0) for each in others) / 2**30

@@ -47,7 +47,7 @@ _POSITIVE = click.IntRange(min=1)
 @click.option(
     "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, or one device such as cuda:1."
 )
-@click.option("--tp", type=_POSITIVE, default=1, help="Over how many devices the model is split.")
+@click.option("--tp", type=_POSITIVE, help="Over how many devices the model is split; as few as hold it.")
 @click.option("--enforce-eager", is_flag=True, help="No CUDA graphs.")
 @click.option("--repeat", type=_POSITIVE, default=5, help="Measured repeats of each test, after a warm-up.")
 @click.option(
@@ -66,7 +66,8 @@ _POSITIVE = click.IntRange(min=1)
 @click.option("--requests", type=_POSITIVE, help="Requests of workload b.")
 @click.option(
     "--against", multiple=True, metavar="ENGINE",
-    help="transformers, vllm, llama.cpp, nano-vllm, or the address of an OpenAI-compatible server.",
+    help="transformers, transformers-padded, vllm, llama.cpp, nano-vllm, or the address of an OpenAI-compatible "
+    "server.",
 )  # fmt: skip
 @click.option("--gguf", type=click.Path(exists=True, path_type=Path), help="The model for llama.cpp.")
 @click.option("--measure-limits", is_flag=True, help="Measure the device's ceilings again.")

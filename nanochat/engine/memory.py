@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
+from nanochat.engine.host import memory_available
 from nanochat.errors import OutOfMemory
 
 GIB = 2**30
@@ -45,9 +46,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def host_memory_free() -> int:
     """Bytes that a new allocation can have: what the system has left, or the control group if that is less."""
-    import psutil
-
-    free = psutil.virtual_memory().available
+    free = memory_available()
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = Path("/sys/fs/cgroup/memory.current").read_text().strip()

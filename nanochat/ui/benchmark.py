@@ -125,6 +125,7 @@ def plan_for(
     cache: Path,
     device: str,
     dtype: str,
+    tensor_parallel_size: int | None,
     repeats: int,
     against: tuple[str, ...],
 ) -> Plan:
@@ -136,7 +137,7 @@ def plan_for(
     path = write_shape(model, cache / "shapes") if isinstance(model, str) else model.path
     return Plan(
         model=path, model_name=model if isinstance(model, str) else model.name, drawn=drawn, names=(name,),
-        device=device, dtype=dtype, repeats=repeats, against=against,
+        device=device, dtype=dtype, tensor_parallel_size=tensor_parallel_size, repeats=repeats, against=against,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from textual._context import active_app
 from textual.drivers._writer_thread import WriterThread
 from textual.drivers.headless_driver import HeadlessDriver
 
-from nanochat.benchmarks.case import Ask, Reply, Stopped, Target
+from nanochat.benchmarks.case import Ask, Reply, Stopped, Target, Weights
 from nanochat.benchmarks.made_vocabulary import write_vocabulary
 from nanochat.engine.config import EngineConfig
 from nanochat.engine.outputs import EngineStats
@@ -114,6 +114,8 @@ class Alone:
 
     name = "nanochat"
     streams = True
+    about = ""
+    weights: Weights = "as planned"
 
     def __init__(self, watched: _Watched) -> None:
         self._watched = watched
@@ -215,8 +217,9 @@ class _Chat:
             try:
                 return await self._one_reply(app, running)
             finally:
-                await desk.close(app)
-                app.exit()
+                if not running.done():  # else it ended by itself, and what it ended with is told
+                    await desk.close(app)
+                    app.exit()
                 await running
                 active_app.reset(token)
 

@@ -8,7 +8,7 @@ import pytest
 from bench_fakes import FakeCore
 
 from nanochat.benchmarks.batch import Batch
-from nanochat.benchmarks.case import Ask, Case, Stopped, Target
+from nanochat.benchmarks.case import Ask, Case, Stopped, Target, Weights
 from nanochat.benchmarks.conversation import Interference, Turn
 from nanochat.benchmarks.cost import Ceilings, ModelCost
 from nanochat.benchmarks.known_shapes import write_shape
@@ -57,7 +57,9 @@ def test_decode_leaves_the_prompt_out_however_it_is_measured(by_arrival: bool, c
 
 
 def test_a_second_turn_pays_for_the_new_tokens_only(cost: ModelCost) -> None:
-    assert measured(FirstToken("turn", 50, 800), cost).samples == pytest.approx([50.0] * 3)
+    turn = measured(FirstToken("turn", 50, 800), cost)
+    assert turn.samples == pytest.approx([50.0] * 3)
+    assert turn.details["anew"] == pytest.approx([850.0] * 3)  # beside it, each time
     assert measured(FirstToken("fresh", 850), cost).samples == pytest.approx([850.0] * 3)
 
 
@@ -86,6 +88,22 @@ def test_the_fraction_is_what_was_reached_of_the_ceiling(cost: ModelCost) -> Non
     assert row.ceiling is not None and row.fraction == pytest.approx(50 / row.ceiling)
     late = measured(FirstToken("fresh", 850), cost)
     assert late.ceiling is not None and late.fraction == pytest.approx(late.ceiling / 850)
+
+
+def test_a_ceiling_is_that_of_the_weights_which_the_engine_reads(cost: ModelCost) -> None:
+    def ceiling(weights: Weights) -> float | None:
+        core = FakeCore(prefill=PREFILL, step_seconds=STEP)
+        target = CoreTarget(core, clock=core.clock)
+        target.weights = weights
+        bench = Bench([target], cost, Ceilings(1e9, 1e12), 4096, repeats=1, clock=core.clock)
+        return measure_case(bench, Decode(10, 1), 1, 1)[0][0].ceiling
+
+    planned, quantized = ceiling("as planned"), ceiling(0.5)
+    assert planned is not None and planned == pytest.approx(ceiling(2.0))
+    assert (
+        quantized is not None and 3.5 < quantized / planned < 4.0
+    )  # but for the cache, which stays as it is
+    assert ceiling("unknown") is None
 
 
 def test_prompts_are_not_the_same_twice(cost: ModelCost) -> None:

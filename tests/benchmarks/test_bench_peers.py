@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nanochat.bench import Plan, Sizes, run_benchmark
 from nanochat.benchmarks.case import Ask
 from nanochat.benchmarks.known_shapes import write_shape
+from nanochat.benchmarks.peers import open_peer
 from nanochat.benchmarks.server_peer import ServerTarget
 from nanochat.errors import NanochatError
 
@@ -102,14 +104,25 @@ def test_one_table_has_every_engine_on_the_same_work(
         model=write_shape("tiny", tmp_path),
         model_name="tiny",
         drawn=True,
-        names=("quick",),
-        sizes=Sizes(prompts=(12,), output=3, depths=(0,)),
+        names=("quick", "throughput"),
+        sizes=Sizes(prompts=(12,), output=3, depths=(0,), batches=(2,)),
         repeats=1,
         device="cpu",
-        against=("transformers", server[0]),
+        against=("transformers", "transformers-padded", server[0]),
     )
     run = run_benchmark(plan)
     name = server[0].removeprefix("http://")
-    assert [row.engine for row in run.rows] == ["nanochat", "transformers", name] * 2
+    assert [row.engine for row in run.rows] == ["nanochat", "transformers", "transformers-padded", name] * 3
     assert all(len(row.samples) == 1 and row.samples[0] > 0 and row.error is None for row in run.rows)
-    assert [row.test for row in run.rows[::3]] == ["pp12", "tg3"]
+    assert [row.test for row in run.rows[::4]] == ["pp12", "tg3", "batch 2 x (12 + 3)"]
+    assert {row.engine for row in run.rows if row.ceiling is None} == {name}  # nobody knows what it runs
+    assert "continuous batching" in run.environment["engines"]["transformers"]
+    assert run.environment["engines"][name].startswith("a server that calls its model a-model")
+
+
+def test_padded_prompts_give_as_many_tokens_as_each_was_asked_for(tmp_path: Path) -> None:
+    plan = Plan(model=write_shape("tiny", tmp_path), model_name="tiny", drawn=True)
+    target = open_peer("transformers-padded", plan, torch.device("cpu"), torch.float32, 64, lambda: False)
+    long, short = target.run([Ask(tuple(range(20)), 6), Ask((5, 6, 7), 2)])
+    assert (long.tokens, short.tokens) == (6, 2) and long.finished == short.finished
+    target.close()

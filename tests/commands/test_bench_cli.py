@@ -5,30 +5,73 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 TINY = ("--random", "tiny", "--prompt", "16", "--output", "4", "--depth", "0", "--device", "cpu")
-WITHOUT = """
+BARE = ("torch", "triton", "transformers", "safetensors")
+"""What is installed, with all that these need."""
+ABSENT = """
 import sys
-from importlib.abc import MetaPathFinder
-class Absent(MetaPathFinder):
+class Without:
+    def __init__(self, finders):
+        self.finders = finders
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("platformdirs", "tomlkit", "textual", "pyperclip", "gguf", "rich"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent())
-from nanochat.cli import main
-main(sys.argv[1:])
+        if name.split(".")[0] in {names}:
+            return None
+        found = (finder.find_spec(name, path, target) for finder in self.finders)
+        return next((spec for spec in found if spec is not None), None)
+    def find_distributions(self, *given):
+        return [each for finder in self.finders if hasattr(finder, "find_distributions")
+                for each in finder.find_distributions(*given)]
+sys.meta_path[:] = [Without(list(sys.meta_path))]
 """
 
 
-def bench(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *(["-c", code] if code else ["-m", "nanochat"]), "bench", *arguments]
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process that is started from here on lacks our other dependencies, its own children too."""
+    needed, waiting = set[str](), list(BARE)
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            found = [Requirement(each) for each in _requirements(name)]
+            waiting += [
+                re.sub(r"[-_.]+", "-", each.name).lower()
+                for each in found
+                if each.marker is None or each.marker.evaluate({"extra": ""})
+            ]
+    ours = [Requirement(each) for each in _requirements("nanochat")]
+    others = {each.name for each in ours if "extra" not in str(each.marker)} - needed
+    modules = {_MODULES.get(name, name) for name in others}
+    assert {"textual", "psutil", "platformdirs", "pynvml"} <= modules and "click" not in modules
+    folder = tmp_path / "absent"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(ABSENT.format(names=sorted(modules)))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+_MODULES = {"nvidia-ml-py": "pynvml", "huggingface-hub": "huggingface_hub"}
+
+
+def _requirements(name: str) -> list[str]:
+    try:
+        return metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        return []  # triton is part of torch's CUDA build only
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nanochat", "bench", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
@@ -48,15 +91,17 @@ def test_a_quick_run_of_the_starter_model_is_kept_and_compared(starter_home: Pat
     assert bench("show", "--format", "csv").stdout.count("\n") == 4
 
 
-def test_everything_runs_where_only_the_engine_is_installed(nanochat_home: Path, tmp_path: Path) -> None:
+def test_everything_runs_where_only_the_engine_is_installed(
+    nanochat_home: Path, tmp_path: Path, bare: None
+) -> None:
     picture = tmp_path / "out.svg"
     presets = ("--preset", "quick", "--preset", "throughput", "--preset", "chat", "--preset", "interference")
-    workloads = ("--workload", "s", "--workload", "second-turn", "--workload", "b")
+    workloads = ("--workload", "start", "--workload", "s", "--workload", "second-turn", "--workload", "b")
     sizes = ("--batch", "1", "--batch", "3", "--turns", "2", "--requests", "4", "--repeat", "1")
-    done = bench(*TINY, *presets, *workloads, *sizes, "--plot", str(picture), "--json", code=WITHOUT)
+    done = bench(*TINY, *presets, *workloads, *sizes, "--plot", str(picture), "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
-    assert len(rows) == 2 + 2 + 4 + 1 + 2 + 1 + 1
+    assert len(rows) == 1 + 2 + 2 + 4 + 1 + 2 + 1 + 1
     assert all(len(row["samples"]) == 1 and row["error"] is None for row in rows)
     assert picture.read_text().startswith("<svg")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import bench_runs as runs
@@ -14,6 +15,7 @@ from textual.widgets import OptionList, Static
 from nanochat.benchmarks.child import Doing, Ended
 from nanochat.benchmarks.storage import Results
 from nanochat.errors import NanochatError
+from nanochat.settings import Settings
 from nanochat.ui.screens.bench import BenchScreen
 from nanochat.ui.widgets.chart_view import ChartView
 from nanochat.ui.widgets.result_table import ResultTable
@@ -68,6 +70,18 @@ async def test_a_run_begins_with_what_is_chosen(tmp_path: Path) -> None:
         assert plan is not None and plan.names == ("throughput",) and plan.repeats == 7
         assert plan.model_name == "qwen3-0.6b" and plan.drawn and plan.against == ("transformers",)
         assert (plan.model / "config.json").exists()
+
+
+async def test_a_run_is_set_up_as_the_chats_are(tmp_path: Path) -> None:
+    settings = Settings(dtype="float32", device="cpu", tensor_parallel_size=2)
+    async with at_the_bench(tmp_path, settings=settings) as (stage, process):
+        await started(stage, process)
+        plan = process.plan
+        assert plan is not None and (plan.dtype, plan.device, plan.tensor_parallel_size) == (
+            "float32",
+            "cpu",
+            2,
+        )
 
 
 async def test_the_chats_wait_for_a_run_and_go_on_after_it(tmp_path: Path) -> None:
@@ -181,6 +195,19 @@ async def test_every_picture_of_a_run_is_drawn(tmp_path: Path) -> None:
         ]  # fmt: skip
         table = str(stage.app.screen.query_one(ResultTable).render())
         assert "out of memory" in table and "busy CPU" in words(stage, "#bench-facts")
+
+
+async def test_a_narrow_table_of_several_engines_says_which_row_is_whose(tmp_path: Path) -> None:
+    run = runs.quick()
+    theirs = [replace(row, engine="transformers", details={"anew": (2710.0,)}) for row in run.rows]
+    async with at_the_bench(tmp_path, replace(run, rows=(*run.rows, *theirs)), size=(80, 24)) as (stage, _):
+        await stage.press("3", "enter")
+        table = stage.app.screen.query_one(ResultTable)
+        await stage.until(lambda: table.size.width > 0 and "pp2048" in str(table.render()))
+        head, *rows = str(table.render()).splitlines()
+        assert "engine" in head and "anew ms" in head
+        assert sum("nanochat" in row for row in rows) == sum("transformers" in row for row in rows) == 4
+        assert rows[-1].split()[-1] != "2,710" and "2,710" in rows[-1]
 
 
 async def test_two_kept_runs_are_compared(tmp_path: Path) -> None:

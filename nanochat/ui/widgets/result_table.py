@@ -15,12 +15,12 @@ _GAP = 2
 _BAR = 10
 _BARS = " " * _BAR  # the column of bars has no name
 _ORDER = (
-    "test", "median", "reached", "bound", "engine", "quartiles", _BARS, "n", "ceiling", "TTFT p50/p95 ms", "ITL p50/p99 ms",
-    "tok/s each", "J/token", "memory GiB",
+    "test", "median", "engine", "anew ms", "reached", "bound", "quartiles", _BARS, "n", "ceiling", "TTFT p50/p95 ms", "ITL p50/p99 ms",
+    "tok/s each", "J/token", "memory GiB", "in collectives",
 )  # fmt: skip
 _PLACE = (
-    "test", "engine", "median", "quartiles", "n", _BARS, "reached", "bound", "ceiling", "TTFT p50/p95 ms", "ITL p50/p99 ms",
-    "tok/s each", "J/token", "memory GiB",
+    "test", "engine", "median", "quartiles", "n", "anew ms", _BARS, "reached", "bound", "ceiling", "TTFT p50/p95 ms", "ITL p50/p99 ms",
+    "tok/s each", "J/token", "memory GiB", "in collectives",
 )  # fmt: skip
 _LEFT = {"test", "engine", "bound", _BARS}
 _STYLES = {

@@ -1,0 +1,138 @@
+"""The host's memory, processors and processes: what psutil says, or Linux itself where only the engine is installed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+_PROC = Path("/proc")
+_KIB = 1024
+
+
+def memory_available() -> int:
+    """Bytes that new allocations can have without swapping."""
+    if _has_psutil():
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * _KIB for line in lines if line.startswith("MemAvailable:"))
+
+
+def memory_resident() -> int:
+    """Bytes of this process that are in memory."""
+    if _has_psutil():
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+    pages = (_PROC / "self" / "statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Seconds of processor time since the start: of everything on this machine, and of this process and its children."""
+
+    all: float
+    own: float
+
+
+def work() -> Work:
+    """What the processors did so far."""
+    return _work_by_psutil() if _has_psutil() else _work_by_linux()
+
+
+def relatives() -> set[int]:
+    """The ids of this process, everything that it started, and everything that it was started by."""
+    if _has_psutil():
+        import psutil
+
+        me = psutil.Process()
+        try:
+            return {me.pid, *(p.pid for p in (*me.children(recursive=True), *me.parents()))}
+        except psutil.Error:  # one ended while they were counted
+            return {me.pid, os.getppid()}
+    processes = _processes()
+    ids, pid = set(_descendants(processes)), os.getpid()
+    while pid in processes:
+        ids.add(pid)
+        pid = processes[pid].parent
+    return ids
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process of this id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # somebody else's: it may not be signalled, but it is there
+    return True
+
+
+def _has_psutil() -> bool:
+    return find_spec("psutil") is not None
+
+
+def _work_by_psutil() -> Work:
+    import psutil
+
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    guest = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted in user as well
+    me = psutil.Process()
+    own = 0.0
+    for process in (me, *me.children(recursive=True)):
+        try:
+            each = process.cpu_times()
+        except psutil.Error:
+            continue  # it ended meanwhile
+        own += each.user + each.system
+    ended = me.cpu_times()
+    return Work(sum(times) - guest - idle, own + ended.children_user + ended.children_system)
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """A line of /proc/PID/stat (man 5 proc)."""
+
+    parent: int
+    seconds: float
+
+
+def _work_by_linux() -> Work:
+    ticks = os.sysconf("SC_CLK_TCK")
+    user, nice, system, _idle, _waiting, hard, soft, stolen = (
+        int(each) for each in (_PROC / "stat").read_text(encoding="ascii").split()[1:9]
+    )
+    processes = _processes()
+    ended = os.times()
+    own = sum(processes[pid].seconds for pid in _descendants(processes))
+    busy = (user + nice + system + hard + soft + stolen) / ticks
+    return Work(busy, own + ended.children_user + ended.children_system)
+
+
+def _processes() -> dict[int, _Process]:
+    ticks = os.sysconf("SC_CLK_TCK")
+    found: dict[int, _Process] = {}
+    for folder in _PROC.iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            line = (folder / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue  # it ended meanwhile
+        fields = line.rpartition(")")[2].split()  # the name before it may hold anything
+        found[int(folder.name)] = _Process(int(fields[1]), (int(fields[11]) + int(fields[12])) / ticks)
+    return found
+
+
+def _descendants(processes: dict[int, _Process]) -> list[int]:
+    """This process and everything that it started."""
+    ids = [os.getpid()]
+    for pid in ids:
+        ids += [child for child, process in processes.items() if process.parent == pid]
+    return ids
