@@ -80,6 +80,10 @@ def search(text: tuple[str, ...], limit: int, as_json: bool) -> None:
     ruler = Ruler.of(paths, Settings.load(paths.settings_file))
     for line in listing_table([(one, ruler.text(one.repo_id, one.shape, one.parameters)) for one in found]):
         click.echo(line)
+    for reason in dict.fromkeys(one.only_weights for one in found if one.only_weights):
+        names = [one.repo_id for one in found if one.only_weights == reason]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        click.echo(sanitize_line(f"{shown}: {reason}"))
     click.echo("`nanochat models show NAME` says whether one fits, `nanochat models pull NAME` fetches it")
 
 

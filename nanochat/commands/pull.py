@@ -78,10 +78,11 @@ def pull(
                     told.add(one.id)
                     display.say(_before(one, paths))
             display.show(downloads)
-            if all(one.state in RESTING for one in downloads):
+            moving = [one.id for one in downloads if one.state not in RESTING]
+            if not moving:
                 return tuple(queue.wait(one.id) for one in downloads)
             if bell.wait(1.0):
-                time.sleep(REDRAW)  # a redraw takes as long as a terminal does: a few a second are enough
+                queue.wait(moving[0], REDRAW)  # a few drawings a second are enough, but the end shows at once
     except KeyboardInterrupt:
         queue.close()
         for one in queue.all():

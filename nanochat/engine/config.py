@@ -25,6 +25,8 @@ class EngineConfig:
             tokens of a running reply while a long prompt is read. `None` follows from what such steps take: 25 ms are
             aimed at on CUDA, 100 ms on a CPU.
         gpu_memory_utilization: the fraction of the device's memory that weights, cache and work space may take.
+        overcommit: try even where it looks as if there were no room: take memory that is otherwise left to others, and
+            swap space on a host. It still fails with OutOfMemory rather than bring the machine down.
         kv_cache_bytes: a cap on the KV cache; `None` follows from the memory that is free.
         num_blocks: exactly so many KV blocks (tests, benchmarks).
         enforce_eager: no CUDA graphs.
@@ -47,6 +49,7 @@ class EngineConfig:
     max_num_batched_tokens: int = STEP_TOKENS
     prefill_beside_decodes: int | None = None
     gpu_memory_utilization: float = 0.9
+    overcommit: bool = False
     kv_cache_bytes: int | None = None
     num_blocks: int | None = None
     enforce_eager: bool = False

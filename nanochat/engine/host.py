@@ -17,8 +17,16 @@ def memory_available() -> int:
         import psutil
 
         return int(psutil.virtual_memory().available)
-    lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * _KIB for line in lines if line.startswith("MemAvailable:"))
+    return _meminfo("MemAvailable")
+
+
+def swap_free() -> int:
+    """Bytes of swap space that nothing is in."""
+    if _has_psutil():
+        import psutil
+
+        return int(psutil.swap_memory().free)
+    return _meminfo("SwapFree")
 
 
 def memory_resident() -> int:
@@ -71,6 +79,11 @@ def is_running(pid: int) -> bool:
     except OSError:
         pass  # somebody else's: it may not be signalled, but it is there
     return True
+
+
+def _meminfo(name: str) -> int:
+    lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * _KIB for line in lines if line.startswith(f"{name}:"))
 
 
 def _has_psutil() -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
-from nanochat.engine.memory import MemoryPlan, gib, host_memory_free, plan
+from nanochat.engine.memory import MemoryPlan, gib, host_memory_free, is_out_of_memory, plan
 from nanochat.engine.models import Model, load_model
 from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.models.footprint import bytes_held
@@ -88,26 +88,32 @@ def load_share(
     rank, ranks = (0, 1) if collectives is None else (collectives.rank, collectives.ranks)
     free = memory_free(device, config)
     weights = model_config.weight_bytes(dtype) // (ranks if device.type == "cuda" else 1)
-    if weights > free:
-        raise OutOfMemory(
-            f"the weights of {config.model.name} take {gib(weights)} in {str(dtype).removeprefix('torch.')} and "
-            f"{gib(free)} of {device.type} memory is free: free some, or take a smaller model"
-        )
-    model = load_model(
-        config.model,
-        model_config,
-        dtype=dtype,
-        device=device,
-        rank=rank,
-        world_size=ranks,
-        progress=progress,
-        reduce=None if collectives is None else collectives.reduce,
-        gather=None
-        if collectives is None
-        else partial(collectives.gather, vocabulary=model_config.vocab_size),
-        drawn=config.random_weights,
-        deterministic=config.deterministic,
+    no_room = OutOfMemory(
+        f"the weights of {config.model.name} take {gib(weights)} in {str(dtype).removeprefix('torch.')} and "
+        f"{gib(free)} of {device.type} memory is free: free some, or take a smaller model"
     )
+    if weights > free and not (config.overcommit and _may_overcommit(weights, device)):
+        raise no_room
+    try:
+        model = load_model(
+            config.model,
+            model_config,
+            dtype=dtype,
+            device=device,
+            rank=rank,
+            world_size=ranks,
+            progress=progress,
+            reduce=None if collectives is None else collectives.reduce,
+            gather=None
+            if collectives is None
+            else partial(collectives.gather, vocabulary=model_config.vocab_size),
+            drawn=config.random_weights,
+            deterministic=config.deterministic,
+        )
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise no_room from error
     memory = plan(
         config,
         context=model_config.max_position_embeddings,
@@ -175,6 +181,11 @@ def memory_free(device: torch.device, config: EngineConfig) -> int:
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     return max(int(free - (1 - config.gpu_memory_utilization) * total), 0)
+
+
+def _may_overcommit(weights: int, device: torch.device) -> bool:
+    """Whether more than what looks free can be tried: a GPU refuses what it has not, a host ends the process."""
+    return device.type == "cuda" or weights <= host_memory_free(swap=True)
 
 
 def choose_device(name: str) -> torch.device:

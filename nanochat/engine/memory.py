@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
-from nanochat.engine.host import memory_available
+from nanochat.engine.host import memory_available, swap_free
 from nanochat.errors import OutOfMemory
 
 GIB = 2**30
+LEAST_CONTEXT = 2048
+"""Tokens that a chat needs at least; a model that fits with fewer is said not to fit."""
 _CPU_SHARE = 0.5  # of the free memory: the rest is for the activations, the page cache and everybody else
 _CPU_CONTEXTS = 8  # by default, as much as this many conversations of full length
+_OVERCOMMIT_SHARE = 0.9  # of the free memory, for one context of LEAST_CONTEXT, where the user insists
 _CPU_LEAST = GIB  # ... or this much, whichever is more
 
 
@@ -44,9 +47,12 @@ def is_out_of_memory(error: Exception) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
-def host_memory_free() -> int:
-    """Bytes that a new allocation can have: what the system has left, or the control group if that is less."""
-    free = memory_available()
+def host_memory_free(*, swap: bool = False) -> int:
+    """Bytes that a new allocation can have: what the system has left, or the control group if that is less.
+
+    With `swap`, swap space counts too: what goes there is slow.
+    """
+    free = memory_available() + (swap_free() if swap else 0)
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
@@ -75,7 +81,8 @@ def plan(
         reserve: bytes to leave for the work of a step.
 
     Raises:
-        OutOfMemory: not one block fits, or `config.max_model_len` was asked for and does not fit.
+        OutOfMemory: not one block fits, or `config.max_model_len` was asked for and does not fit. With
+            `config.overcommit` less than that is given, too: as little as LEAST_CONTEXT tokens.
     """
     wanted = min(config.max_model_len or context, context)
     room = max(int(free * _CPU_SHARE) if on_cpu else free - reserve, 0)
@@ -84,14 +91,19 @@ def plan(
     elif on_cpu:
         per_context = -(-wanted // BLOCK_SIZE) * block_bytes
         room = min(room, max(_CPU_CONTEXTS * per_context, _CPU_LEAST))
+    if config.overcommit:
+        least = -(-min(wanted, LEAST_CONTEXT) // BLOCK_SIZE) * block_bytes
+        least = min(least, config.kv_cache_bytes or least)
+        room = max(room, least if least <= free * _OVERCOMMIT_SHARE else 0)
     num_blocks = config.num_blocks if config.num_blocks is not None else room // block_bytes
     fits = num_blocks * BLOCK_SIZE
-    if num_blocks < 1 or (config.max_model_len is not None and fits < wanted):
+    if num_blocks < 1 or (config.max_model_len is not None and fits < wanted and not config.overcommit):
         needed = -(-wanted // BLOCK_SIZE) * block_bytes
         raise OutOfMemory(
             f"a context of {wanted:,} tokens needs {gib(needed)} of KV cache "
             f"({block_bytes // BLOCK_SIZE:,} bytes a token), but {gib(max(room, 0))} is left of {gib(free)} free "
             f"after {gib(weights)} of weights and a reserve of {gib(reserve)}: {fits:,} tokens fit. "
-            "Set max_model_len to at most that, free memory, or take a smaller model."
+            + ("Set max_model_len to at most that, free memory, " if fits else "Free memory, ")
+            + "or take a smaller model."
         )
     return MemoryPlan(weights, reserve, free, block_bytes, num_blocks, min(wanted, fits))

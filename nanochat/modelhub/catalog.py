@@ -36,6 +36,18 @@ class Listing:
     shape: Shape | None = None
     note: str = ""
 
+    @property
+    def only_weights(self) -> str:
+        """Why no more than its weights is compared with the memory; empty where the whole is."""
+        if self.shape is not None or not self.parameters:
+            return ""
+        why = (
+            "its configuration is shown once you have access"
+            if self.gated
+            else "its configuration could not be read"
+        )
+        return f"only its weights are compared with the memory: {why}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
-from nanochat.engine.memory import gib, host_memory_free, plan
+from nanochat.engine.memory import LEAST_CONTEXT, gib, host_memory_free, plan
 from nanochat.errors import OutOfMemory
 from nanochat.modelhub.shape import Shape
 from nanochat.settings import Paths, Settings
 
-LEAST_CONTEXT = 2048
-"""Tokens that a chat needs at least; a model that fits with fewer is said not to fit."""
 CUDA_SLACK = 512 << 20
 """What the engine sets aside on a GPU besides its measured step (`engine.loading`)."""
 

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from nanochat.errors import AccessDenied, DownloadError, ModelError, Offline
+from nanochat.errors import AccessDenied, DownloadError, ModelError, Offline, UnsupportedModel
 from nanochat.modelhub.fetch import MAX_CONFIG, MAX_INDEX, run_child
 from nanochat.modelhub.shape import Shape
 from nanochat.transfer.connection import Session, origin
@@ -75,18 +75,24 @@ def search(hub: HubClient, text: str, limit: int) -> list[dict[str, Any]]:
             rows.append(found | {"parameters": sum(counts.values()), "download_size": size})
         if len(rows) == limit:
             break
-    _add_shapes(hub, rows)
-    return rows
+    return _with_shapes(hub, rows)
 
 
-def _add_shapes(hub: HubClient, rows: list[dict[str, Any]]) -> None:
-    """Read each model's config.json, so that its memory can be told; what is late, gated or odd stays without."""
+def _with_shapes(hub: HubClient, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Read each model's config.json, so that its memory can be told: what is late or gated stays without.
+
+    Those go out of which the search told too little to see that this engine does not run them.
+    """
     pool = ThreadPoolExecutor(CONFIGS_AT_ONCE)
     asked = {pool.submit(_shape, hub, row["repo_id"], row["parameters"]): row for row in rows}
     wait(asked, timeout=CONFIGS_WITHIN)
+    kept: list[dict[str, Any]] = []
     for future, row in asked.items():
-        row["shape"] = future.result() if future.done() and future.exception() is None else None
+        error = future.exception() if future.done() else None
+        if not isinstance(error, UnsupportedModel):
+            kept.append(row | {"shape": future.result() if future.done() and error is None else None})
     pool.shutdown(wait=False, cancel_futures=True)
+    return kept
 
 
 def _shape(hub: HubClient, repo_id: str, parameters: int) -> dict[str, Any] | None:

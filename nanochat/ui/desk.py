@@ -63,6 +63,8 @@ class Desk:
         self.paths, self.settings = paths, settings
         self.engine, self.shelf = engine, shelf
         self.driver, self.ascii_only = driver, ascii_only
+        self.insisted: set[Path] = set()
+        """Models that the user has loaded although they do not fit: they are loaded so again, after idle time too."""
         self.opened = asyncio.Event()
         self.history: History
         self.host: ModelHost
@@ -260,7 +262,7 @@ class Desk:
     def _configure(self, app: NanochatApp, folder: Path) -> EngineConfig:
         """How a model is loaded; in a worker, right before it is: then it is also measured whether it fits."""
         self.models.measure(folder)
-        config = engine_config(folder, app.settings)
+        config = replace(engine_config(folder, app.settings), overcommit=folder in self.insisted)
         if free_memory(app.settings.device).kind == "cpu":
             return replace(config, max_num_batched_tokens=CPU_STEP_TOKENS)
         return config

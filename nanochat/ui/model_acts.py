@@ -57,11 +57,16 @@ class ModelActs:
         if fit is not None and not fit.fits and not self._flow.is_loaded(model):
             answers = [
                 Answer("leave", "Leave it"),
-                Answer("load", "Load it anyway", "The engine tries, with as much context as is left."),
+                Answer(
+                    "load",
+                    "Load it anyway",
+                    "Tries with all memory that there is and a short context; says so if that is too little.",
+                ),
             ]
             text = "\n".join(fit.arithmetic())
             if await self._app.ask(Question(f"{model.name} {fit.text}", text, answers)) != "load":
                 return False
+            self._app.desk.insisted.add(model.path)
         self._app.attempt(use_model(self._app, model))
         return True
 

@@ -155,7 +155,11 @@ def listing_row(group: str, one: Listing, fit: Fit | None, said: str) -> Row:
     facts.append(f"{size(one.download_size)} to download" if one.download_size else "size not known")
     facts.append(f"licence {sanitize_line(one.licence) or 'not known'}")
     about.append(", ".join(facts) + (", gated: its owners want you to accept it first" if one.gated else ""))
-    about += [sanitize_line(known)] if known else []
+    about += [
+        text
+        for text in (sanitize_line(known), f"fit: {one.only_weights}" if one.only_weights else "")
+        if text
+    ]
     return Row(
         f"{group}:{one.repo_id}", "listing", one.repo_id, cells | {"fit": said, "note": known}, "", tone,
         fit=fit, about=tuple(about),

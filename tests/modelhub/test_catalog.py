@@ -156,8 +156,13 @@ def test_a_search_knows_what_each_model_takes_where_its_configuration_can_be_rea
     hub.add(listed("org/chat-gated", 2)).gated = "auto"
     broken = hub.add(listed("org/chat-broken", 1))
     broken.files["config.json"] = File(b"{")
-    shapes = {one.repo_id: one.shape for one in search("chat")}
+    mamba = hub.add(listed("org/chat-hidden", 4))  # the search tells of a Llama
+    mamba.files["config.json"] = File(b'{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}')
+    found = search("chat")
+    shapes = {one.repo_id: one.shape for one in found}
     known = shapes["org/chat-open"]
     assert known is not None and (known.layers, known.context, known.parameters) == (2, 4096, 1010)
     assert shapes["org/chat-gated"] is None and shapes["org/chat-broken"] is None
+    assert "org/chat-hidden" not in shapes
+    assert ["once you have access" in one.only_weights for one in found] == [False, True, False]
     assert not hub.gets("*.safetensors*")

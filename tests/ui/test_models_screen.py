@@ -238,6 +238,12 @@ async def test_what_does_not_fit_is_loaded_only_when_the_user_insists(
         await stage.until(lambda: isinstance(stage.app.screen, Question))
         await stage.press("down", "enter")
         await stage.until(lambda: stage.app.host.model is not None and stage.app.host.model.path == folder)
+        await stage.until(lambda: len(stage.engine.loads) == 2)
+        assert [load.config.overcommit for load in stage.engine.loads] == [False, True]
+        stage.app.host.unload()
+        await stage.until(lambda: stage.screen == "ChatScreen")
+        await stage.ask("hello you")  # after idle time it is loaded as it was
+        assert stage.engine.loads[-1].config.overcommit
 
 
 async def test_a_load_shows_its_bytes_and_afterwards_estimate_and_truth(hub: Hub, home: Home) -> None:

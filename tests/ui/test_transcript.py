@@ -263,6 +263,21 @@ async def test_a_growing_code_block_paints_its_new_lines_only() -> None:
             assert reader.transcript.dirtied <= 4
 
 
+async def test_a_message_that_changes_before_the_screen_has_measured_itself_is_taken_in() -> None:
+    conversation = chat(count=2)
+    async with reading(Conversation("empty")) as reader:
+        transcript = reader.transcript
+        transcript.display = False
+        await reader.until(lambda: not transcript.size.height)
+        transcript.swap(conversation)
+        transcript.display = True
+        reader.app.screen._refresh_layout()  # it has room from here on, and hears of that in a moment
+        assert transcript.size.height
+        conversation.change("a1", footer="now 7 tok/s")
+        transcript.flush()
+        assert any("now 7 tok/s" in row for row in reader.rows)
+
+
 async def test_a_resize_keeps_the_place() -> None:
     async with reading(chat()) as reader:
         reader.transcript.scroll_to(y=60)

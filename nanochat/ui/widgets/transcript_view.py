@@ -107,13 +107,14 @@ class TranscriptView(ScrollView):
         dirty, self._dirty = self._dirty, set()
         view, (width, rows) = self._view, self._room
         if view is None or not width or not rows:
+            self._laid_out = 0  # when there is room, everything is taken in anew, whatever changes first
             self._set_height(0 if view is None else view.height)
             self.refresh()
             return
         height, known = view.height, self._laid_out == width
         ids: list[str] | None = None
         with self._numbering.kept(view, self.text_selection):
-            if None in dirty:
+            if None in dirty or not known:
                 view.reconcile(width)
             else:
                 ids = [name for name in dirty if name is not None and name in view.conversation]
