@@ -110,16 +110,19 @@ class Checkpoint:
         shape: Sequence[int],
         rows: slice | None = None,
         columns: slice | None = None,
+        height: int | None = None,
     ) -> None:
         """Read a tensor, or the part of a matrix that `rows` and `columns` select, into `to`.
 
         Args:
             to: of the part's shape, on any device, of any floating dtype; values are converted.
             shape: of the whole tensor, as the config has it.
+            height: how many rows the tensor has as a matrix; by default its first dimension.
         """
         entry = self.entry(name, shape)
         dtype = TORCH_DTYPES[entry.dtype]
-        num_rows, width = (entry.shape[0], math.prod(entry.shape[1:])) if entry.shape else (1, 1)
+        num_rows = height or (entry.shape[0] if entry.shape else 1)
+        width = math.prod(entry.shape) // num_rows if num_rows else 0
         first, last, _ = (rows or slice(None)).indices(num_rows)
         assert columns is not None or to.numel() == (last - first) * width
         start = entry.offset + first * width * dtype.itemsize

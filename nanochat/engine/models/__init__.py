@@ -107,4 +107,4 @@ def load_model(
         )
     from nanochat.engine.models.fallback import load_fallback
 
-    return load_fallback(folder, config, dtype, device, world_size, progress)
+    return load_fallback(folder, config, dtype, device, rank, world_size, progress, reduce, gather)

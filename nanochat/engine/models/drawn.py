@@ -52,6 +52,7 @@ class DrawnWeights(Checkpoint):
         shape: Sequence[int],
         rows: slice | None = None,
         columns: slice | None = None,
+        height: int | None = None,
     ) -> None:
         """Draw what would be read into `to`; `rows` and `columns` were already applied to its shape."""
         if name.endswith("norm.weight"):

@@ -6,6 +6,7 @@ the paged cache. It is imported here and nowhere else in the engine.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from nanochat.engine.models.config import ModelConfig
+from nanochat.engine.models.division import Division
+from nanochat.engine.models.share_reading import divided_class, read_share, whole_model
 from nanochat.engine.weights import Checkpoint
 from nanochat.errors import InvalidModel, UnsupportedModel
 from nanochat.kernels import pick
-from nanochat.kernels.bundle import AttentionSpec, Kernels
+from nanochat.kernels.bundle import AttentionSpec, Gather, Kernels, Reduce
 from nanochat.kernels.layout import AttentionLayout
 
 ATTENTION = "nanochat"
+_ONE_AT_A_TIME = threading.Lock()  # while Transformers makes a model, it changes defaults of all of torch
 _UNKNOWN_ARGUMENTS = ("s_aux", "position_bias", "alibi", "head_mask", "indices")  # attention that ours is not
 
 
@@ -33,13 +37,17 @@ class PagedStep:
     kernels: Kernels
     plan: Any
     kv_cache: list[tuple[Tensor, Tensor]]
+    num_kv_heads: int  # of this rank
 
 
 class TransformersModel:
     """A model of Transformers' behind the `Model` interface."""
 
-    def __init__(self, config: ModelConfig, causal: nn.Module, device: torch.device, bytes_read: int) -> None:
+    def __init__(
+        self, config: ModelConfig, causal: nn.Module, device: torch.device, bytes_read: int, num_kv_heads: int
+    ) -> None:
         self.config = config
+        self.num_kv_heads = num_kv_heads
         self.kernels = pick(device)
         self.num_bytes = sum(p.numel() * p.element_size() for p in causal.parameters())
         self.bytes_read = bytes_read
@@ -49,17 +57,13 @@ class TransformersModel:
         setattr(causal, name, _Passed())
         self._head = causal
 
-    @property
-    def num_kv_heads(self) -> int:
-        """See `Model`."""
-        return self.config.num_kv_heads
-
     @torch.inference_mode()
     def forward(
         self, ids: Tensor, positions: Tensor, layout: AttentionLayout, kv_cache: list[tuple[Tensor, Tensor]]
     ) -> Tensor:
         """See `Model`."""
-        step = PagedStep(self.config, self.kernels, self.kernels.plan(layout), kv_cache)
+        plan = self.kernels.plan(layout)
+        step = PagedStep(self.config, self.kernels, plan, kv_cache, self.num_kv_heads)
         output = self._decoder(
             input_ids=ids[None], position_ids=positions[None], use_cache=False, paged_step=step
         )
@@ -125,10 +129,10 @@ def paged_attention(
             f"{type(module).__name__} does not run in the paged cache ({what}): take another model"
         )
     kv_shape = (key.shape[1], key.shape[3])
-    if kv_shape != (config.num_kv_heads, config.head_dim) or value.shape != key.shape:
+    if kv_shape != (paged_step.num_kv_heads, config.head_dim) or value.shape != key.shape:
         raise UnsupportedModel(
             f"{config.architecture} has {key.shape[1]} key heads of {key.shape[3]} and value heads of "
-            f"{value.shape[3]} where its config has {config.num_kv_heads} of {config.head_dim}: take another model"
+            f"{value.shape[3]} where its config has {paged_step.num_kv_heads} of {config.head_dim}: take another model"
         )
     index = int(cast(Any, module.layer_idx))
     cache = paged_step.kv_cache[index]
@@ -150,30 +154,52 @@ def load_fallback(
     config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
+    rank: int,
     ranks: int,
     progress: Callable[[int, int], None] | None,
+    reduce: Reduce | None,
+    gather: Gather | None,
 ) -> TransformersModel:
     """See `load_model`. Safetensors only, and no code from the model's repository."""
-    if ranks > 1:
-        raise UnsupportedModel(
-            f"{config.architecture} runs through Transformers, on one device only: set tensor_parallel_size to 1"
-        )
-    with Checkpoint(folder) as checkpoint:  # every header is checked before Transformers opens a file
+    with (
+        _ONE_AT_A_TIME,
+        Checkpoint(folder) as checkpoint,
+    ):  # headers are checked before Transformers opens a file
         total = checkpoint.num_bytes
-    _register()
-    theirs = _read_config(folder, config)
-    _refuse_unpluggable(config, theirs)
-    if progress is not None:
-        progress(0, total)
-    causal = _read_weights(folder, theirs, dtype).to(device).eval()
+        theirs = _read_config(folder, config)
+        _refuse_unpluggable(config, theirs)
+        if progress is not None:
+            progress(0, total)
+        if ranks == 1:
+            causal, kv_heads, read = _read_weights(folder, theirs, dtype), config.num_kv_heads, total
+        else:
+            assert reduce is not None and gather is not None
+            if progress is not None:
+                checkpoint.progress = lambda done, total: progress(min(done * ranks, total), total)
+            whole = whole_model(theirs, ATTENTION)
+            division = Division(whole, config, rank, ranks)
+            share = read_share(checkpoint, whole, division)
+            causal = _read_weights(folder, theirs, dtype, divided_class(whole, division), share)
+            division.connect(causal, reduce, gather)
+            kv_heads, read = division.num_kv_heads, checkpoint.bytes_read
+        causal = causal.to(device).eval()
     if progress is not None:
         progress(total, total)
-    return TransformersModel(config, causal, device, total)
+    return TransformersModel(config, causal, device, read, kv_heads)
+
+
+def refuse_undividable(folder: Path, config: ModelConfig, ranks: int) -> None:
+    """Raise UnsupportedModel for a model that Transformers runs, but not over `ranks`; nothing is loaded for it."""
+    with _ONE_AT_A_TIME:
+        theirs = _read_config(folder, config)
+        _refuse_unpluggable(config, theirs)
+        Division(whole_model(theirs, ATTENTION), config, 0, ranks)
 
 
 def _read_config(folder: Path, config: ModelConfig) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    _register()
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
@@ -186,8 +212,18 @@ def _read_config(folder: Path, config: ModelConfig) -> Any:
         ) from error
 
 
-def _read_weights(folder: Path, theirs: Any, dtype: torch.dtype) -> nn.Module:
-    """Transformers only warns of weights that are missing and draws them at random; here that is an error."""
+def _read_weights(
+    folder: Path,
+    theirs: Any,
+    dtype: torch.dtype,
+    model_class: Any = None,
+    share: dict[str, Tensor] | None = None,
+) -> nn.Module:
+    """Transformers only warns of weights that are missing and draws them at random; here that is an error.
+
+    Args:
+        model_class, share: of a rank's share, what to make of it and its tensors; otherwise all is read from the folder.
+    """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -195,8 +231,9 @@ def _read_weights(folder: Path, theirs: Any, dtype: torch.dtype) -> nn.Module:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        causal, report = cast(Any, AutoModelForCausalLM).from_pretrained(
-            folder,
+        causal, report = cast(Any, model_class or AutoModelForCausalLM).from_pretrained(
+            folder if share is None else None,
+            state_dict=share,
             config=theirs,
             dtype=dtype,
             attn_implementation=ATTENTION,
@@ -206,6 +243,11 @@ def _read_weights(folder: Path, theirs: Any, dtype: torch.dtype) -> nn.Module:
             output_loading_info=True,
         )
     except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        if share is not None:
+            raise UnsupportedModel(
+                f"the weights of {folder.name} cannot be divided as they lie in its files ({_short(error)}): "
+                "set tensor_parallel_size to 1"
+            ) from error
         raise InvalidModel(
             f"Transformers cannot load {folder.name} ({_short(error)}): fetch the model again, or take another"
         ) from error

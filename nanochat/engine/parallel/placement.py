@@ -7,7 +7,7 @@ import torch
 from nanochat.engine.config import EngineConfig
 from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.parallel.shares import refuse_unsplittable
-from nanochat.errors import UsageError
+from nanochat.errors import UnsupportedModel, UsageError
 
 _WEIGHTS_SHARE = 0.75  # of a GPU's usable memory: the rest is for keys, values and the work of a step
 
@@ -17,11 +17,13 @@ def choose_ranks(config: EngineConfig, model: ModelConfig, device: torch.device,
 
     Raises:
         UsageError: the model cannot be divided like that, or so many devices are not there.
+        UnsupportedModel: Transformers runs it, and has no plan for it that can be followed over so many.
     """
     asked = config.tensor_parallel_size
     there = _devices(device)
     if asked is None:
-        return 1 if device.type == "cpu" or not model.native else _needed(config, model, device, dtype, there)
+        ranks = 1 if device.type == "cpu" else _needed(config, model, device, dtype, there)
+        return ranks if ranks == 1 or model.native or _has_plan(config, model, ranks) else 1
     if asked < 1:
         raise UsageError(f"tensor_parallel_size must be at least 1, not {asked}")
     refuse_unsplittable(model, asked)
@@ -29,7 +31,24 @@ def choose_ranks(config: EngineConfig, model: ModelConfig, device: torch.device,
         raise UsageError(
             f"tensor_parallel_size {asked} was asked for, and there are {there} CUDA devices from {device} on"
         )
+    if asked > 1 and not model.native:
+        _refuse_undividable(config, model, asked)
     return asked
+
+
+def _refuse_undividable(config: EngineConfig, model: ModelConfig, ranks: int) -> None:
+    from nanochat.engine.models.fallback import refuse_undividable
+
+    refuse_undividable(config.model, model, ranks)
+
+
+def _has_plan(config: EngineConfig, model: ModelConfig, ranks: int) -> bool:
+    """Whether Transformers' plan for a model can be followed over `ranks`."""
+    try:
+        _refuse_undividable(config, model, ranks)
+    except UnsupportedModel:
+        return False
+    return True
 
 
 def _devices(first: torch.device) -> int | None:

@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 import nanochat
 from nanochat import errors
 from nanochat.engine.parallel.channel import SharedMemory, allocate
@@ -185,7 +187,7 @@ class Workers:
     # The watch ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        silence = _Silence(self.memory, self.ranks)
+        silence = _Silence(self.memory, self.ranks, [_StartedProcess(pid) for pid in self.pids])
         stall = _Stall(self.memory, self.ranks)
         sockets = {line.socket: place for place, line in enumerate(self._lines)}
         while not self._closing and self.failure is None:
@@ -232,10 +234,15 @@ class Workers:
 
 
 class _Silence:
-    """Which worker has given no sign of life. Counts its own looks: while all were asleep, nobody is to blame."""
+    """Which worker has given no sign of life. Counts its own looks: while all were asleep, nobody is to blame.
 
-    def __init__(self, memory: SharedMemory, ranks: int) -> None:
+    A worker that starts imports for seconds in which none of its threads can beat, so until it says that it has
+    started, what counts is that its process works.
+    """
+
+    def __init__(self, memory: SharedMemory, ranks: int, starting: list[_StartedProcess]) -> None:
         self._pulses = [memory.pulse(rank) for rank in range(1, ranks)]
+        self._starting = starting
         self._beats = [-1] * (ranks - 1)
         self._looks = [0] * (ranks - 1)
         self._last = time.monotonic()
@@ -248,13 +255,30 @@ class _Silence:
         self._last = now
         for place, pulse in enumerate(self._pulses):
             beats = pulse.beats
-            if beats != self._beats[place] or not started[place]:
-                self._beats[place], self._looks[place] = beats, 0
-            else:
-                self._looks[place] += 1
-                if self._looks[place] >= SILENCE:
-                    return place + 1
+            alive = beats != self._beats[place] if started[place] else self._starting[place].works()
+            self._beats[place] = beats
+            self._looks[place] = 0 if alive else self._looks[place] + 1
+            if self._looks[place] >= SILENCE:
+                return place + 1
         return None
+
+
+class _StartedProcess:
+    """A process that has only just been started."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._seconds = -1.0
+
+    def works(self) -> bool:
+        """Whether it has computed since the last question, or waits for a disk."""
+        try:
+            process = psutil.Process(self._pid)
+            seconds, before = sum(process.cpu_times()[:2]), self._seconds
+            self._seconds = seconds
+            return seconds > before or process.status() == psutil.STATUS_DISK_SLEEP
+        except psutil.Error:
+            return True  # it is gone: its socket tells how
 
 
 class _Stall:

@@ -67,13 +67,12 @@ def share(size: int, rank: int, ranks: int) -> slice:
 
 
 def refuse_unsplittable(config: ModelConfig, ranks: int) -> None:
-    """Raise UsageError, with the numbers, for a model that cannot be divided over `ranks`."""
+    """Raise UsageError, with the numbers, for a model that cannot be divided over `ranks`.
+
+    A model that Transformers runs has a plan that says more (`Division`).
+    """
     if ranks == 1:
         return
-    if not config.native:
-        raise UsageError(
-            f"{config.architecture} runs through Transformers, on one device only: set tensor_parallel_size to 1"
-        )
     group = config.num_heads // config.num_kv_heads
     sharers = -(-ranks // config.num_kv_heads)
     most = config.num_kv_heads * group
@@ -82,6 +81,8 @@ def refuse_unsplittable(config: ModelConfig, ranks: int) -> None:
             f"{config.num_heads} attention heads over {config.num_kv_heads} key-value heads cannot be split over "
             f"{ranks} devices: take a tensor_parallel_size of at most {most}"
         )
+    if not config.native:
+        return
     widths = [config.intermediate_size, *([config.experts.intermediate_size] if config.experts else [])]
     narrowest = min(_parts(width, ranks) for width in widths)
     if narrowest < ranks:

@@ -12,8 +12,6 @@ import transformers as tf
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 131, "max_position_embeddings": 256}
 COMMON = {**SIZES, "bos_token_id": 1, "eos_token_id": 2}
-SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 131, "max_position_embeddings": 256}
-COMMON = {**SIZES, "bos_token_id": 1, "eos_token_id": 2}
 GQA = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
 MHA = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 80}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
@@ -110,6 +108,9 @@ THROUGH_TRANSFORMERS = {
     "starcoder2": lambda: tf.Starcoder2Config(**COMMON, **GQA, sliding_window=12),
     "gpt2": lambda: tf.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=131, n_positions=256),
     "mixtral": lambda: tf.MixtralConfig(**COMMON, **GQA, num_local_experts=4),
+    "mixtral_narrow": lambda: tf.MixtralConfig(
+        **COMMON, **{**GQA, "intermediate_size": 24}, num_local_experts=4
+    ),
 }
 
 TINY = NATIVE | THROUGH_TRANSFORMERS

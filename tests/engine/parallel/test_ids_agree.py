@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from nanochat import SamplingParams
 from nanochat.engine import llm as engine
 from nanochat.engine import loading
 from nanochat.engine.parallel import group
+from nanochat.engine.parallel.collectives import Collectives
 from nanochat.engine.parallel.messages import StepReader
-from nanochat.errors import EngineDead, OutOfMemory, UsageError
+from nanochat.errors import EngineDead, OutOfMemory, UnsupportedModel, UsageError
 
 LENGTH = 128
 SHARED = list(range(3, 43))  # two full blocks and a half
@@ -92,6 +94,57 @@ def test_four_ranks_share_out_what_does_not_divide(name: str, tiny_folder) -> No
     same(tiny_folder(name), 4, 16)
 
 
+@pytest.mark.parametrize("name", ["gemma2", "olmo2", "starcoder2", "mixtral"])
+def test_what_transformers_runs_is_divided_by_its_plan(name: str, tiny_folder) -> None:
+    same(tiny_folder(name), 2, 16)
+
+
+def test_four_ranks_share_two_key_value_heads_in_what_transformers_runs(tiny_folder) -> None:
+    same(tiny_folder("gemma2"), 4, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "in_a_step", "needless"),
+    [
+        ("smollm2", 8, ()),
+        ("mixtral", 8, ()),
+        (
+            "olmo2",
+            17,
+            (3, 8, 13),
+        ),  # values need no gathering; outputs: as in smollm2
+    ],
+)
+def test_every_collective_of_a_step_counts(name, in_a_step, needless, tiny_folder, monkeypatch) -> None:
+    """The ids tell when any one of them is left out, on all ranks alike: embedding, halves of layers, head."""
+    folder, do, done = tiny_folder(name), Collectives._do, Counter()
+    prompts, wish = [PROMPTS[0], PROMPTS[2]], wishes(6)[0]
+
+    def run(ranks: int):
+        llm = engine.LLM(
+            folder, dtype="float32", device="cpu", tensor_parallel_size=ranks, skip_tokenizer=True
+        )
+        found = [output.outputs[0].token_ids for output in llm.generate(prompts, wish, use_tqdm=False)]
+        llm.close()
+        return found
+
+    def leaves_out(dropped: int):
+        def maybe(self, operation):
+            place, done[self] = done[self] % in_a_step, done[self] + 1
+            if place != dropped:
+                do(self, operation)
+
+        return maybe
+
+    alone = run(1)
+    for dropped in set(range(in_a_step)) - {*needless}:
+        monkeypatch.setattr(Collectives, "_do", leaves_out(dropped))
+        assert run(2) != alone, dropped
+    monkeypatch.setattr(Collectives, "_do", leaves_out(in_a_step))
+    assert run(2) == alone
+    assert {count % in_a_step for count in done.values()} == {0}
+
+
 def test_preempted_replies_go_on_as_on_one_rank(tiny_folder) -> None:
     found = same(tiny_folder("qwen3"), 2, 100, num_blocks=24)
     assert found[2][1] > 0
@@ -150,12 +203,13 @@ def test_a_step_that_is_interrupted_ends_the_engine_with_a_reason(tiny_folder, m
     ("name", "ranks", "why"),
     [
         ("qwen3", 5, "4 attention heads over 2 key-value heads"),
-        ("mixtral", 2, "Mixtral.* runs through Transformers"),
+        ("gpt2", 2, "GPT2.* no tensor-parallel plan"),
+        ("mixtral_narrow", 4, r"Mixtral.* cannot follow over 4 .*experts.gate_up_proj: 24 columns"),
     ],
 )
 def test_what_cannot_be_divided_is_refused_before_anything_starts(
     name, ranks, why, tiny_folder, monkeypatch
 ) -> None:
     monkeypatch.setattr(group, "Workers", None)
-    with pytest.raises(UsageError, match=why):
+    with pytest.raises((UsageError, UnsupportedModel), match=why):
         replies(tiny_folder(name), ranks, 4)

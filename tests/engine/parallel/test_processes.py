@@ -33,8 +33,9 @@ WAIT = 60.0
 
 
 @pytest.fixture(scope="module", autouse=True)
-def scratch(tmp_path_factory: pytest.TempPathFactory):
+def scratch(tmp_path_factory: pytest.TempPathFactory, tiny_folder):
     """Where temporary folders go: an empty one, so that whatever is left of a group is seen."""
+    tiny_folder("llama_biases")  # Transformers makes folders of its own when it makes its first model
     folder, before, threads = tmp_path_factory.mktemp("scratch"), tempfile.tempdir, torch.get_num_threads()
     tempfile.tempdir = str(folder)
     yield folder
@@ -180,6 +181,19 @@ def test_a_rank_that_cannot_start_is_an_error_and_not_a_wait(
     with pytest.raises(EngineDead, match="ended with code 1"):
         LLM(tiny_folder("llama_biases"), device="cpu", tensor_parallel_size=2, skip_tokenizer=True)
     assert time.monotonic() - started < 10
+    assert not list(scratch.iterdir())
+
+
+def test_a_rank_that_hangs_before_it_has_started_is_an_error_and_not_a_wait(
+    tiny_folder, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asleep = tmp_path / "python"
+    asleep.write_text("#!/bin/sh\nexec sleep 600\n")
+    asleep.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(asleep))
+    monkeypatch.setattr(processes, "SILENCE", 5)
+    with pytest.raises(EngineDead, match=r"rank 1 of 2 .* gave no sign of life for 1 s"):
+        LLM(tiny_folder("llama_biases"), device="cpu", tensor_parallel_size=2, skip_tokenizer=True)
     assert not list(scratch.iterdir())
 
 
