@@ -107,6 +107,8 @@ class TranscriptView(ScrollView):
         dirty, self._dirty = self._dirty, set()
         view, (width, rows) = self._view, self._room
         if view is None or not width or not rows:
+            if view is not None:
+                self._dirty = {None}  # whatever it is: taken in with the size, which a resize brings
             self._set_height(0 if view is None else view.height)
             self.refresh()
             return
