@@ -41,6 +41,7 @@ class PromptBar(Vertical):
         self._history, self._commands = history, commands
         self.folder = Path.cwd()
         self.when_empty: Callable[[str], bool] = lambda _verb: False
+        self._offered = ""  # the text that the list was made for
 
     def compose(self) -> ComposeResult:
         """The list above the box."""
@@ -65,8 +66,12 @@ class PromptBar(Vertical):
     @on(PromptBox.Typing)
     def _typing(self, event: PromptBox.Typing) -> None:
         event.stop()
-        before = event.before_cursor
         self.post_message(self.Changed(self.box.draft))
+        self._offer(event.before_cursor)
+
+    def _offer(self, before: str) -> None:
+        """Suggest how this text could go on."""
+        self._offered = before
         if before.startswith("/") and not re.search(r"\s", before):
             self.query_one(Completions).offer(self._commands(before[1:])[:_SHOWN])
         elif match := _MENTION.search(before):
@@ -85,6 +90,9 @@ class PromptBar(Vertical):
     def _completing(self, verb: str) -> bool:
         """What the box asks before it acts: whether the list takes the key."""
         completions = self.query_one(Completions)
+        if (before := self.box.before_cursor) != self._offered:  # keys came faster than the list
+            completions.close()
+            self._offer(before)
         if not completions.is_open:
             return not self.box.text and self.when_empty(verb)
         if verb in ("up", "down"):
