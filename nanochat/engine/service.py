@@ -7,6 +7,7 @@ submitted while it runs waits behind it. Nothing here ever waits for a reader.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -152,7 +153,7 @@ class EngineService:
     def close(self, timeout: float = 10.0) -> None:
         """Unload and end the thread."""
         thread = self._thread
-        if thread is None:
+        if thread is None or not thread.is_alive():
             return
         self.unload()
         with self._bell:
@@ -160,6 +161,8 @@ class EngineService:
             self._bell.notify()
         if thread is not threading.current_thread():
             thread.join(timeout)
+        if not thread.is_alive():
+            atexit.unregister(self.close)
 
     def _cancel(self, request_id: str) -> None:
         self._post(lambda: self._do_cancel(request_id))
@@ -170,6 +173,8 @@ class EngineService:
                 self._closing = False
                 self._thread = threading.Thread(target=self._run, name="nanochat-engine", daemon=True)
                 self._thread.start()
+                # An interpreter that ends under a thread that is inside torch aborts the process.
+                atexit.register(self.close)
             self._commands.append(command)
             self._bell.notify()
 

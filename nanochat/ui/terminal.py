@@ -13,12 +13,11 @@ import termios
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
 
-from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual.drivers.linux_driver import LinuxDriver
 
 from nanochat.settings import private_folder
+from nanochat.ui.keyboard import read_keys
 
 log = logging.getLogger("nanochat.terminal")
 
@@ -51,15 +50,9 @@ class ScreenFile(io.TextIOWrapper):
 class TerminalDriver(LinuxDriver):
     """Textual's driver, with what it lacks in real terminals.
 
-    It survives bytes that are not UTF-8 (X10 mouse reports after a tmux reattach), it believes the terminal's size and
-    not an exported COLUMNS, and alt+1 to alt+9 are what they are: Textual 8.2 reads ESC 1 as the sign that Option+1
-    types on a Mac.
+    Keys are read by `read_keys`: it survives bytes that are not UTF-8 (X10 mouse reports after a tmux reattach), and Esc
+    and alt+1 to alt+9 act at once. The terminal's size is believed, not an exported COLUMNS.
     """
-
-    def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
-        for digit in "123456789":
-            cast("dict[str, object]", ANSI_SEQUENCES_KEYS).pop(f"\x1b{digit}", None)
 
     def _get_terminal_size(self) -> tuple[int, int]:
         try:
@@ -69,14 +62,8 @@ class TerminalDriver(LinuxDriver):
             return super()._get_terminal_size()
 
     def run_input_thread(self) -> None:
-        """Read keys until the end; a damaged sequence is dropped, not fatal."""
-        while True:
-            try:
-                super().run_input_thread()
-            except UnicodeDecodeError as error:
-                log.warning("dropped input that is not UTF-8: %r", error.object[:32])
-                continue
-            return
+        """Read keys until the end."""
+        read_keys(self.fileno, self.process_message, self.exit_event, debug=self._debug)
 
 
 @contextmanager

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from hash_model import HashModel, hash_config, hash_loaded, reply
@@ -226,3 +229,30 @@ def test_many_threads_submit_and_cancel_at_once(ready: EngineService) -> None:
         thread.join(WAIT)
     assert not failures and not any(thread.is_alive() for thread in threads)
     assert ready.stats().blocks_used == 0
+
+
+LEFT_ALONE = """
+import atexit, threading
+from hash_model import hash_config, hash_loaded
+from nanochat.engine import loading
+from nanochat.engine.service import EngineService
+
+def look():  # the first to be registered is the last to be called
+    print("nanochat-engine" in [thread.name for thread in threading.enumerate()])
+
+atexit.register(look)
+loading.load = lambda config, progress=None: hash_loaded(config)
+EngineService().load(hash_config()).wait(30)
+"""
+
+
+def test_a_program_that_ends_waits_for_the_step_under_way() -> None:
+    """A thread that is inside torch when the interpreter ends aborts the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_ALONE],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr

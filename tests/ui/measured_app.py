@@ -1,7 +1,8 @@
-"""The application as `screen_measure.py` measures it: `python measured_app.py HOME tabs|prose|fence`.
+"""The application as `screen_measure.py` measures it: `python measured_app.py HOME MODE`.
 
-`tabs` streams from a script at 2,000 tokens a second in every tab. `prose` and `fence` run the starter model in the
-real engine; `fence` shows a program of 2,000 lines in place of the model's words, as many characters as come.
+`tabs` streams from a script at 2,000 tokens a second in every tab. The others run the starter model in the real
+engine; `fence` shows a program of 2,000 lines in place of the model's words, as many characters as come; `watched`
+writes to HOME/engine.log what runs and what blocks are used, whenever that changes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from nanochat.ui.shelf import Shelf
 from nanochat.ui.terminal import TerminalDriver, held
 
 RATE, TICK = 2000, 0.01  # tokens a second in every tab, in bursts this many seconds apart
+LOOK = 0.005
 PROSE = "A sentence with *some* words in it, and `code`, and more. " * 8 + "\n\n"
 LINE = "    value = compute(index, total)  # line {0} of the program\n"
 FENCE = "```python\n" + "".join(LINE.format(number) for number in range(2000)) + "```\n\n"
@@ -93,6 +95,18 @@ class FenceLanguage:
         return replace(self.real.prompt(messages, **how), reader=reader)
 
 
+def watch(engine: EngineService, file: Path) -> None:
+    """Write down the moment, requests that run and blocks in use, until the end of the process."""
+    last = (0, 0)
+    with file.open("w", encoding="utf-8", buffering=1) as out:
+        while True:
+            stats = engine.stats()
+            if (now := (stats.running, stats.blocks_used)) != last:
+                last = now
+                out.write(f"{time.monotonic()} {stats.running} {stats.blocks_used}\n")
+            time.sleep(LOOK)
+
+
 def main() -> None:
     paths, mode = paths_in(Path(sys.argv[1])), sys.argv[2]
     log_to(paths.log_file)
@@ -107,8 +121,12 @@ def main() -> None:
             read=lambda model: FakeLanguage(model.name), driver=TerminalDriver,
         )  # fmt: skip
     else:
+        engine = EngineService()
+        if mode == "watched":
+            out = Path(sys.argv[1]) / "engine.log"
+            threading.Thread(target=watch, args=(engine, out), daemon=True).start()
         desk = Desk(
-            paths, settings, engine=EngineService(), shelf=Shelf(paths, settings), read=read,
+            paths, settings, engine=engine, shelf=Shelf(paths, settings), read=read,
             driver=TerminalDriver,
         )  # fmt: skip
     with held(paths.log_file):

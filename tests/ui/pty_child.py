@@ -28,7 +28,7 @@ class PtyChild:
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
         self.slave = slave
-        self.output = b""
+        self.output = bytearray()
 
     def resize(self, rows: int, columns: int) -> None:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -48,8 +48,8 @@ class PtyChild:
     def until(self, text: bytes, seconds: float = 20.0, *, since: int = 0) -> float:
         """Read until `text` has come after position `since`; returns the moment."""
         end = monotonic() + seconds
-        while text not in self.output[since:]:
-            assert monotonic() < end, f"{text!r} never came; the last output: {self.output[-2000:]!r}"
+        while self.output.find(text, since) < 0:
+            assert monotonic() < end, f"{text!r} never came; the last output: {bytes(self.output[-2000:])!r}"
             self.read(0.05)
         return monotonic()
 

@@ -157,6 +157,16 @@ async def test_slash_opens_the_commands_and_enter_on_a_whole_one_sends_it(tmp_pa
         await until(pilot, lambda: app.sent == ["/help"])
 
 
+async def test_enter_takes_no_suggestion_for_less_than_what_was_typed(tmp_path: Path) -> None:
+    app = Bench(tmp_path)
+    async with app.run_test() as pilot:
+        await pilot.press("/", "s")
+        await until(pilot, lambda: app.query_one(Completions).is_open)
+        app.box.insert("et temperature 0")  # no message has told the list
+        app.box.action_send()
+        await until(pilot, lambda: app.sent == ["/set temperature 0"])
+
+
 async def test_at_suggests_files_and_tab_takes_one(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     app = Bench(tmp_path)

@@ -241,6 +241,25 @@ async def test_a_hidden_chat_paints_nothing_and_is_complete_when_shown() -> None
         await reader.until(lambda: "streamed 499" in "".join(reader.rows[-3:]))
 
 
+async def test_text_that_comes_between_the_layout_and_its_event_is_taken_in() -> None:
+    app, conversation = Screen(), Conversation("chat")
+
+    def hook(message: Message) -> None:
+        if isinstance(message, events.Resize) and "s" in conversation:
+            conversation.write("s", "word ")
+            app.transcript.flush()
+
+    app.transcript.display = False
+    async with app.run_test(size=SIZE, message_hook=hook) as pilot:
+        app.transcript.swap(conversation)
+        await pilot.pause()
+        conversation.append(TranscriptMessage("s", "assistant", status="streaming"))
+        await pilot.pause()
+        app.transcript.display = True
+        reader = Reader(app, pilot)
+        await reader.until(lambda: any("word" in row for row in reader.rows))
+
+
 async def test_nothing_is_painted_while_nothing_happens() -> None:
     async with reading(chat()) as reader:
         await reader.idle()

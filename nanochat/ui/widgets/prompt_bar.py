@@ -93,9 +93,7 @@ class PromptBar(Vertical):
     def _completing(self, verb: str) -> bool:
         """What the box asks before it acts: whether the list takes the key."""
         completions = self.query_one(Completions)
-        if (
-            self._offered_for != self.box.before_cursor
-        ):  # keys that came in one go: the list is for a text that was
+        if self._offered_for != self.box.before_cursor:  # keys came faster than the list
             completions.close()
             self._suggest()
         if not completions.is_open:

@@ -1,0 +1,83 @@
+"""Keys as a terminal sends them: what follows an ESC belongs to it, and how long to wait before nothing does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Iterable
+from threading import Event
+
+from textual import constants, events
+from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
+from textual._xterm_parser import XTermParser
+from textual.message import Message
+
+log = logging.getLogger("nanochat.keyboard")
+
+ESC = "\x1b"
+#: Seconds of silence after which a lone ESC is the key: a sequence comes in one piece. `ESCDELAY` says otherwise.
+ESCAPE_SECONDS = constants.ESCAPE_DELAY if "ESCDELAY" in os.environ else 0.03
+#: The same for the beginning of a longer sequence, which nobody types.
+SEQUENCE_SECONDS = constants.ESCAPE_DELAY
+_LOOK_SECONDS = 0.1  # between two looks at whether to end
+
+
+class KeyParser(XTermParser):
+    """Textual's parser, but alt with a letter or a digit is known at once.
+
+    Textual waits whether the sequence goes on, which none that begins so does; and it reads ESC 1 as the sign that
+    Option+1 types on a Mac.
+    """
+
+    def _sequence_to_key_events(self, sequence: str, alt: bool = False) -> Iterable[events.Key]:
+        if _is_alt_key(sequence):
+            return [events.Key(f"alt+{sequence[1]}", sequence[1])]
+        return super()._sequence_to_key_events(sequence, alt)
+
+    @property
+    def waits(self) -> bool:
+        """Whether what was read so far may go on."""
+        return self._timeout_time is not None
+
+    def expire(self) -> Iterable[Message]:
+        """Nothing more came: what was read so far is all there is."""
+        if self.waits:
+            self._timeout_time = 0.0
+        return self.tick()
+
+
+def _is_alt_key(sequence: str) -> bool:
+    if len(sequence) != 2 or sequence[0] != ESC or not sequence[1].isascii():
+        return False
+    digit, letter = sequence[1] in "123456789", sequence[1].islower()
+    return digit or (letter and sequence not in ANSI_SEQUENCES_KEYS)
+
+
+def read_keys(descriptor: int, take: Callable[[Message], None], ended: Event, *, debug: bool = False) -> None:
+    """Read keys until the end. A damaged sequence is dropped, not fatal; what is still there at the end, too.
+
+    Time counts only while nothing can be read: on a busy machine no sequence falls apart.
+    """
+    parser, decoder = KeyParser(debug), getincrementaldecoder("utf-8")()
+    patience = SEQUENCE_SECONDS
+    with selectors.SelectSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        while not ended.is_set():
+            if not selector.select(patience if parser.waits else _LOOK_SECONDS):
+                found = parser.expire()
+            elif data := os.read(descriptor, 4096):
+                try:
+                    text = decoder.decode(data)
+                except UnicodeDecodeError as error:
+                    log.warning("dropped input that is not UTF-8: %r", error.object[:32])
+                    parser, decoder = KeyParser(debug), getincrementaldecoder("utf-8")()
+                    continue
+                patience = ESCAPE_SECONDS if text.endswith(ESC) else SEQUENCE_SECONDS
+                found = parser.feed(text) if text else ()
+            else:
+                ended.wait(_LOOK_SECONDS)  # nobody is there any more; a signal will say so
+                continue
+            for message in found:
+                take(message)

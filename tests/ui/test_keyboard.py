@@ -1,0 +1,112 @@
+"""Keys as a terminal sends them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from queue import Empty, Queue
+
+import pytest
+from textual import events
+from textual.message import Message
+
+from nanochat.ui import keyboard
+from nanochat.ui.keyboard import KeyParser, read_keys
+
+
+def keys(parser: KeyParser, text: str) -> list[str]:
+    return [message.key for message in parser.feed(text) if isinstance(message, events.Key)]
+
+
+@pytest.mark.parametrize("key", ["1", "9", "z"])
+def test_alt_with_a_letter_or_a_digit_is_known_at_once(key: str) -> None:
+    parser = KeyParser()
+    assert keys(parser, f"\x1b{key}") == [f"alt+{key}"]
+    assert not parser.waits
+
+
+def test_alt_keys_that_mean_something_else_still_do() -> None:
+    parser = KeyParser()
+    assert keys(parser, "\x1bf\x1bb\x1b[A\x1bOP\x1b[1;3A") == [
+        "ctrl+right",
+        "ctrl+left",
+        "up",
+        "f1",
+        "alt+up",
+    ]
+
+
+def test_an_escape_is_a_key_when_nothing_follows() -> None:
+    parser = KeyParser()
+    assert keys(parser, "\x1b") == []
+    assert parser.waits
+    assert [message.key for message in parser.expire() if isinstance(message, events.Key)] == ["escape"]
+    assert not parser.waits
+
+
+class Keyboard:
+    """`read_keys` on a pipe."""
+
+    def __init__(self) -> None:
+        self._out, self._in = os.pipe()
+        self._found: Queue[Message] = Queue()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=read_keys, args=(self._out, self._found.put, self._ended))
+        self._thread.start()
+
+    def type(self, data: bytes) -> None:
+        os.write(self._in, data)
+
+    def next(self) -> str:
+        message = self._found.get(timeout=20)
+        assert isinstance(message, events.Key)
+        return message.key
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join(20)
+        os.close(self._in)
+        os.close(self._out)
+        with pytest.raises(Empty):
+            self._found.get_nowait()
+
+
+@pytest.fixture
+def terminal() -> Iterator[Keyboard]:
+    found = Keyboard()
+    yield found
+    found.close()
+
+
+def test_a_lone_escape_acts_by_itself(terminal: Keyboard) -> None:
+    terminal.type(b"\x1b")
+    assert terminal.next() == "escape"
+
+
+def test_a_sequence_that_comes_in_two_pieces_is_one_key(
+    terminal: Keyboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keyboard, "ESCAPE_SECONDS", 20.0)  # however slow this machine is
+    monkeypatch.setattr(keyboard, "SEQUENCE_SECONDS", 20.0)
+    terminal.type(b"\x1b")
+    terminal.type(b"[")
+    terminal.type(b"A")
+    assert terminal.next() == "up"
+
+
+def test_a_letter_of_several_bytes_may_come_in_pieces(terminal: Keyboard) -> None:
+    terminal.type("é".encode()[:1])
+    terminal.type("é".encode()[1:])
+    assert terminal.next() == "é"
+
+
+def test_input_that_is_not_text_is_dropped_and_keys_go_on(
+    terminal: Keyboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped = threading.Event()
+    monkeypatch.setattr(keyboard.log, "warning", lambda *said: dropped.set())
+    terminal.type(b"\x1b[M \xff\xff")
+    assert dropped.wait(20)
+    terminal.type(b"\x1b[A")
+    assert terminal.next() == "up"
