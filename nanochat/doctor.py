@@ -124,8 +124,7 @@ def _gpu() -> list[Fact]:
     else:
         why = "no NVIDIA driver was found"
     used = Fact("gpu", "used", f"none: {why}; the CPU does the work")
-    alone = "one; more only when asked for (--tp), as processes over gloo on loopback"
-    return [*devices, used, _kernels("gpu", torch.device("cpu"), torch.bfloat16), Fact("gpu", "ranks", alone)]
+    return [*devices, used, _kernels("gpu", torch.device("cpu"), torch.bfloat16), *_ranks(0)]
 
 
 def _kernels(section: str, device: Any, dtype: Any) -> Fact:
@@ -136,12 +135,23 @@ def _kernels(section: str, device: Any, dtype: Any) -> Fact:
 
 
 def _ranks(count: int) -> list[Fact]:
-    """Over how many GPUs a model can be split, and how they are linked."""
-    if count < 2:
+    """Over how many devices a model is or can be split, and how they are linked; `count` GPUs are there."""
+    try:
+        asked = Settings.load().tensor_parallel_size
+    except NanochatError:  # the folders' section says what is wrong with the settings
+        asked = 0
+    if asked > max(count, 1) and count:
+        there = f"the setting tensor_parallel_size is {asked}, and {count} GPUs are there"
+        return [Fact("gpu", "ranks", there, wrong=True)]
+    set_to = f"{asked}, by the setting tensor_parallel_size" if asked else ""
+    if count == 0:
+        alone = "one; more only when asked for (--tp), as processes over gloo on loopback"
+        return [Fact("gpu", "ranks", f"{set_to}: processes over gloo on loopback" if asked > 1 else alone)]
+    if count == 1:
         return [Fact("gpu", "ranks", "one: there is one GPU")]
     from nanochat.engine.parallel.links import gpu_link
 
-    return [Fact("gpu", "ranks", f"up to {count}, NCCL over {gpu_link(range(count))}")]
+    return [Fact("gpu", "ranks", f"{set_to or f'up to {count}'}, NCCL over {gpu_link(range(count))}")]
 
 
 def _nvidia() -> list[Fact]:

@@ -48,7 +48,7 @@ def fields(chat: ChatFigures, engine: EngineStats, device: Reading) -> list[Fiel
     return [
         Field("state", chat.state, 12, 0, _state_tone(chat, engine)),
         Field("model", model, min(max(len(model), 8), 24), 2),
-        Field("ranks", f"{engine.ranks} ranks" if engine.ranks > 1 else "", 8, 7),
+        Field("ranks", f"{engine.ranks} ranks" if engine.ranks > 1 else "", 7, 4),
         Field("prefill", _prefill(chat), 24, 5),
         Field("decode", _decode(chat), 11, 3),
         Field("spark", figures.sparkline(chat.decode_history, 8), 8, 10),

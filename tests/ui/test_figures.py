@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from nanochat.engine.outputs import EngineStats, RequestMetrics
 from nanochat.ui import figures
 from nanochat.ui.monitor import Reading
+from nanochat.ui.screens.numbers import _ranks
 from nanochat.ui.status_fields import ChatFigures, Field, fields, fitting
 from nanochat.ui.titles import clean_title
 
@@ -127,3 +128,13 @@ def test_the_status_bar_tells_of_ranks_only_where_there_are_several() -> None:
         return next(field.text for field in fields(CHAT, stats, DEVICE) if field.name == "ranks")
 
     assert said(1) == "" and said(2) == "2 ranks"
+
+
+def test_the_numbers_page_says_what_each_rank_holds_and_how_they_are_linked() -> None:
+    stats = EngineStats(
+        ranks=2, rank_bytes=(3 << 30, 2 << 30), link="gloo over loopback", collective_seconds=1.5
+    )
+    said = dict(_ranks(stats))
+    assert said["rank 0"].startswith("3.0G") and said["rank 1"].startswith("2.0G")
+    assert said["link"] == "gloo over loopback." and said["in collectives"].startswith("1.50 s")
+    assert _ranks(EngineStats()) == ()

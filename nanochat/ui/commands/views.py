@@ -26,7 +26,7 @@ def show_help(app: NanochatApp, _: str) -> None:
 
 def numbers(app: NanochatApp, _: str) -> None:
     """What the figures mean."""
-    app.push_screen(numbers_page())
+    app.push_screen(numbers_page(app.host.engine.stats()))
 
 
 async def log(app: NanochatApp, _: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from nanochat.engine.outputs import EngineStats
+from nanochat.ui import figures
 from nanochat.ui.screens.page import Page
 from nanochat.ui.widgets.definitions import Definitions, Entry
 
@@ -38,6 +40,21 @@ _MEANINGS: tuple[Entry, ...] = (
 )  # fmt: skip
 
 
-def numbers_page() -> Page:
-    """The words as a page."""
-    return Page("What the numbers mean", Definitions(_MEANINGS))
+def numbers_page(engine: EngineStats) -> Page:
+    """The words as a page; for a model that is split over several devices, what each holds as well."""
+    return Page("What the numbers mean", Definitions((*_ranks(engine), *_MEANINGS)))
+
+
+def _ranks(engine: EngineStats) -> tuple[Entry, ...]:
+    """The devices of a split model: their memory, how they are linked, and what that costs."""
+    if engine.ranks < 2:
+        return ()
+    seconds = engine.collective_seconds
+    return (
+        (f"This model is on {engine.ranks} devices", ""),
+        *((f"rank {rank}", f"{figures.size(size)} of weights and key-value cache.")
+          for rank, size in enumerate(engine.rank_bytes)),
+        ("link", f"{engine.link}."),
+        ("in collectives", f"{figures.seconds(seconds)} since the model was loaded, waiting for slower ranks included."
+         if seconds else "part of each captured step: `nanochat bench --tp` tells what they cost."),
+    )  # fmt: skip
