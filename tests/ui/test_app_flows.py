@@ -388,37 +388,6 @@ async def test_the_model_in_use_is_not_unloaded_without_a_question(tmp_path: Pat
         await stage.settle()
 
 
-async def test_a_chat_beyond_its_context_asks_and_drops_only_when_told_to(tmp_path: Path) -> None:
-    async with on_stage(tmp_path, FakeEngine(context=80)) as stage:
-        for _ in range(3):
-            await stage.ask("twelve words are in this message which says nothing of interest today")
-        await stage.type("and one more")
-        await stage.press("enter")
-        await stage.until(lambda: isinstance(stage.app.screen, Question))
-        await stage.press("enter")
-        await stage.settle()
-        assert [message.dropped for message in stage.app.chats.active.conversation.messages][:3] == [
-            True,
-            True,
-            False,
-        ]
-
-
-async def test_a_fork_with_a_summary_goes_on_in_a_new_chat(tmp_path: Path) -> None:
-    engine = FakeEngine(context=1100, script=lambda request: ("short", " summary"))
-    async with on_stage(tmp_path, engine) as stage:
-        long = " ".join(["word"] * 250)
-        while not isinstance(stage.app.screen, Question):
-            stage.app.chat_screen.prompt.load_text(long)
-            await stage.press("enter")
-            await stage.until(lambda: not stage.app.chats.busy or isinstance(stage.app.screen, Question))
-        await stage.press("down", "enter")
-        await stage.until(lambda: len(stage.app.chats) == 2)
-        await stage.settle()
-        assert stage.texts() == [long, "short summary"]
-        assert "short summary" in stage.app.chats.active.settings.system_prompt
-
-
 async def test_ctrl_c_stops_a_reply_and_twice_quits(tmp_path: Path) -> None:
     engine = FakeEngine(manual=True)
     async with on_stage(tmp_path, engine) as stage:
