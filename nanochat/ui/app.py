@@ -34,6 +34,7 @@ from nanochat.ui.engine_port import Engine
 from nanochat.ui.idle_work import IdleWork
 from nanochat.ui.input_history import InputHistory
 from nanochat.ui.interrupts import Interrupts
+from nanochat.ui.keymap import as_textual
 from nanochat.ui.model_host import ModelHost
 from nanochat.ui.monitor import Reading
 from nanochat.ui.open_chats import OpenChats
@@ -79,6 +80,7 @@ class NanochatApp(App[None], inherit_bindings=False):
         self.registry: Registry = REGISTRY
         self.paths: Paths = desk.paths
         self.settings: Settings = desk.settings
+        self.keys = as_textual(desk.settings.keymap, REGISTRY)
         self.folder = Path.cwd()
         self.inputs = InputHistory(desk.paths.data / "prompt-history.jsonl")
         self.reading = Reading()
@@ -141,7 +143,7 @@ class NanochatApp(App[None], inherit_bindings=False):
 
     def on_mount(self) -> None:
         """Look as the user wants, and begin as soon as the first frame is drawn."""
-        self.set_keymap(dict(self.settings.keymap))
+        self.set_keymap(self.keys)
         self.call_after_refresh(self.attempt, self._begin())
 
     async def _begin(self) -> None:

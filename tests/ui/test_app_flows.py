@@ -9,12 +9,14 @@ import pytest
 from fake_engine import MODEL, OTHER, FakeEngine
 from stage import on_stage
 from textual import events
+from textual.widgets import Static
 
 from nanochat.errors import EngineDead, Offline
 from nanochat.settings import Settings
 from nanochat.ui.screens.question import Question, TextQuestion
 from nanochat.ui.services import TabState
 from nanochat.ui.widgets.completions import Completions
+from nanochat.ui.widgets.prompt_bar import PromptBar
 from nanochat.ui.widgets.sidebar import ChatList
 from nanochat.ui.widgets.welcome import Welcome
 
@@ -428,13 +430,60 @@ async def test_a_second_nanochat_on_the_same_chats_says_so_and_sees_what_the_fir
         await second.until(lambda: any("from the first" in str(option.prompt) for option in chats.options))
 
 
-async def test_keys_are_remapped_by_the_settings(tmp_path: Path) -> None:
-    async with on_stage(tmp_path, settings=Settings(theme="dark", keymap={"tab.new": "ctrl+n"})) as stage:
-        await stage.ask("hello you")
+async def test_keys_are_remapped_by_the_settings_and_the_hints_follow(tmp_path: Path) -> None:
+    keymap = {"tab.new": "Ctrl+N, F9", "message.fork": "f10", "prompt.send": "f5", "chat.new": "f11"}
+    async with on_stage(tmp_path, settings=Settings(theme="dark", keymap=keymap)) as stage:
+        hints = stage.app.chat_screen.query_one("#welcome-hints", Static)
+        await stage.until(
+            lambda: "F5 sends" in str(hints.render()) and "Ctrl+N new tab" in str(hints.render())
+        )
+        await stage.until(lambda: "keys for chat.new: there is no such action" in stage.notices)
+        await stage.type("hello you")
+        await stage.press("f5")
+        await stage.until(lambda: len(stage.texts()) == 2)
+        await stage.settle()
         await stage.press("ctrl+t")
         assert len(stage.app.chats) == 1
         await stage.press("ctrl+n")
         await stage.until(lambda: len(stage.app.chats) == 2)
+        await stage.press("alt+1", "f10")  # an action without a key of its own
+        await stage.until(lambda: len(stage.app.chats) == 3)
+
+
+async def test_enter_before_the_suggestions_have_caught_up_means_what_is_typed(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        bar = stage.app.chat_screen.query_one(PromptBar)
+        await stage.type("/s")
+        await stage.until(lambda: stage.app.chat_screen.query_one(Completions).is_open)
+        bar.box.insert("et temperature 0.5")
+        await bar.box.run_action("send")  # before the list has heard of it
+        await stage.until(lambda: stage.app.chats.active.settings.temperature == 0.5)
+        await stage.type("/f")
+        bar.box.insert("ork")
+        await bar.box.run_action("send")
+        await stage.until(lambda: "nothing to fork" in stage.notices)
+
+
+async def test_an_imported_chat_is_shown_and_its_ids_are_those_of_the_export(tmp_path: Path) -> None:
+    async with on_stage(tmp_path / "one") as stage:
+        await stage.ask("hello you")
+        await stage.app.chats.active.regenerate()
+        await stage.settle()
+        await stage.send("/export out.json")
+        await stage.until(lambda: (tmp_path / "one" / "out.json").exists())
+        assert stage.app.chats.active.chat is not None
+        sent = stage.app.history.bundle(stage.app.chats.active.chat.id)
+    async with on_stage(tmp_path / "two") as stage:
+        await stage.send(f"/import {tmp_path / 'one' / 'out.json'}")
+        await stage.until(lambda: stage.texts() == ["hello you", "Hello there."])
+        assert "Imported 1 chat; 3 new messages." in stage.notices
+        assert stage.app.chats.active.chat is not None
+        took = stage.app.history.bundle(stage.app.chats.active.chat.id)
+        assert [message.id for message in took.messages] == [message.id for message in sent.messages]
+        assert (took.id, took.head) == (sent.id, sent.head)
+        await stage.type(f"/import {tmp_path / 'one' / 'out.json'}")
+        await stage.press("enter")
+        await stage.until(lambda: "Imported 1 chat, which was here before; 0 new messages." in stage.notices)
 
 
 async def test_focus_of_the_terminal_restyles_nothing(

@@ -22,6 +22,7 @@ from nanochat.ui.widgets.completions import Completion, Completions
 from nanochat.ui.widgets.prompt_box import PromptBox
 
 _MENTION = re.compile(r"(?:^|(?<=\s))@([^\s\"']*)$")
+_COMMAND = re.compile(r"/\S*")
 _SHOWN = 200  # suggestions at most
 
 
@@ -41,6 +42,7 @@ class PromptBar(Vertical):
         self._history, self._commands = history, commands
         self.folder = Path.cwd()
         self.when_empty: Callable[[str], bool] = lambda _verb: False
+        self._offered_for = ""  # the text before the cursor that the list was made for
 
     def compose(self) -> ComposeResult:
         """The list above the box."""
@@ -67,19 +69,24 @@ class PromptBar(Vertical):
         event.stop()
         before = event.before_cursor
         self.post_message(self.Changed(self.box.draft))
-        if before.startswith("/") and not re.search(r"\s", before):
-            self.query_one(Completions).offer(self._commands(before[1:])[:_SHOWN])
+        if _COMMAND.fullmatch(before):
+            self._suggest_commands(before)
         elif match := _MENTION.search(before):
-            self._suggest_files(match.group(1))
+            self._suggest_files(match.group(1), before)
         else:
             self.query_one(Completions).close()
 
+    def _suggest_commands(self, before: str) -> None:
+        self._offered_for = before
+        self.query_one(Completions).offer(self._commands(before[1:])[:_SHOWN])
+
     @work(exclusive=True, group="suggest")
-    async def _suggest_files(self, start: str) -> None:
+    async def _suggest_files(self, start: str, before: str) -> None:
         names = await asyncio.to_thread(suggest, start, self.folder)
         items = [
             Completion(name, "", name if name.endswith("/") else f"{name} ", len(start)) for name in names
         ]
+        self._offered_for = before
         self.query_one(Completions).offer(items)
 
     def _completing(self, verb: str) -> bool:
@@ -87,6 +94,14 @@ class PromptBar(Vertical):
         completions = self.query_one(Completions)
         if not completions.is_open:
             return not self.box.text and self.when_empty(verb)
+        before = self.box.before_cursor
+        if before != self._offered_for:  # the key is quicker than the list: what it shows is for less text
+            if _COMMAND.fullmatch(before):
+                self._suggest_commands(before)
+            else:
+                completions.close()
+            if not completions.is_open:
+                return False
         if verb in ("up", "down"):
             completions.step(-1 if verb == "up" else 1)
             return True

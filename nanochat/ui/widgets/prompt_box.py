@@ -83,6 +83,13 @@ class PromptBox(TextArea):
         """What stands in the box."""
         return Draft(self.text, dict(self._draft.folds), self.cursor_location)
 
+    @property
+    def before_cursor(self) -> str:
+        """The text up to the cursor."""
+        row, column = self.cursor_location
+        above = "\n".join([*(str(self.document.get_line(line)) for line in range(row)), ""])
+        return above + str(self.document.get_line(row))[:column]
+
     def load_draft(self, draft: Draft) -> None:
         """Show another draft, with its cursor."""
         self._draft = Draft(folds=dict(draft.folds))
@@ -190,9 +197,7 @@ class PromptBox(TextArea):
 
     def on_text_area_changed(self) -> None:
         """Tell what stands before the cursor."""
-        row, column = self.cursor_location
-        before = "\n".join([*(str(self.document.get_line(line)) for line in range(row)), ""])
-        self.post_message(self.Typing(before + str(self.document.get_line(row))[:column]))
+        self.post_message(self.Typing(self.before_cursor))
 
     def _outside(self, location: Location, *, toward_end: bool) -> Location:
         row, column = location
