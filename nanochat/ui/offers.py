@@ -117,7 +117,7 @@ class Offers:
         host = self._app.host
         name = short_name(host.model.name) if host.model else ""
         if host.state is HostState.LOADING:
-            return f"{name}: {host.progress[1]}. You can write and send already."
+            return f"{name}: {host.progress[1] or 'loading'}. You can write and send already."
         if host.state is HostState.FAILED:
             return f"{name} could not be loaded: {host.error}"
         return (

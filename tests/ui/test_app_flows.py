@@ -390,6 +390,19 @@ async def test_the_model_in_use_is_not_unloaded_without_a_question(tmp_path: Pat
         await stage.settle()
 
 
+async def test_a_click_into_the_text_leaves_the_prompt_its_keys(tmp_path: Path) -> None:
+    engine = FakeEngine(script=lambda request: ("See [the site](https://example.com/a) there.",))
+    async with on_stage(tmp_path, engine) as stage:
+        await stage.ask("hello you")
+        transcript = stage.app.chat_screen.transcript
+        await stage.pilot.click(transcript, offset=(8, 2))
+        await stage.until(lambda: isinstance(stage.app.screen, Question))
+        await stage.press("escape")
+        await stage.until(lambda: stage.screen == "ChatScreen")
+        await stage.press("d", "e", "r")
+        assert stage.app.chat_screen.prompt.text == "der"
+
+
 async def test_ctrl_c_stops_a_reply_and_twice_quits(tmp_path: Path) -> None:
     engine = FakeEngine(manual=True)
     async with on_stage(tmp_path, engine) as stage:
