@@ -41,6 +41,7 @@ from nanochat.ui.open_chats import OpenChats
 from nanochat.ui.screens.chat import ChatScreen
 from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import Shelf
+from nanochat.ui.widgets.prompt_box import PromptBox
 
 if TYPE_CHECKING:
     from nanochat.history import History
@@ -385,6 +386,12 @@ class NanochatApp(App[None], inherit_bindings=False):
             self.chat_screen.refresh_chrome()
         if self._ticks % 5 == 0:
             self.attempt(self.desk.every_second(self))
+
+    async def on_event(self, event: events.Event) -> None:
+        """A paste into one of Textual's own fields is cleaned; the prompt keeps it whole and shows a label."""
+        if isinstance(event, events.Paste) and not isinstance(self.focused, PromptBox):
+            event = events.Paste(sanitize(event.text))
+        await super().on_event(event)
 
     def on_app_blur(self, event: events.AppBlur) -> None:
         """Nothing changes when the terminal loses the focus: restyling everything would take seconds."""

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
+from textual.drivers import linux_driver
 from textual.drivers.linux_driver import LinuxDriver
 
 from nanochat.settings import private_folder
+from nanochat.ui.pasting import PasteParser
 
 log = logging.getLogger("nanochat.terminal")
 
@@ -52,12 +54,13 @@ class TerminalDriver(LinuxDriver):
     """Textual's driver, with what it lacks in real terminals.
 
     It survives bytes that are not UTF-8 (X10 mouse reports after a tmux reattach), it believes the terminal's size and
-    not an exported COLUMNS, and alt+1 to alt+9 are what they are: Textual 8.2 reads ESC 1 as the sign that Option+1
-    types on a Mac.
+    not an exported COLUMNS, a paste is one text whatever is in it, and alt+1 to alt+9 are what they are: Textual 8.2
+    reads ESC 1 as the sign that Option+1 types on a Mac.
     """
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
+        linux_driver.XTermParser = PasteParser  # the driver makes one for itself, by this name
         for digit in "123456789":
             cast("dict[str, object]", ANSI_SEQUENCES_KEYS).pop(f"\x1b{digit}", None)
 
