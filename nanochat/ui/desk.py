@@ -252,7 +252,7 @@ class Desk:
         app.chat_screen.refresh_panel()
         if self.host.state is HostState.READY:
             self._settle_interpreter()
-            app.count_draft(app.chat_screen.prompt.draft)
+            app.tokens.show(app.chat_screen.prompt.draft)
         elif self.host.state is HostState.FAILED:
             app.say(self.host.error, severity="error")
 

@@ -60,7 +60,7 @@ class TerminalDriver(LinuxDriver):
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
-        linux_driver.XTermParser = PasteParser  # the driver makes one for itself, by this name
+        linux_driver.__dict__["XTermParser"] = PasteParser  # the driver makes one for itself, by this name
         for digit in "123456789":
             cast("dict[str, object]", ANSI_SEQUENCES_KEYS).pop(f"\x1b{digit}", None)
 

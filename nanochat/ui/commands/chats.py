@@ -80,7 +80,7 @@ async def delete_chat(app: NanochatApp, chat_id: str) -> None:
             app.chat_screen.show_active()
         await app.chats_changed(chat_id)
 
-    app.remember_undo("the chat is back", undo)
+    app.undo.remember("the chat is back", undo)
     app.chat_screen.show_active()
     await app.chats_changed(chat_id)
     app.say("Deleted. /undo brings it back; after 30 days it is gone.")

@@ -69,7 +69,7 @@ class ChatScreen(Screen[None]):
         self.sides.hide()
         self.query_one(PromptBar).when_empty = self.query_one(Welcome).answer
         self.prompt.keymap = self.nanochat.keys
-        self.prompt.count_tokens = self.nanochat.count_tokens
+        self.prompt.count_tokens = self.nanochat.tokens.of
         help_key = first_key("help", self.nanochat.registry["help"].keys, self.nanochat.keys)
         self.prompt.placeholder = f"Message · / for commands · {help_key} for help"
 
@@ -216,7 +216,7 @@ class ChatScreen(Screen[None]):
         if self._shown is not None:
             self._shown.draft = event.draft
             self.nanochat.chats.save_soon()
-        self.nanochat.count_draft(event.draft)
+        self.nanochat.tokens.show(event.draft)
 
     @on(PromptBox.ScrollRequested)
     def _scroll(self, event: PromptBox.ScrollRequested) -> None:
