@@ -114,9 +114,9 @@ def nanochat(context: click.Context, model: str | None) -> None:
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError('the chat needs a terminal; for one answer use `nanochat run "PROMPT"`')
-    if importlib.util.find_spec("nanochat.ui.app") is None:
+    if importlib.util.find_spec("nanochat.ui.launch") is None:
         raise UsageError("this build has no chat screen: use `nanochat run`, which chats in plain text")
-    app: Any = importlib.import_module("nanochat.ui.app")
+    app: Any = importlib.import_module("nanochat.ui.launch")
     app.main(model)
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
 
 Scope = Literal["app", "chat"]
+NO_KEY = "unbound"  # no terminal sends it: an action without a key of its own has it, until the key map gives it one
 Run = Callable[["NanochatApp", str], Awaitable[None] | None]
 
 
@@ -69,11 +70,11 @@ class Registry:
         """The key bindings of a scope; each has its action's id, so the settings can remap it."""
         return [
             Binding(
-                action.keys, f"run('{action.id}')", action.title,
-                tooltip=action.help, id=action.id, show=False, priority=action.priority,
+                action.keys or NO_KEY, f"run('{action.id}')", action.title,
+                tooltip=action.help, id=action.id, show=False, priority=action.priority or not action.keys,
             )
             for action in self
-            if action.scope == scope and action.keys
+            if action.scope == scope
         ]  # fmt: skip
 
     def find_slash(self, line: str) -> tuple[Action, str] | None:
@@ -102,7 +103,8 @@ class Registry:
 
 def keys_of(action: Action, keymap: Mapping[str, str]) -> str:
     """The keys that an action has now, as a reader writes them: `Ctrl+T, F2`."""
-    return ", ".join(key_name(key) for key in keymap.get(action.id, action.keys).split(",") if key)
+    keys = keymap.get(action.id, action.keys).split(",")
+    return ", ".join(key_name(key) for key in keys if key not in ("", NO_KEY))
 
 
 def key_name(key: str) -> str:

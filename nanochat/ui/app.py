@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
-import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -18,14 +16,12 @@ from textual.css.query import NoMatches
 from textual.screen import ModalScreen, Screen
 
 from nanochat.errors import NanochatError
-from nanochat.hub import LocalModel
 from nanochat.sanitize import sanitize
 from nanochat.settings import Paths, Settings
 from nanochat.ui import sending, theme
 from nanochat.ui.actions import Action, Registry
 from nanochat.ui.ascii_filter import AsciiFilter
 from nanochat.ui.benchmark import Benchmark
-from nanochat.ui.chat_model import ChatModel
 from nanochat.ui.clipboard import Clipboard
 from nanochat.ui.commands import REGISTRY
 from nanochat.ui.desk import Desk
@@ -34,12 +30,16 @@ from nanochat.ui.engine_port import Engine
 from nanochat.ui.idle_work import IdleWork
 from nanochat.ui.input_history import InputHistory
 from nanochat.ui.interrupts import Interrupts
+from nanochat.ui.keymap import as_textual
 from nanochat.ui.model_host import ModelHost
 from nanochat.ui.monitor import Reading
 from nanochat.ui.open_chats import OpenChats
 from nanochat.ui.screens.chat import ChatScreen
 from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import Shelf
+from nanochat.ui.token_count import TokenCount
+from nanochat.ui.undo import UndoStack
+from nanochat.ui.widgets.prompt_box import PromptBox
 
 if TYPE_CHECKING:
     from nanochat.history import History
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("nanochat.app")
 
 TICK_SECONDS = 0.2
-Undo = Callable[[], Awaitable[None]]
 Severity = Literal["information", "warning", "error"]
 
 
@@ -79,16 +78,17 @@ class NanochatApp(App[None], inherit_bindings=False):
         self.registry: Registry = REGISTRY
         self.paths: Paths = desk.paths
         self.settings: Settings = desk.settings
+        self.keys = as_textual(desk.settings.keymap, REGISTRY)
         self.folder = Path.cwd()
         self.inputs = InputHistory(desk.paths.data / "prompt-history.jsonl")
         self.reading = Reading()
         self.note = ""
         self.failure: NanochatError | None = None
         self.benchmark = Benchmark(self)
-        self._undo: list[tuple[str, Undo]] = []
+        self.undo = UndoStack()
+        self.tokens = TokenCount(self)
         self._interrupts = Interrupts()
         self._ticks = 0
-        self._counting: asyncio.Task[object] | None = None
         self.spawned: set[asyncio.Task[Any]] = set()
         for each in theme.THEMES:
             self.register_theme(each)
@@ -141,7 +141,7 @@ class NanochatApp(App[None], inherit_bindings=False):
 
     def on_mount(self) -> None:
         """Look as the user wants, and begin as soon as the first frame is drawn."""
-        self.set_keymap(dict(self.settings.keymap))
+        self.set_keymap(self.keys)
         self.call_after_refresh(self.attempt, self._begin())
 
     async def _begin(self) -> None:
@@ -265,19 +265,6 @@ class NanochatApp(App[None], inherit_bindings=False):
         else:
             self.say("Press Ctrl+C again to quit.")
 
-    def remember_undo(self, said: str, undo: Undo) -> None:
-        """Keep how the last delete is undone."""
-        self._undo.append((said, undo))
-
-    async def undo_last(self) -> None:
-        """Undo the last delete."""
-        if not self._undo:
-            self.say("There is nothing to undo.")
-            return
-        said, undo = self._undo.pop()
-        await undo()
-        self.say(f"Undone: {said}.")
-
     # Saying and asking -------------------------------------------------------------------------
 
     def say(self, text: str, *, severity: Severity = "information") -> None:
@@ -334,28 +321,6 @@ class NanochatApp(App[None], inherit_bindings=False):
 
     # While it runs -----------------------------------------------------------------------------
 
-    async def count_tokens(self, text: str) -> int | None:
-        """How many tokens a text has; None while no model is there, or when it takes too long to wait for."""
-        language = self.host.language if self.desk.is_open else None
-        if language is None:
-            return None
-        try:
-            return await asyncio.wait_for(asyncio.to_thread(language.count, text), 0.25)
-        except TimeoutError:
-            return None
-
-    def count_draft(self, draft: Draft) -> None:
-        """Count the tokens in the prompt soon, and show them."""
-        if self._counting is not None:
-            self._counting.cancel()
-        self._counting = self.spawn(self._count_draft(draft))
-
-    async def _count_draft(self, draft: Draft) -> None:
-        await asyncio.sleep(0.15)
-        tokens = 0 if draft.empty or draft.text.startswith("/") else await self.count_tokens(draft.full)
-        if not self.desk.is_closing:
-            self.chat_screen.show_draft_tokens(tokens)
-
     def show_session(self, session: ChatSession) -> None:
         """Bring a chat into view."""
         self.chat_screen.keep_draft()
@@ -384,6 +349,12 @@ class NanochatApp(App[None], inherit_bindings=False):
         if self._ticks % 5 == 0:
             self.attempt(self.desk.every_second(self))
 
+    async def on_event(self, event: events.Event) -> None:
+        """A paste into one of Textual's own fields is cleaned; the prompt keeps it whole and shows a label."""
+        if isinstance(event, events.Paste) and not isinstance(self.focused, PromptBox):
+            event = events.Paste(sanitize(event.text))
+        await super().on_event(event)
+
     def on_app_blur(self, event: events.AppBlur) -> None:
         """Nothing changes when the terminal loses the focus: restyling everything would take seconds."""
         event.prevent_default()
@@ -391,45 +362,3 @@ class NanochatApp(App[None], inherit_bindings=False):
     def on_app_focus(self, event: events.AppFocus) -> None:
         """Nothing changes when the terminal gets the focus."""
         event.prevent_default()
-
-
-def main(model: str | None = None) -> None:
-    """Open the chat in this terminal; returns when the user has left. Raises what made it impossible.
-
-    Args:
-        model: the name or folder of the model to begin with; `None` is the default one.
-    """
-    from nanochat.engine.service import EngineService
-    from nanochat.ui.terminal import TerminalDriver, held, speaks_utf8
-
-    paths = Paths.find()
-    settings = Settings.load(paths.settings_file)
-    desk = Desk(
-        paths, settings, engine=EngineService(), shelf=Shelf(paths, settings), read=_read_language, wanted=model or "",
-        driver=TerminalDriver,
-        ascii_only=settings.ascii == "always" or (settings.ascii == "auto" and not speaks_utf8()),
-    )  # fmt: skip
-    with held(paths.log_file):
-        app = NanochatApp(desk)
-        app.run()
-    fault = app.failure or app.fault
-    if fault is not None:
-        raise fault
-    if any(thread.name == "nanochat-engine" for thread in threading.enumerate()):
-        leave_at_once()  # it is inside an import or a load, which nothing can interrupt
-
-
-def _read_language(model: LocalModel) -> ChatModel:
-    from nanochat.ui.language import Language  # tokenizer and templates: in a worker, after the first frame
-
-    return Language.read(model)
-
-
-def leave_at_once() -> None:
-    """End the process without waiting for threads; everything has been saved."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
-
-
-run = main

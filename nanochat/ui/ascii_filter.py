@@ -11,13 +11,13 @@ from textual.filter import LineFilter
 
 _PLAIN = str.maketrans(
     {
-        **dict.fromkeys("─═╌╍┄┅┈┉╴╶╸╺▁▔⎯–—", "-"),
+        **dict.fromkeys("─═╌╍┄┅┈┉╴╶╸╺▁▔⎯–—·", "-"),
         "━": "=",
         **dict.fromkeys("│┃║‖▏▎▍▕▐▌┆┇┊┋", "|"),
         **dict.fromkeys("┌┐└┘├┤┬┴┼╭╮╰╯┏┓┗┛┣┫┳┻╋╔╗╚╝╠╣╦╩╬", "+"),
         **dict.fromkeys("█▉▊▋▇▆▅▓▒", "#"),
         **dict.fromkeys("▄▃▂▀░", "="),
-        **dict.fromkeys("•·∙●◆■▪★", "*"),
+        **dict.fromkeys("•∙●◆■▪★", "*"),
         **dict.fromkeys("○◇□▫◌", "o"),
         **dict.fromkeys("“”„", '"'),
         **dict.fromkeys("‘’‚", "'"),

@@ -22,7 +22,7 @@ from nanochat.hub import LocalModel
 from nanochat.modelhub.fit import free_memory
 from nanochat.settings import Paths, Settings
 from nanochat.storage.records import Message
-from nanochat.ui import overflow_flow
+from nanochat.ui import keymap, overflow_flow
 from nanochat.ui.chat_model import ChatModel
 from nanochat.ui.chat_settings import ChatSettings
 from nanochat.ui.engine_port import Engine
@@ -144,6 +144,8 @@ class Desk:
             number = len(self.history.recovered)
             saved = "An interrupted reply was" if number == 1 else f"{number} interrupted replies were"
             app.say(f"{saved} saved: /continue or /retry goes on.")
+        if app.settings.keymap:
+            app.spawn(self._look_at_keymap(app))
         try:
             model = await asyncio.to_thread(self.shelf.first, self._wanted)
         except ModelError as error:
@@ -151,6 +153,15 @@ class Desk:
             return
         if model is not None:
             self.host.start(model)
+
+    async def _look_at_keymap(self, app: NanochatApp) -> None:
+        """Say what the user's key map names in vain."""
+        unknown = await asyncio.to_thread(keymap.unknown, app.settings.keymap, app.registry)
+        if unknown:
+            app.say(
+                f"[ui.keymap] in {app.paths.settings_file} has keys for {', '.join(unknown)}: there is no such "
+                "action. F1 lists them.", severity="warning",
+            )  # fmt: skip
 
     # Closing -----------------------------------------------------------------------------------
 
@@ -177,7 +188,7 @@ class Desk:
         await asyncio.to_thread(self.history.close)
 
     def _handle_signals(self, app: NanochatApp) -> None:
-        """SIGTERM, SIGHUP and SIGINT from outside save and end; where there is no terminal, a timer makes sure."""
+        """SIGTERM, SIGHUP and SIGINT from outside save and end."""
         if threading.current_thread() is not threading.main_thread() or app.is_headless:
             return
         loop = asyncio.get_running_loop()
@@ -243,7 +254,7 @@ class Desk:
         app.chat_screen.refresh_panel()
         if self.host.state is HostState.READY:
             self._settle_interpreter()
-            app.count_draft(app.chat_screen.prompt.draft)
+            app.tokens.show(app.chat_screen.prompt.draft)
         elif self.host.state is HostState.FAILED:
             app.say(self.host.error, severity="error")
 

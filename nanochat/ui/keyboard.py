@@ -11,8 +11,9 @@ from threading import Event
 
 from textual import constants, events
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
-from textual._xterm_parser import XTermParser
 from textual.message import Message
+
+from nanochat.ui.pasting import PasteParser
 
 log = logging.getLogger("nanochat.keyboard")
 
@@ -24,8 +25,8 @@ SEQUENCE_SECONDS = constants.ESCAPE_DELAY
 _LOOK_SECONDS = 0.1  # between two looks at whether to end
 
 
-class KeyParser(XTermParser):
-    """Textual's parser, but alt with a letter or a digit is known at once.
+class KeyParser(PasteParser):
+    """Textual's parser with whole pastes, but alt with a letter or a digit is known at once.
 
     Textual waits whether the sequence goes on, which none that begins so does; and it reads ESC 1 as the sign that
     Option+1 types on a Mac.

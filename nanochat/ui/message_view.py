@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,6 +24,7 @@ WORDS: dict[Status, str] = {
     "prefilling": "reading",
     "streaming": "",
 }
+JOINT = " · "
 ENDINGS: frozenset[Status] = frozenset(("stopped", "interrupted", "failed"))
 
 
@@ -190,8 +192,8 @@ class MessageView:
             rows = wrapped(f"✗ {self.message.error}", min(self._width, MEASURE), "error")
             self.column.add("error", rows)
         footer = self._footer()
-        if footer is not None:
-            self.column.add("footer", [footer])
+        if footer:
+            self.column.add("footer", footer)
 
     def _show_reasoning(self) -> None:
         message = self.message
@@ -206,13 +208,14 @@ class MessageView:
         if self._text_seen:
             self.column.add("after reasoning", [BLANK])
 
-    def _footer(self) -> Row | None:
+    def _footer(self) -> list[Row]:
+        """Figures and how it ended, on as few rows as hold them; steps through the versions stand before them."""
         message = self.message
         style = join(self._base, "footer")
-        runs: list[Run] = []
+        steps: list[Run] = []
         if message.variants > 1:
             button = join(style, "step")
-            runs += [
+            steps += [
                 Run("‹ ", button, ("variant", "-1")),
                 Run(f"{message.variant}/{message.variants}", style),
                 Run(" ›", button, ("variant", "1")),
@@ -220,28 +223,30 @@ class MessageView:
         words = [message.footer or (WORDS.get(message.status, "") if not self._text_seen else "")]
         if message.status in ENDINGS and message.status not in message.footer:
             words.append(message.status)
-        line = " · ".join(word for word in words if word)
-        if line:
-            runs.append(Run(("  " if runs else "") + line, style))
-        if not runs:
-            return None
-        return fitted(runs, self._width)
+        line = JOINT.join(word for word in words if word)
+        taken = sum(cell_len(run.text) for run in steps) + 2 if steps else 0
+        lines = packed(line.split(JOINT), self._width, taken=taken)
+        if steps and lines[0]:
+            lines[0] = f"  {lines[0]}"
+        rows = [[Run(text, style)] if text else [] for text in lines]
+        rows[0] = [*steps, *rows[0]]
+        return [Row(tuple(runs), prefix=sum(len(run.text) for run in runs)) for runs in rows if runs]
+
+
+def packed(parts: Sequence[str], width: int, *, taken: int = 0) -> list[str]:
+    """Parts of a line, joined by dots, on as few rows as hold them; `taken` cells of the first are in use."""
+    rows, room = [""], max(width - taken, 0)
+    for part in parts:
+        joined = f"{rows[-1]}{JOINT}{part}" if rows[-1] else part
+        if cell_len(joined) <= room:
+            rows[-1] = joined
+            continue
+        pieces = [part[piece.start : piece.end] for piece in wrap(part, width)]
+        rows += pieces
+        room = width
+    return rows
 
 
 def wrapped(text: str, width: int, style: str) -> list[Row]:
     """A text that is no Markdown, as rows."""
     return [Row((Run(text[a:b], style),) if b > a else (), joint=joint) for a, b, joint in wrap(text, width)]
-
-
-def fitted(runs: list[Run], width: int) -> Row:
-    """Runs on one row, cut at its end."""
-    kept: list[Run] = []
-    room = width
-    for run in runs:
-        if cell_len(run.text) > room:
-            (first, *_) = wrap(run.text[: max(1, room - 1)], max(2, room - 1))
-            kept.append(Run(run.text[first.start : first.end] + "…", run.style, run.action))
-            break
-        kept.append(run)
-        room -= cell_len(run.text)
-    return Row(tuple(kept), prefix=sum(len(run.text) for run in kept))

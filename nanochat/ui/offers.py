@@ -11,6 +11,7 @@ from nanochat.hub import LocalModel
 from nanochat.modelhub.starter import StarterProgress
 from nanochat.ui import figures
 from nanochat.ui.commands.settings import about_model
+from nanochat.ui.keymap import first_key
 from nanochat.ui.model_host import HostState
 from nanochat.ui.shelf import reference, short_name
 from nanochat.ui.widgets.welcome import Offer, Welcome
@@ -25,11 +26,6 @@ _FIRST_RUN = (
     "There is no model here yet: ↑↓ and Enter take one. You can write your first message meanwhile."
 )
 _CHOOSE = "Which model do you want to talk to? ↑↓ and Enter take one; you can write meanwhile."
-_HINTS = (
-    "Enter sends · Ctrl+J new line · Esc stops · Ctrl+T new tab\n"
-    "Ctrl+G chats · F6 settings of this chat · F7 what the numbers mean\n"
-    "/ commands · @ a text file · F1 help"
-)
 _MOST = 6
 _GET = "get:"
 
@@ -62,11 +58,11 @@ class Offers:
         """Show what there is to show now."""
         view, host = self._app.chat_screen.query_one(Welcome), self._app.host
         if host.model is not None and host.state is not HostState.FAILED:
-            view.offer(self._about_the_model(), (), _HINTS)
+            view.offer(self._about_the_model(), (), self._hints())
             view.progress("", host.progress[0] if host.state is HostState.LOADING else None)
         elif self._looked:
             fault = self._fault or (self._about_the_model() if host.state is HostState.FAILED else "")
-            view.offer(fault or (_CHOOSE if self._installed else _FIRST_RUN), self._offers(), _HINTS)
+            view.offer(fault or (_CHOOSE if self._installed else _FIRST_RUN), self._offers(), self._hints())
             view.progress(*self._progress())
 
     def take(self, offer: str) -> None:
@@ -84,6 +80,21 @@ class Offers:
     def stop(self) -> None:
         """End a fetch under way."""
         self._quit = True
+
+    def _hints(self) -> str:
+        """What there is to know first, with the keys as the user has them."""
+        app = self._app
+
+        def key(action: str, usual: str = "") -> str:
+            return first_key(action, usual or app.registry[action].keys, app.keys)
+
+        return (
+            f"{key('prompt.send', 'enter')} sends · {key('prompt.newline', 'ctrl+j')} new line · "
+            f"{key('reply.stop')} stops · {key('tab.new')} new tab\n"
+            f"{key('chats.sidebar')} chats · {key('chat.panel')} settings of this chat · "
+            f"{key('numbers')} what the numbers mean\n"
+            f"/ commands · @ a text file · {key('help')} help"
+        )
 
     def _offers(self) -> list[Offer]:
         if self._fetching is not None:
@@ -106,7 +117,7 @@ class Offers:
         host = self._app.host
         name = short_name(host.model.name) if host.model else ""
         if host.state is HostState.LOADING:
-            return f"{name}: {host.progress[1]}. You can write and send already."
+            return f"{name}: {host.progress[1] or 'loading'}. You can write and send already."
         if host.state is HostState.FAILED:
             return f"{name} could not be loaded: {host.error}"
         return (

@@ -76,6 +76,8 @@ class Reply:
         self._saved = 0
         self._arrivals: deque[tuple[float, int]] = deque()
         self._last_rate = 0.0
+        self._thinking_since: float | None = None
+        self._thought: float | None = None  # seconds, once the answer has begun
 
     # The life of a reply -----------------------------------------------------------------------
 
@@ -162,6 +164,14 @@ class Reply:
             self._text.append(text)
             self._reasoning.append(reasoning)
             self._conversation.write(self.running.id, text, reasoning)
+            self._time_thought(text, reasoning)
+
+    def _time_thought(self, text: str, reasoning: str) -> None:
+        if reasoning and self._thinking_since is None:
+            self._thinking_since = monotonic()
+        if text.strip() and self._thinking_since is not None and self._thought is None:
+            self._thought = monotonic() - self._thinking_since
+            self._conversation.change(self.running.id, reasoning_seconds=self._thought)
 
     async def _until_stopped(self, work: Coroutine[Any, Any, _T]) -> _T:
         task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
@@ -202,6 +212,8 @@ class Reply:
         metrics = self.metrics.as_dict() if self.metrics.prompt_tokens else {}
         if self.prepared is not None and self.prepared.reader.reasoned:
             metrics["reasoned"] = True
+        if self._thought is not None:
+            metrics["reasoning_seconds"] = round(self._thought, 2)
         for attempt in range(_RETRIES):
             try:
                 return await asyncio.to_thread(

@@ -34,6 +34,7 @@ def view(record: Message, *, dropped: bool = False) -> TranscriptMessage:
         error=record.error,
         variant=record.variant,
         variants=record.variants,
+        reasoning_seconds=record.metrics.get("reasoning_seconds"),
         dropped=dropped,
     )
 

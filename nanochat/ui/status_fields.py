@@ -44,10 +44,9 @@ class ChatFigures:
 
 def fields(chat: ChatFigures, engine: EngineStats, device: Reading) -> list[Field]:
     """All fields, in their order on the bar."""
-    model = engine.model or "no model"
     return [
         Field("state", chat.state, 12, 0, _state_tone(chat, engine)),
-        Field("model", model, min(max(len(model), 8), 24), 2),
+        Field("model", engine.model, min(max(len(engine.model), 8), 24), 2),
         Field("ranks", f"{engine.ranks} ranks" if engine.ranks > 1 else "", 7, 4),
         Field("prefill", _prefill(chat), 24, 5),
         Field("decode", _decode(chat), 11, 3),

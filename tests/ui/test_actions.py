@@ -7,6 +7,7 @@ from textual.widgets import TextArea
 
 from nanochat.ui.actions import Action, Registry, key_name, keys_of
 from nanochat.ui.commands import REGISTRY
+from nanochat.ui.keymap import as_textual, unknown
 from nanochat.ui.screens.help import help_page
 from nanochat.ui.screens.models import ModelsScreen
 from nanochat.ui.widgets.chat_panel import ChatPanel
@@ -93,6 +94,28 @@ def test_the_help_names_every_listed_action_with_its_keys_of_now() -> None:
     for action in REGISTRY:
         if action.listed:
             assert any(action.help in meaning for _, meaning in text), action.id
+
+
+def test_the_key_map_takes_keys_as_the_help_writes_them() -> None:
+    keymap = as_textual(
+        {"tab.new": "Ctrl+N, F9", "transcript.end": "G", "prompt.page_up": "PgUp", "help": " "}, REGISTRY
+    )
+    assert keymap == {"tab.new": "ctrl+n,f9", "transcript.end": "G", "prompt.page_up": "pageup"}
+
+
+def test_a_key_that_the_user_gave_away_is_nobody_elses() -> None:
+    keymap = as_textual({"prompt.send": "ctrl+t", "message.fork": "F2", "panel.leave": "escape"}, REGISTRY)
+    assert keymap["chats.sidebar"] == "ctrl+g"
+    assert keys_of(REGISTRY["tab.new"], keymap) == ""
+    assert "reply.stop" not in keymap  # the panel's Esc is the panel's
+
+
+def test_the_help_has_every_id_that_the_key_map_takes_and_no_other_is_known() -> None:
+    page = help_page(REGISTRY, {})
+    listed = {name for _, text in page._body._entries for name in text.split(", ")}  # type: ignore[attr-defined]
+    assert {action.id for action in REGISTRY if action.listed} <= listed
+    assert {"prompt.send", "transcript.copy", "models.pause"} <= listed
+    assert unknown({"tab.new": "x", "prompt.send": "y", "chat.new": "z"}, REGISTRY) == ["chat.new"]
 
 
 def test_keys_read_as_on_a_keyboard() -> None:

@@ -9,12 +9,14 @@ import pytest
 from fake_engine import MODEL, OTHER, FakeEngine
 from stage import on_stage
 from textual import events
+from textual.widgets import Static
 
 from nanochat.errors import EngineDead, Offline
 from nanochat.settings import Settings
 from nanochat.ui.screens.question import Question, TextQuestion
 from nanochat.ui.services import TabState
 from nanochat.ui.widgets.completions import Completions
+from nanochat.ui.widgets.prompt_bar import PromptBar
 from nanochat.ui.widgets.sidebar import ChatList
 from nanochat.ui.widgets.welcome import Welcome
 
@@ -388,35 +390,17 @@ async def test_the_model_in_use_is_not_unloaded_without_a_question(tmp_path: Pat
         await stage.settle()
 
 
-async def test_a_chat_beyond_its_context_asks_and_drops_only_when_told_to(tmp_path: Path) -> None:
-    async with on_stage(tmp_path, FakeEngine(context=80)) as stage:
-        for _ in range(3):
-            await stage.ask("twelve words are in this message which says nothing of interest today")
-        await stage.type("and one more")
-        await stage.press("enter")
-        await stage.until(lambda: isinstance(stage.app.screen, Question))
-        await stage.press("enter")
-        await stage.settle()
-        assert [message.dropped for message in stage.app.chats.active.conversation.messages][:3] == [
-            True,
-            True,
-            False,
-        ]
-
-
-async def test_a_fork_with_a_summary_goes_on_in_a_new_chat(tmp_path: Path) -> None:
-    engine = FakeEngine(context=1100, script=lambda request: ("short", " summary"))
+async def test_a_click_into_the_text_leaves_the_prompt_its_keys(tmp_path: Path) -> None:
+    engine = FakeEngine(script=lambda request: ("See [the site](https://example.com/a) there.",))
     async with on_stage(tmp_path, engine) as stage:
-        long = " ".join(["word"] * 250)
-        while not isinstance(stage.app.screen, Question):
-            stage.app.chat_screen.prompt.load_text(long)
-            await stage.press("enter")
-            await stage.until(lambda: not stage.app.chats.busy or isinstance(stage.app.screen, Question))
-        await stage.press("down", "enter")
-        await stage.until(lambda: len(stage.app.chats) == 2)
-        await stage.settle()
-        assert stage.texts() == [long, "short summary"]
-        assert "short summary" in stage.app.chats.active.settings.system_prompt
+        await stage.ask("hello you")
+        transcript = stage.app.chat_screen.transcript
+        await stage.pilot.click(transcript, offset=(8, 2))
+        await stage.until(lambda: isinstance(stage.app.screen, Question))
+        await stage.press("escape")
+        await stage.until(lambda: stage.screen == "ChatScreen")
+        await stage.press("d", "e", "r")
+        assert stage.app.chat_screen.prompt.text == "der"
 
 
 async def test_ctrl_c_stops_a_reply_and_twice_quits(tmp_path: Path) -> None:
@@ -459,13 +443,60 @@ async def test_a_second_nanochat_on_the_same_chats_says_so_and_sees_what_the_fir
         await second.until(lambda: any("from the first" in str(option.prompt) for option in chats.options))
 
 
-async def test_keys_are_remapped_by_the_settings(tmp_path: Path) -> None:
-    async with on_stage(tmp_path, settings=Settings(theme="dark", keymap={"tab.new": "ctrl+n"})) as stage:
-        await stage.ask("hello you")
+async def test_keys_are_remapped_by_the_settings_and_the_hints_follow(tmp_path: Path) -> None:
+    keymap = {"tab.new": "Ctrl+N, F9", "message.fork": "f10", "prompt.send": "f5", "chat.new": "f11"}
+    async with on_stage(tmp_path, settings=Settings(theme="dark", keymap=keymap)) as stage:
+        hints = stage.app.chat_screen.query_one("#welcome-hints", Static)
+        await stage.until(
+            lambda: "F5 sends" in str(hints.render()) and "Ctrl+N new tab" in str(hints.render())
+        )
+        await stage.until(lambda: "keys for chat.new: there is no such action" in stage.notices)
+        await stage.type("hello you")
+        await stage.press("f5")
+        await stage.until(lambda: len(stage.texts()) == 2)
+        await stage.settle()
         await stage.press("ctrl+t")
         assert len(stage.app.chats) == 1
         await stage.press("ctrl+n")
         await stage.until(lambda: len(stage.app.chats) == 2)
+        await stage.press("alt+1", "f10")  # an action without a key of its own
+        await stage.until(lambda: len(stage.app.chats) == 3)
+
+
+async def test_enter_before_the_suggestions_have_caught_up_means_what_is_typed(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        bar = stage.app.chat_screen.query_one(PromptBar)
+        await stage.type("/s")
+        await stage.until(lambda: stage.app.chat_screen.query_one(Completions).is_open)
+        bar.box.insert("et temperature 0.5")
+        await bar.box.run_action("send")  # before the list has heard of it
+        await stage.until(lambda: stage.app.chats.active.settings.temperature == 0.5)
+        await stage.type("/f")
+        bar.box.insert("ork")
+        await bar.box.run_action("send")
+        await stage.until(lambda: "nothing to fork" in stage.notices)
+
+
+async def test_an_imported_chat_is_shown_and_its_ids_are_those_of_the_export(tmp_path: Path) -> None:
+    async with on_stage(tmp_path / "one") as stage:
+        await stage.ask("hello you")
+        await stage.app.chats.active.regenerate()
+        await stage.settle()
+        await stage.send("/export out.json")
+        await stage.until(lambda: (tmp_path / "one" / "out.json").exists())
+        assert stage.app.chats.active.chat is not None
+        sent = stage.app.history.bundle(stage.app.chats.active.chat.id)
+    async with on_stage(tmp_path / "two") as stage:
+        await stage.send(f"/import {tmp_path / 'one' / 'out.json'}")
+        await stage.until(lambda: stage.texts() == ["hello you", "Hello there."])
+        assert "Imported 1 chat; 3 new messages." in stage.notices
+        assert stage.app.chats.active.chat is not None
+        took = stage.app.history.bundle(stage.app.chats.active.chat.id)
+        assert [message.id for message in took.messages] == [message.id for message in sent.messages]
+        assert (took.id, took.head) == (sent.id, sent.head)
+        await stage.type(f"/import {tmp_path / 'one' / 'out.json'}")
+        await stage.press("enter")
+        await stage.until(lambda: "Imported 1 chat, which was here before; 0 new messages." in stage.notices)
 
 
 async def test_focus_of_the_terminal_restyles_nothing(

@@ -341,6 +341,19 @@ def test_a_reply_shows_reasoning_while_it_thinks_and_folds_it_when_it_answers() 
     assert shown() == "▾ thought for 1.5 s\n│ Let me see.\n│ Yes\n\nIt is 4.\n‹ 2/3 ›  9 tok/s · stopped"
 
 
+def test_the_line_under_a_reply_takes_a_second_row_rather_than_lose_a_word() -> None:
+    footer = "54 tok/s · 150 tok · TTFT 0.09 s · reused 83 % · cut at its longest · /continue"
+    reply = TranscriptMessage("a", "assistant", "Yes.", status="done", footer=footer, variant=2, variants=3)
+    for width, count in ((16, 8), (40, 3), (56, 2), (76, 2), (120, 1)):
+        view = MessageView(reply, RENDERER)
+        view.layout(width)
+        view.column.draw(0, 99)
+        rows = [view.column.row(y).text for y in range(1, view.height - 1)]
+        assert " ".join(rows).replace(" ·", "").split() == f"‹ 2/3 › {footer}".replace(" ·", "").split()
+        assert all(cell_len(row) <= width for row in rows)
+        assert len(rows) == count
+
+
 def test_a_long_question_folds() -> None:
     view = MessageView(TranscriptMessage("u", "user", "\n".join(f"line {i}" for i in range(400))), RENDERER)
     view.layout(40)

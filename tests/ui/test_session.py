@@ -170,6 +170,8 @@ async def test_reasoning_is_kept_apart_from_the_answer(room: Room, history: Hist
     assert (last.reasoning, last.text) == ("Hm, so.", "Yes.")
     assert session.records is not None
     assert session.records.messages[-1].metrics["reasoned"] is True
+    seconds = session.records.messages[-1].metrics["reasoning_seconds"]
+    assert last.reasoning_seconds == seconds >= 0
 
 
 async def test_stop_keeps_the_text(room: Room) -> None:

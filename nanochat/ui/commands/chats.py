@@ -11,6 +11,7 @@ from nanochat.ui.actions import Action
 from nanochat.ui.screens.question import TextQuestion
 
 if TYPE_CHECKING:
+    from nanochat.exchange.bundle import Imported
     from nanochat.ui.app import NanochatApp
 
 _GROUP = "Chats"
@@ -79,7 +80,7 @@ async def delete_chat(app: NanochatApp, chat_id: str) -> None:
             app.chat_screen.show_active()
         await app.chats_changed(chat_id)
 
-    app.remember_undo("the chat is back", undo)
+    app.undo.remember("the chat is back", undo)
     app.chat_screen.show_active()
     await app.chats_changed(chat_id)
     app.say("Deleted. /undo brings it back; after 30 days it is gone.")
@@ -124,7 +125,24 @@ async def bring_in(app: NanochatApp, source: str) -> None:
     bundles = await asyncio.to_thread(read_chats, path)
     done = await asyncio.to_thread(app.history.take_in, bundles)
     await app.chats_changed("")
-    app.say(f"Imported {done.new_chats} chats with {done.new_messages} messages.")
+    if len(done.chats) == 1:
+        app.chat_screen.keep_draft()
+        await app.chats.open(done.chats[0])
+        app.chat_screen.show_active()
+    app.say(_imported(done))
+
+
+def _imported(done: Imported) -> str:
+    number, here = len(done.chats), len(done.chats) - done.new_chats
+    said = f"Imported {number:,} {'chat' if number == 1 else 'chats'}"
+    said += (
+        f", {done.new_chats:,} of them new"
+        if number > 1 and here
+        else ", which was here before"
+        if here
+        else ""
+    )
+    return f"{said}; {done.new_messages:,} new {'message' if done.new_messages == 1 else 'messages'}."
 
 
 ACTIONS: tuple[Action, ...] = (

@@ -75,7 +75,7 @@ async def delete_message(app: NanochatApp, message_id: str) -> None:
     async def undo() -> None:
         await session.undelete(hidden)
 
-    app.remember_undo("the message is back", undo)
+    app.undo.remember("the message is back", undo)
     app.say("Deleted, with what followed it. /undo brings it back.")
 
 
@@ -89,7 +89,8 @@ async def drop_last(app: NanochatApp, _: str) -> None:
 
 async def undo(app: NanochatApp, _: str) -> None:
     """Undo the last delete, of a message or a chat."""
-    await app.undo_last()
+    said = await app.undo.last()
+    app.say(f"Undone: {said}." if said else "There is nothing to undo.")
 
 
 ACTIONS: tuple[Action, ...] = (

@@ -84,18 +84,6 @@ async def use_model(app: NanochatApp, chosen: LocalModel) -> None:
     await app.host.ready(reference(chosen))
 
 
-async def choose_model(app: NanochatApp, title: str, *, longer_than: int = 0) -> LocalModel | None:
-    """Ask for one of the models on this machine; None when the user does not choose."""
-    installed = [
-        model for model in await asyncio.to_thread(app.shelf.installed) if model.context > longer_than
-    ]
-    if not installed:
-        raise UsageError("no such model is on this machine: F3 finds and fetches models")
-    answers = [Answer(reference(model), model.name, about_model(model)) for model in installed]
-    chosen = await app.ask(Question(title, "", answers))
-    return next((model for model in installed if reference(model) == chosen), None)
-
-
 def about_model(model: LocalModel) -> str:
     """A line about a model on this machine."""
     parts = [f"{figures.size(model.size)} on disk", model.dtype]

@@ -21,7 +21,7 @@ _GROUP = "Screens"
 
 def show_help(app: NanochatApp, _: str) -> None:
     """Every key and command."""
-    app.push_screen(help_page(app.registry, app.settings.keymap))
+    app.push_screen(help_page(app.registry, app.keys))
 
 
 def numbers(app: NanochatApp, _: str) -> None:

@@ -17,6 +17,7 @@ from nanochat.sanitize import sanitize
 from nanochat.ui import chrome, figures, links
 from nanochat.ui.commands import REGISTRY, editing, settings
 from nanochat.ui.draft import Draft
+from nanochat.ui.keymap import first_key
 from nanochat.ui.screens.sides import Sides
 from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import short_name
@@ -67,9 +68,10 @@ class ChatScreen(Screen[None]):
         """Sidebar and panel begin hidden."""
         self.sides.hide()
         self.query_one(PromptBar).when_empty = self.query_one(Welcome).answer
-        self.prompt.keymap = dict(self.nanochat.settings.keymap)
-        self.prompt.count_tokens = self.nanochat.count_tokens
-        self.prompt.placeholder = "Message · / for commands · F1 for help"
+        self.prompt.keymap = self.nanochat.keys
+        self.prompt.count_tokens = self.nanochat.tokens.of
+        help_key = first_key("help", self.nanochat.registry["help"].keys, self.nanochat.keys)
+        self.prompt.placeholder = f"Message · / for commands · {help_key} for help"
 
     def on_resize(self) -> None:
         """Close what has no room any more."""
@@ -214,7 +216,7 @@ class ChatScreen(Screen[None]):
         if self._shown is not None:
             self._shown.draft = event.draft
             self.nanochat.chats.save_soon()
-        self.nanochat.count_draft(event.draft)
+        self.nanochat.tokens.show(event.draft)
 
     @on(PromptBox.ScrollRequested)
     def _scroll(self, event: PromptBox.ScrollRequested) -> None:
@@ -303,7 +305,8 @@ class ChatScreen(Screen[None]):
     def _refresh_frame(self) -> None:
         if self._shown is None:
             return
-        title = "Editing · Enter sends it as a new version · Esc leaves it" if self._shown.editing else ""
+        send = first_key("prompt.send", "enter", self.nanochat.keys)
+        title = f"Editing · {send} sends it as a new version · Esc leaves it" if self._shown.editing else ""
         said, tone = chrome.frame_figures(self._shown, self.nanochat.host, self._draft_tokens)
         self.query_one(PromptBar).frame(title=title, figures=said, tone=tone)
 

@@ -35,7 +35,9 @@ class Definitions(Widget):
         return len(self._lines(width))
 
     def _lines(self, width: int) -> list[Content]:
-        column = min(self._term_width, max(width * 2 // 5, 8))
+        terms = [cell_len(term) + 2 for term, meaning in self._entries if meaning]
+        widest = max((cells for cells in terms if cells <= self._term_width), default=self._term_width)
+        column = min(widest, max(width * 2 // 5, 8))
         lines: list[Content] = []
         for term, meaning in self._entries:
             if not meaning:

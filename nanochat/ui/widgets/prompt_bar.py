@@ -22,6 +22,7 @@ from nanochat.ui.widgets.completions import Completion, Completions
 from nanochat.ui.widgets.prompt_box import PromptBox
 
 _MENTION = re.compile(r"(?:^|(?<=\s))@([^\s\"']*)$")
+_COMMAND = re.compile(r"/\S*")
 _SHOWN = 200  # suggestions at most
 
 
@@ -73,7 +74,7 @@ class PromptBar(Vertical):
         """Offer what begins as the text before the cursor does now."""
         self._offered_for = before = self.box.before_cursor
         completions = self.query_one(Completions)
-        if before.startswith("/") and not re.search(r"\s", before):
+        if _COMMAND.fullmatch(before):
             completions.offer(self._commands(before[1:])[:_SHOWN])
         elif match := _MENTION.search(before):
             self._suggest_files(before, match.group(1))
@@ -88,6 +89,7 @@ class PromptBar(Vertical):
         items = [
             Completion(name, "", name if name.endswith("/") else f"{name} ", len(start)) for name in names
         ]
+        self._offered_for = before
         self.query_one(Completions).offer(items)
 
     def _completing(self, verb: str) -> bool:

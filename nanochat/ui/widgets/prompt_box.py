@@ -19,6 +19,7 @@ from nanochat.ui.attachments import dropped_file
 from nanochat.ui.draft import Draft, wants_folding
 from nanochat.ui.input_history import InputHistory
 
+_JOINERS = ("\u200c", "\u200d")  # of Persian and Indian scripts, and of emoji; a keyboard sends them
 Count = Callable[[str], Awaitable[int | None]]
 
 
@@ -106,7 +107,10 @@ class PromptBox(TextArea):
         busy, the keys are waiting) would overtake it: text behind Enter would be sent with the line before.
         """
         action = self._keys().get(event.key)
-        if action is not None:
+        if event.character in _JOINERS:  # Textual takes what has no width for no text
+            event.prevent_default()
+            self._put(event.character)
+        elif action is not None:
             event.stop()
             event.prevent_default()
             await self.run_action(action)

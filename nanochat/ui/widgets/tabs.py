@@ -91,9 +91,10 @@ class TabStrip(Widget):
         for index in range(first, last):
             text, style = pieces[index]
             active = index == self._active
-            here = ("bold reverse" if self.app.no_color else "bold $primary on $background") if active else ""
+            plain = self.app.no_color
+            here = ("bold reverse" if plain else "bold $primary on $background") if active else ""
             put(text[:2], here or "$foreground 55%", index)
-            put(text[2:3], f"{style} {here and 'on $background'}".strip(), index)
+            put(text[2:3], here if plain else f"{style} {here and 'on $background'}".strip(), index)
             put(text[3:], here, index)
         put("›" if last < len(pieces) else " ", "dim", last if last < len(pieces) else None)
         put(" + ", "dim", -1)

@@ -44,6 +44,7 @@ class Transcript(TranscriptView, can_focus=True):
 
     DEFAULT_CSS = Path(__file__).with_suffix(".tcss").read_text(encoding="utf-8")
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"transcript--{name}" for name in STYLES.split()}
+    FOCUS_ON_CLICK = False  # who clicks a link or selects text goes on writing
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("alt+up", "move_cursor(-1)", "Block above", id="transcript.cursor_up", show=False),
         Binding("alt+down", "move_cursor(1)", "Block below", id="transcript.cursor_down", show=False),

@@ -1,0 +1,79 @@
+"""A chat that has outgrown its model's context: what is asked, and what each answer does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_engine import MODEL, FakeEngine
+from stage import on_stage
+
+from nanochat.ui.screens.question import Question
+
+
+async def test_a_chat_beyond_its_context_asks_and_drops_only_when_told_to(tmp_path: Path) -> None:
+    async with on_stage(tmp_path, FakeEngine(context=80)) as stage:
+        for _ in range(3):
+            await stage.ask("twelve words are in this message which says nothing of interest today")
+        await stage.type("and one more")
+        await stage.press("enter")
+        await stage.until(lambda: isinstance(stage.app.screen, Question))
+        await stage.press("enter")
+        await stage.settle()
+        assert [message.dropped for message in stage.app.chats.active.conversation.messages][:3] == [
+            True,
+            True,
+            False,
+        ]
+
+
+async def test_a_fork_with_a_summary_goes_on_in_a_new_chat(tmp_path: Path) -> None:
+    engine = FakeEngine(context=1100, script=lambda request: ("short", " summary"))
+    async with on_stage(tmp_path, engine) as stage:
+        long = " ".join(["word"] * 250)
+        while not isinstance(stage.app.screen, Question):
+            stage.app.chat_screen.prompt.load_text(long)
+            await stage.press("enter")
+            await stage.until(lambda: not stage.app.chats.busy or isinstance(stage.app.screen, Question))
+        await stage.press("down", "enter")
+        await stage.until(lambda: len(stage.app.chats) == 2)
+        await stage.settle()
+        assert stage.texts() == [long, "short summary"]
+        assert "short summary" in stage.app.chats.active.settings.system_prompt
+
+
+@pytest.mark.parametrize("context", [120, 400])
+async def test_a_summary_in_a_short_context_is_made_or_refused_and_never_hangs(
+    tmp_path: Path, context: int
+) -> None:
+    engine = FakeEngine(context=context, script=lambda request: ("short", " summary"))
+    async with on_stage(tmp_path, engine) as stage:
+        long = " ".join(["word"] * (context // 3))
+        while not isinstance(stage.app.screen, Question):
+            stage.app.chat_screen.prompt.load_text(long)
+            await stage.press("enter")
+            await stage.until(lambda: not stage.app.chats.busy or isinstance(stage.app.screen, Question))
+        await stage.press("down", "enter")
+        if context == 400:
+            await stage.until(lambda: len(stage.app.chats) == 2 and not stage.app.chats.busy)
+            assert "short summary" in stage.app.chats.active.settings.system_prompt
+            assert all(len(request.prompt_ids) <= context for request in engine.requests)
+        else:
+            await stage.until(lambda: "too short to sum a chat up" in stage.notices)
+            await stage.until(lambda: stage.app.chat_screen.prompt.text == long, "the message is back")
+
+
+async def test_a_longer_model_is_never_the_one_that_is_too_short(tmp_path: Path) -> None:
+    async with on_stage(tmp_path, FakeEngine(context=80), models=(replace(MODEL, context=8192),)) as stage:
+        for _ in range(3):
+            await stage.ask("twelve words are in this message which says nothing of interest today")
+        await stage.type("and one more")
+        await stage.press("enter")
+        await stage.until(lambda: isinstance(stage.app.screen, Question))
+        await stage.press("down", "down", "enter")
+        await stage.until(lambda: "no model with a context of more than 80 tokens" in stage.notices)
+        await stage.until(lambda: isinstance(stage.app.screen, Question), "it asks again")
+        await stage.press("escape")
+        await stage.settle()
+        assert stage.app.chat_screen.prompt.text == "and one more"
