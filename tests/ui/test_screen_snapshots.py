@@ -10,6 +10,7 @@ from fake_engine import FakeEngine
 from pytest_textual_snapshot import SVGImageExtension
 from stage import Stage, on_stage
 from syrupy.assertion import SnapshotAssertion
+from textual.widgets import TextArea
 
 from nanochat.history import History
 from nanochat.modelhub import suggestion
@@ -68,6 +69,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+@pytest.fixture(autouse=True)
+def still_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt's cursor never blinks: told to stop later, it may stay as it was drawn last, on or off."""
+    monkeypatch.setattr(TextArea.cursor_blink, "_default", False)
+
+
 @pytest.fixture
 def picture(snapshot: SnapshotAssertion, tmp_path: Path) -> Callable[[Stage], Picture]:
     """Compares what is on screen with the picture that was looked at and kept."""
@@ -87,7 +94,6 @@ def picture(snapshot: SnapshotAssertion, tmp_path: Path) -> Callable[[Stage], Pi
 async def walk(stage: Stage, picture: Picture) -> None:
     """Go through every screen."""
     screen = stage.app.chat_screen
-    screen.prompt.cursor_blink = False
     await stage.until(lambda: stage.texts()[-1:] == [REPLY] and not screen.transcript.working)
     await stage.until(lambda: "4 tok" in str(screen.prompt.border_subtitle), "the draft was counted")
     picture("chat")
@@ -144,6 +150,5 @@ async def test_the_first_run(
     # What fits depends on the machine; the picture must not.
     monkeypatch.setattr(suggestion, "candidate", lambda: Candidate("Qwen/Qwen3-4B", 8_100_000_000, 0))
     async with on_stage(tmp_path, size=(width, height), settings=settings, models=()) as stage:
-        stage.app.chat_screen.prompt.cursor_blink = False
         await stage.until(lambda: "Qwen3-4B" in stage.app.export_screenshot(), "the better model is offered")
         picture(stage)("first-run")
