@@ -55,6 +55,8 @@ class Fit:
     model_context: int
     missing: int
     """Bytes that would have to be free besides; 0 when it fits."""
+    least: int
+    """Tokens that it must have to be said to fit."""
 
     @property
     def fits(self) -> bool:
@@ -84,7 +86,7 @@ class Fit:
             + (
                 f"{self.context:,} tokens: {gib(kv)}"
                 if self.fits
-                else f"{least(self.model_context):,} tokens at least"
+                else f"{self.least:,} tokens at least: {gib(self.kv_bytes_per_token * self.least)}"
             ),
         ]
         if self.memory.kind == "cuda":
@@ -100,9 +102,10 @@ class Fit:
     def beside(self, weights: int, context: int) -> list[str]:
         """Estimate and truth after a load: bytes that the weights were seen to take, tokens that are possible."""
         off = round((self.weights - weights) / weights * 100, 1) + 0.0 if weights else 0.0
+        guess = f"{self.context:,} tokens estimated" if self.fits else f"estimated not to fit ({self.text})"
         return [
             f"weights       {gib(self.weights)} estimated, {gib(weights)} taken ({off:+.1f} %)",
-            f"context       {self.context:,} tokens estimated, {context:,} possible",
+            f"context       {guess}, {context:,} possible",
         ]
 
 
@@ -177,7 +180,9 @@ def fit(
     kv = -(-wanted // BLOCK_SIZE) * BLOCK_SIZE * per_token
     missing = max(weights + reserve + kv * (2 if on_cpu else 1) - memory.usable, 0) if room < wanted else 0
     context = room if room >= wanted else 0
-    return Fit(memory, dtype, weights, per_token, reserve, known is not None, context, shape.context, missing)
+    return Fit(
+        memory, dtype, weights, per_token, reserve, known is not None, context, shape.context, missing, wanted
+    )
 
 
 def step_bytes(shape: Shape, dtype: str = "bfloat16") -> int:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Awaitable, Coroutine, Iterable
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from textual import events
@@ -83,6 +84,7 @@ class NanochatApp(App[None], inherit_bindings=False):
         self.inputs = InputHistory(desk.paths.data / "prompt-history.jsonl")
         self.reading = Reading()
         self.note = ""
+        self._said = ("", 0.0)
         self.failure: NanochatError | None = None
         self.benchmark = Benchmark(self)
         self.undo = UndoStack()
@@ -268,7 +270,11 @@ class NanochatApp(App[None], inherit_bindings=False):
     # Saying and asking -------------------------------------------------------------------------
 
     def say(self, text: str, *, severity: Severity = "information") -> None:
-        """A word to the user, for some seconds."""
+        """A word to the user, for some seconds; once, where two parts of the application meet the same error."""
+        again = text == self._said[0] and monotonic() - self._said[1] < 1.0
+        if again and severity != "information":
+            return
+        self._said = (text, monotonic())
         self.notify(
             sanitize(text), severity=severity, markup=False, timeout=4 if severity == "information" else 8
         )

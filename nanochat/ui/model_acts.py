@@ -60,7 +60,7 @@ class ModelActs:
                 Answer(
                     "load",
                     "Load it anyway",
-                    "Tries with all memory that there is and a short context; says so if that is too little.",
+                    "Tries with the memory and the context that there is; says so if that is too little.",
                 ),
             ]
             text = "\n".join(fit.arithmetic())
@@ -78,7 +78,7 @@ class ModelActs:
             return False
         path = str(Path(typed.strip()).expanduser())
         model = await detached(lambda: hub.resolve(path if "/" in path else f"./{path}"))
-        return await self.use(model, None)
+        return await self.use(model, await detached(lambda: self._flow.fit_of(model)))
 
     async def fetch(self, repo_id: str, fit: Fit | None) -> str | None:
         """Queue a download; its id, or None when the user thinks better of it."""

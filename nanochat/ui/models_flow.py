@@ -137,9 +137,10 @@ class ModelsFlow:
         stats, estimate = self._app.engine.stats(), self._estimate
         if estimate is None or not stats.weights_held:
             return f"context {stats.max_model_len:,}"
+        guess = f"{estimate.context:,} estimated" if estimate.fits else "estimated not to fit"
         return (
             f"{gib(stats.weights_held)} of weights ({gib(estimate.weights)} estimated), "
-            f"context {stats.max_model_len:,} ({estimate.context:,} estimated)"
+            f"context {stats.max_model_len:,} ({guess})"
         )
 
     # Reading -----------------------------------------------------------------------------------
@@ -220,6 +221,11 @@ class ModelsFlow:
         except (OSError, ValueError) as error:  # an estimate is never a reason not to load
             log.warning("the memory of %s could not be estimated: %s", folder.name, error)
             self._estimate = None
+
+    def fit_of(self, model: LocalModel) -> Fit | None:
+        """Whether a model that is on no list fits now. Blocks: reads the headers of its weights."""
+        ruler = Ruler.of(self._app.paths, self._app.settings, held=self._held())
+        return ruler.fit(model.name, Shape.in_folder(model.path))
 
     def close(self) -> None:
         """Stop what runs beside. Blocks for a moment: call from a worker."""

@@ -371,6 +371,8 @@ async def test_a_model_that_does_not_load_says_why(tmp_path: Path) -> None:
         await stage.until(lambda: stage.engine.loads)
         stage.engine.finish_load(error=EngineDead("the weights take 9.9 GiB and 2.0 GiB is free"))
         await stage.until(lambda: "9.9 GiB" in stage.notices)
+        await stage.pilot.pause()
+        assert stage.notices.count("9.9 GiB") == 1
 
 
 async def test_the_model_in_use_is_not_unloaded_without_a_question(tmp_path: Path) -> None:

@@ -333,6 +333,27 @@ async def test_a_model_in_any_folder_is_used_in_place(hub: Hub, home: Home) -> N
         await stage.until(lambda: stage.app.host.model is not None and stage.app.host.model.path == folder)
 
 
+async def test_a_folder_that_does_not_fit_asks_too_and_afterwards_truth_stands_beside_the_estimate(
+    hub: Hub, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = own_folder(home.root / "mine")
+    constant_memory(monkeypatch, 100_000)
+    async with on_models(home, hub) as stage:
+        await stage.open_models()
+        await stage.press("o")
+        await stage.until(lambda: isinstance(stage.app.screen, TextQuestion))
+        stage.app.screen.query_one(Input).value = str(folder)
+        await stage.press("enter")
+        await stage.until(lambda: isinstance(stage.app.screen, Question))
+        assert "tokens at least" in stage.said(".dialog-text")
+        await stage.press("down", "enter")
+        await stage.until(lambda: stage.app.host.model is not None and stage.app.host.model.path == folder)
+        await stage.until(lambda: stage.screen == "ChatScreen")
+        await stage.press("f3")
+        await stage.until(lambda: stage.screen == "ModelsScreen")
+        await stage.until(lambda: "mine is loaded" in stage.said("#models-head"))
+
+
 async def test_unload_asks_while_a_reply_streams_and_the_next_message_loads_again(
     hub: Hub, home: Home
 ) -> None:

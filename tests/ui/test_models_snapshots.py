@@ -21,6 +21,7 @@ from nanochat.modelhub.download import Download, State
 from nanochat.modelhub.shape import Shape
 from nanochat.settings import Settings
 from nanochat.ui.app import NanochatApp
+from nanochat.ui.model_rows import plain
 from nanochat.ui.screens.models import ModelsScreen
 from nanochat.ui.widgets.model_list import ModelList
 
@@ -148,8 +149,18 @@ def test_a_search_offline(snap_compare: Compare, home: Home, monkeypatch: pytest
         )
 
     monkeypatch.setattr(catalog, "search", offline)
-    app, prepare = pictured(home, query="chat", row="recommended:meta-llama/Llama-3.3-70B-Instruct")
-    assert snap_compare(app, terminal_size=(120, 40), run_before=prepare)
+    app, prepare = pictured(home)
+
+    async def search(pilot: Pilot[None]) -> None:
+        await prepare(pilot)
+        await pilot.press("slash", *"chat", "enter")
+        for _ in range(500):
+            if "offline" in plain(app.desk.models.rows(), 118):
+                break
+            await pilot.pause(0.01)
+        await pilot.pause(0.1)
+
+    assert snap_compare(app, terminal_size=(120, 40), run_before=search)
 
 
 def test_a_model_that_is_being_loaded(snap_compare: Compare, home: Home) -> None:

@@ -215,8 +215,10 @@ class ModelsScreen(Screen[None]):
         first = next((row.key for row in self._flow.rows() if row.key.startswith("hub:")), "")
         if self.is_attached:
             self.redraw(go_to=first)
-            if not first:
-                self.call_after_refresh(self.models.scroll_end, animate=False)
+            group = next(
+                (row.key for row in self._flow.rows() if row.key.startswith("heading:On the hub")), ""
+            )
+            self.call_after_refresh(self.models.lead_with, group)
 
     async def _details(self, row: Row) -> None:
         lines = await self._flow.look_up(row)

@@ -73,6 +73,12 @@ class ModelList(OptionList):
         if self.highlighted == self._first:
             self.scroll_to(y=0, animate=False)  # with the heading above it
 
+    def lead_with(self, key: str) -> None:
+        """Scroll until the row of this key, a group's heading, is the first on screen, as far as there are rows."""
+        place = next((place for place, row in enumerate(self._rows) if row.key == key), 0)
+        above = sum(len(lines_of(row, self._width)) for row in self._rows[:place])
+        self.scroll_to(y=above, animate=False)
+
     def on_resize(self, _: events.Resize) -> None:
         """Other columns fit."""
         if self._width != self._drawn_at and self._rows:
