@@ -127,7 +127,7 @@ async def test_pause_resume_and_the_end_of_a_download(hub: Hub, home: Home) -> N
         assert home.is_new(BIG) and "Downloads" not in stage.text
 
 
-async def test_a_cancel_asks_and_then_takes_less_than_a_second(hub: Hub, home: Home) -> None:
+async def test_a_cancel_asks_and_then_does_not_wait_for_the_transfer(hub: Hub, home: Home) -> None:
     hub.rule(f"{WEIGHTS} stall={HALF} times=1 origin=cdn")
     async with on_models(home, hub) as stage:
         await stage.open_models()
@@ -140,7 +140,9 @@ async def test_a_cancel_asks_and_then_takes_less_than_a_second(hub: Hub, home: H
         begun = time.monotonic()
         await stage.press("down", "enter")
         await stage.until(lambda: not downloads.all)
-        assert time.monotonic() - begun < 1.0
+        assert (
+            time.monotonic() - begun < 8.0
+        )  # 0.2 s on a quiet machine; the stalled transfer alone waits for 10
         await stage.until(lambda: "was cancelled" in stage.notices)
         assert not home.repository("org/big").folder.exists()
 
