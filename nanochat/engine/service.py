@@ -29,6 +29,7 @@ __all__ = ["Delta", "EngineService", "Load", "Request", "Stream"]
 log = logging.getLogger("nanochat.engine")
 
 _RANKS_SECONDS = 0.5  # between two looks at the other ranks of a model that has nothing to do
+_LAST_STEP_SECONDS = 60.0  # the end of a program waits that long: a long prompt takes a CPU many seconds
 
 ServiceState = Literal["unloaded", "loading", "ready", "dead"]
 
@@ -174,7 +175,7 @@ class EngineService:
                 self._thread = threading.Thread(target=self._run, name="nanochat-engine", daemon=True)
                 self._thread.start()
                 # An interpreter that ends under a thread that is inside torch aborts the process.
-                atexit.register(self.close)
+                atexit.register(self.close, _LAST_STEP_SECONDS)
             self._commands.append(command)
             self._bell.notify()
 
