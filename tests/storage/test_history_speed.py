@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from busy import BUSY
 
 from nanochat.exchange.planting import Turn, plant
 from nanochat.history import History
@@ -49,25 +50,25 @@ def best(call: Callable[[], object]) -> float:
 
 def test_a_chat_of_500_messages_opens_in_20_ms(history: History) -> None:
     assert len(history.messages.open("f" * 16).messages) == MESSAGES
-    assert best(lambda: history.messages.open("f" * 16)) < 20
+    assert best(lambda: history.messages.open("f" * 16)) < BUSY * 20
 
 
 def test_1000_chats_are_listed_in_20_ms(history: History) -> None:
     assert len(history.chats.list()) == CHATS + 1
-    assert best(history.chats.list) < 20
+    assert best(history.chats.list) < BUSY * 20
 
 
 def test_a_checkpoint_of_10000_tokens_takes_less_than_5_ms(history: History) -> None:
     running = history.replies.begin("f" * 16, history.chats.get("f" * 16).head, model="m")
     text, ids = WORDS * 60, range(10_000)
-    assert best(lambda: history.replies.checkpoint(running.id, text, token_ids=ids)) < 5
+    assert best(lambda: history.replies.checkpoint(running.id, text, token_ids=ids)) < BUSY * 5
 
 
 def test_a_search_takes_less_than_50_ms(history: History) -> None:
     for query in ("scattered waves", "sk", "title 99", "no such words anywhere"):
-        assert best(lambda query=query: history.search(query)) < 50
+        assert best(lambda query=query: history.search(query)) < BUSY * 50
 
 
 def test_ids_unpack_fast_enough_for_a_long_chat() -> None:
     packed = pack_ids(range(512))
-    assert best(lambda: [unpack_ids(packed) for _ in range(MESSAGES)]) < 20
+    assert best(lambda: [unpack_ids(packed) for _ in range(MESSAGES)]) < BUSY * 20

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+from busy import BUSY
 from chat_corpus import CHATS, TEMPLATES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -323,7 +324,7 @@ def test_an_ordinary_rendering_costs_less_than_five_milliseconds() -> None:
         start = time.perf_counter()
         qwen.render(messages, add_generation_prompt=True, now=datetime.now(), variables=NAMES)
         times.append(time.perf_counter() - start)
-    assert min(times) < 0.005
+    assert min(times) < BUSY * 0.005
 
 
 def test_transformers_is_not_imported_for_a_template() -> None:

@@ -255,4 +255,5 @@ def test_the_cost_is_linear(unit: str) -> None:
         return time.process_time() - start
 
     small = min(seconds(20_000) for _ in range(3))
-    assert seconds(80_000) < 10 * small + 0.1  # quadratic would be 16 times and more
+    # Quadratic would be 16 times and more, each time; other work on the machine shows now and then.
+    assert any(seconds(80_000) < 10 * small + 0.1 for _ in range(5))
