@@ -68,8 +68,8 @@ class OfflineTarget:
         """See `Target`."""
         leave = getattr(self._llm, "exit", None)
         if leave is not None:
-            leave()
             atexit.unregister(
                 leave
             )  # it has itself called at the end of the process, and fails the second time
+            leave()
         self._llm = None

@@ -30,6 +30,7 @@ log = logging.getLogger("nanochat.engine")
 
 _RANKS_SECONDS = 0.5  # between two looks at the other ranks of a model that has nothing to do
 _LAST_STEP_SECONDS = 60.0  # the end of a program waits that long: a long prompt takes a CPU many seconds
+_LAST_LOAD_SECONDS = 5.0
 
 ServiceState = Literal["unloaded", "loading", "ready", "dead"]
 
@@ -163,7 +164,10 @@ class EngineService:
         if thread is not threading.current_thread():
             thread.join(timeout)
         if not thread.is_alive():
-            atexit.unregister(self.close)
+            atexit.unregister(self._close_at_exit)
+
+    def _close_at_exit(self) -> None:
+        self.close(_LAST_LOAD_SECONDS if self._state == "loading" else _LAST_STEP_SECONDS)
 
     def _cancel(self, request_id: str) -> None:
         self._post(lambda: self._do_cancel(request_id))
@@ -175,7 +179,7 @@ class EngineService:
                 self._thread = threading.Thread(target=self._run, name="nanochat-engine", daemon=True)
                 self._thread.start()
                 # An interpreter that ends under a thread that is inside torch aborts the process.
-                atexit.register(self.close, _LAST_STEP_SECONDS)
+                atexit.register(self._close_at_exit)
             self._commands.append(command)
             self._bell.notify()
 

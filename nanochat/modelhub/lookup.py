@@ -88,9 +88,10 @@ def _with_shapes(hub: HubClient, rows: list[dict[str, Any]]) -> list[dict[str, A
     wait(asked, timeout=CONFIGS_WITHIN)
     kept: list[dict[str, Any]] = []
     for future, row in asked.items():
-        error = future.exception() if future.done() else None
+        done = future.done()
+        error = future.exception() if done else None
         if not isinstance(error, UnsupportedModel):
-            kept.append(row | {"shape": future.result() if future.done() and error is None else None})
+            kept.append(row | {"shape": future.result() if done and error is None else None})
     pool.shutdown(wait=False, cancel_futures=True)
     return kept
 

@@ -13,6 +13,8 @@ from typing import Any
 HASH_DOMAIN = b"nanochat message 1"
 NONCE_BYTES = 8
 
+_MOST = 1e15  # of anything that is counted or timed
+
 
 class Role(StrEnum):
     """Who wrote a message. `ROOT` is the silent first node of a tree; it is never shown."""
@@ -115,14 +117,23 @@ class Message:
         return unpack_ids(self.packed_ids)
 
     @property
+    def figures(self) -> dict[str, float]:
+        """Those of the metrics that are numbers: an imported chat may hold anything."""
+        return {
+            name: value
+            for name, value in self.metrics.items()
+            if isinstance(value, (int, float)) and -_MOST < value < _MOST
+        }
+
+    @property
     def cached_tokens(self) -> int:
         """Prompt tokens that came from the prefix cache."""
-        return int(self.metrics.get("cached_tokens", 0))
+        return int(self.figures.get("cached_tokens", 0))
 
     @property
     def prefill_tokens(self) -> int:
         """Prompt tokens that were computed."""
-        return int(self.metrics.get("prefill_tokens", 0))
+        return int(self.figures.get("prefill_tokens", 0))
 
     def expected_id(self) -> str:
         """What the id must be, from the message itself."""

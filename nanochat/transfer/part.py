@@ -164,10 +164,10 @@ class _Behind:
             self._written.clear()
             try:
                 os.fsync(self._descriptor)
+                if hasattr(os, "posix_fadvise"):  # not on macOS
+                    os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             except OSError:
                 return  # `Part.sync` meets the same error and reports it
-            if hasattr(os, "posix_fadvise"):  # not on macOS
-                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def disk_error(error: OSError, path: Path, needed: int) -> DownloadError:

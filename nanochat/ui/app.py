@@ -271,13 +271,12 @@ class NanochatApp(App[None], inherit_bindings=False):
 
     def say(self, text: str, *, severity: Severity = "information") -> None:
         """A word to the user, for some seconds; once, where two parts of the application meet the same error."""
-        again = text == self._said[0] and monotonic() - self._said[1] < 1.0
+        stays = 4 if severity == "information" else 8  # seconds
+        again = text == self._said[0] and monotonic() - self._said[1] < stays
         if again and severity != "information":
             return
         self._said = (text, monotonic())
-        self.notify(
-            sanitize(text), severity=severity, markup=False, timeout=4 if severity == "information" else 8
-        )
+        self.notify(sanitize(text), severity=severity, markup=False, timeout=stays)
 
     async def ask(self, question: ModalScreen[str | None]) -> str | None:
         """Ask, and wait for the answer."""

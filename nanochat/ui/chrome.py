@@ -68,7 +68,7 @@ def chat_figures(session: ChatSession, host: ModelHost, *, note: str = "") -> Ch
             context_used=session.context_tokens + reply.num_tokens, context_limit=limit, note=note,
         )  # fmt: skip
     last = session.last(Role.ASSISTANT)
-    metrics = last.metrics if last is not None else {}
+    metrics = last.figures if last is not None else {}
     return ChatFigures(
         state=state, prefill_rate=float(metrics.get("prefill_rate", 0.0)),
         decode_rate=float(metrics.get("decode_rate", 0.0)),

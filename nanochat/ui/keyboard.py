@@ -13,11 +13,12 @@ from textual import constants, events
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual.message import Message
 
-from nanochat.ui.pasting import PasteParser
+from nanochat.ui.pasting import START, PasteParser
 
 log = logging.getLogger("nanochat.keyboard")
 
 ESC = "\x1b"
+PASTE_START = START.encode()
 #: Seconds of silence after which a lone ESC is the key: a sequence comes in one piece. `ESCDELAY` says otherwise.
 ESCAPE_SECONDS = constants.ESCAPE_DELAY if "ESCDELAY" in os.environ else 0.03
 #: The same for the beginning of a longer sequence, which nobody types.
@@ -72,6 +73,13 @@ def read_keys(descriptor: int, take: Callable[[Message], None], ended: Event, *,
                 try:
                     text = decoder.decode(data)
                 except UnicodeDecodeError as error:
+                    if (
+                        parser.in_paste or PASTE_START in data
+                    ):  # text in another encoding: what can be read of it
+                        waiting, decoder = decoder.getstate()[0], getincrementaldecoder("utf-8")()
+                        for message in parser.feed((waiting + data).decode("utf-8", "replace")):
+                            take(message)
+                        continue
                     log.warning("dropped input that is not UTF-8: %r", error.object[:32])
                     parser, decoder = KeyParser(debug), getincrementaldecoder("utf-8")()
                     continue

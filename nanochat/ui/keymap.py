@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from textual.binding import Binding
@@ -11,9 +12,11 @@ from nanochat.ui.actions import NO_KEY, Registry, key_name
 _NAMES = {
     "esc": "escape", "pgup": "pageup", "pgdn": "pagedown", "return": "enter", "del": "delete",
     "↑": "up", "↓": "down", "←": "left", "→": "right", "?": "question_mark", "/": "slash",
-    "[": "left_square_bracket", "]": "right_square_bracket", "_": "underscore",
+    "[": "left_square_bracket", "]": "right_square_bracket", "_": "underscore", "-": "minus", "+": "plus", ",": "comma",
 }  # fmt: skip
 """What people call keys, and Textual's names for them."""
+
+_BETWEEN_KEYS = re.compile(r"(?<![^+]\+),")  # the comma of `ctrl+,` is a key
 
 
 def as_textual(keymap: Mapping[str, str], registry: Registry) -> dict[str, str]:
@@ -22,7 +25,7 @@ def as_textual(keymap: Mapping[str, str], registry: Registry) -> dict[str, str]:
     What the user gave a key takes it from the action that usually has it.
     """
     read = {
-        action: ",".join(_key(key.strip()) for key in keys.split(",") if key.strip())
+        action: ",".join(_key(key.strip()) for key in _BETWEEN_KEYS.split(keys) if key.strip())
         for action, keys in keymap.items()
     }
     read = {action: keys for action, keys in read.items() if keys}
@@ -48,8 +51,9 @@ def unknown(keymap: Mapping[str, str], registry: Registry) -> list[str]:
 
 
 def first_key(action: str, usual: str, keymap: Mapping[str, str]) -> str:
-    """The key to name in a hint, as a reader writes it."""
-    return key_name(keymap.get(action, usual).split(",")[0])
+    """The key to name in a hint, as a reader writes it; empty where the action has none."""
+    keys = (key for key in keymap.get(action, usual).split(",") if key not in ("", NO_KEY))
+    return next((key_name(key) for key in keys), "")
 
 
 def widget_bindings() -> Iterator[tuple[str, list[Binding]]]:
@@ -79,4 +83,6 @@ def _key(written: str) -> str:
     if len(written) == 1:
         return _NAMES.get(written, written)
     parts = written.lower().split("+")
+    if parts[-1] == "":  # ctrl++
+        parts[-2:] = ["+"]
     return "+".join(_NAMES.get(part, part) for part in parts)

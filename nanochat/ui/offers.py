@@ -86,7 +86,7 @@ class Offers:
         app = self._app
 
         def key(action: str, usual: str = "") -> str:
-            return first_key(action, usual or app.registry[action].keys, app.keys)
+            return first_key(action, usual or app.registry[action].keys, app.keys) or "(no key)"
 
         return (
             f"{key('prompt.send', 'enter')} sends · {key('prompt.newline', 'ctrl+j')} new line · "

@@ -24,6 +24,11 @@ class PasteParser(XTermParser):
         self._passed = ""  # the last characters that Textual's parser has seen
         self._paste: str | None = None
 
+    @property
+    def in_paste(self) -> bool:
+        """Whether the end of a paste is still to come."""
+        return self._paste is not None
+
     def feed(self, data: str) -> Iterable[Message]:
         """Parse what the terminal sent, in any pieces; nothing is the end."""
         if not data:

@@ -331,7 +331,7 @@ class ChatSession:
 
 def _tokens_in(messages: Sequence[Message]) -> int:
     """Tokens of the chat as far as its last reply, as the engine counted them."""
-    last = next((record for record in reversed(messages) if record.metrics.get("prompt_tokens")), None)
+    last = next((record for record in reversed(messages) if record.figures.get("prompt_tokens")), None)
     return (
-        0 if last is None else int(last.metrics["prompt_tokens"]) + int(last.metrics.get("output_tokens", 0))
+        0 if last is None else int(last.figures["prompt_tokens"]) + int(last.figures.get("output_tokens", 0))
     )

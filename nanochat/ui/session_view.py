@@ -34,7 +34,7 @@ def view(record: Message, *, dropped: bool = False) -> TranscriptMessage:
         error=record.error,
         variant=record.variant,
         variants=record.variants,
-        reasoning_seconds=record.metrics.get("reasoning_seconds"),
+        reasoning_seconds=record.figures.get("reasoning_seconds"),
         dropped=dropped,
     )
 
@@ -60,7 +60,7 @@ def foreign(running: Running) -> TranscriptMessage:
 
 def footer(record: Message) -> str:
     """The line under a reply; nothing under what the user wrote."""
-    return figures.footer(record.metrics, ended=ending(record)) if record.role is Role.ASSISTANT else ""
+    return figures.footer(record.figures, ended=ending(record)) if record.role is Role.ASSISTANT else ""
 
 
 def ending(record: Message) -> str:

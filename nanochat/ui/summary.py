@@ -78,6 +78,8 @@ def _cut(ready: ReadyModel, talk: str, room: int) -> str:
     """A single message that is longer than the context is cut in its middle."""
     while ready.language.count(talk) > room:
         keep = int(len(talk) * 0.45)
+        if not 0 < 2 * keep + len(_CUT) < len(talk):
+            return talk[: room // 4]  # a character is hardly ever more than four tokens
         talk = talk[:keep] + _CUT + talk[-keep:]
     return talk
 

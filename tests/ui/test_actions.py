@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from textual.widgets import TextArea
 
-from nanochat.ui.actions import Action, Registry, key_name, keys_of
+from nanochat.ui.actions import NO_KEY, Action, Registry, key_name, keys_of
 from nanochat.ui.commands import REGISTRY
-from nanochat.ui.keymap import as_textual, unknown
+from nanochat.ui.keymap import as_textual, first_key, unknown
 from nanochat.ui.screens.help import help_page
 from nanochat.ui.screens.models import ModelsScreen
 from nanochat.ui.widgets.chat_panel import ChatPanel
@@ -123,3 +123,10 @@ def test_keys_read_as_on_a_keyboard() -> None:
     assert key_name("f12") == "F12"
     assert key_name("left_square_bracket") == "["
     assert keys_of(REGISTRY["log"], {}) == "F12, Ctrl+L"
+
+
+def test_signs_are_keys_too_and_an_action_without_a_key_has_none_to_name() -> None:
+    keymap = as_textual({"tab.new": "ctrl+,, ctrl++, -", "numbers": "ctrl+t"}, REGISTRY)
+    assert keymap["tab.new"] == "ctrl+comma,ctrl+plus,minus"
+    assert first_key("tab.new", "ctrl+t", {"tab.new": NO_KEY}) == ""
+    assert first_key("tab.new", "ctrl+t", {"tab.new": f"{NO_KEY},f9"}) == "F9"

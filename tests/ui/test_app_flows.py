@@ -16,7 +16,6 @@ from nanochat.settings import Settings
 from nanochat.ui.screens.question import Question, TextQuestion
 from nanochat.ui.services import TabState
 from nanochat.ui.widgets.completions import Completions
-from nanochat.ui.widgets.prompt_bar import PromptBar
 from nanochat.ui.widgets.sidebar import ChatList
 from nanochat.ui.widgets.welcome import Welcome
 
@@ -463,20 +462,6 @@ async def test_keys_are_remapped_by_the_settings_and_the_hints_follow(tmp_path: 
         await stage.until(lambda: len(stage.app.chats) == 2)
         await stage.press("alt+1", "f10")  # an action without a key of its own
         await stage.until(lambda: len(stage.app.chats) == 3)
-
-
-async def test_enter_before_the_suggestions_have_caught_up_means_what_is_typed(tmp_path: Path) -> None:
-    async with on_stage(tmp_path) as stage:
-        bar = stage.app.chat_screen.query_one(PromptBar)
-        await stage.type("/s")
-        await stage.until(lambda: stage.app.chat_screen.query_one(Completions).is_open)
-        bar.box.insert("et temperature 0.5")
-        await bar.box.run_action("send")  # before the list has heard of it
-        await stage.until(lambda: stage.app.chats.active.settings.temperature == 0.5)
-        await stage.type("/f")
-        bar.box.insert("ork")
-        await bar.box.run_action("send")
-        await stage.until(lambda: "nothing to fork" in stage.notices)
 
 
 async def test_an_imported_chat_is_shown_and_its_ids_are_those_of_the_export(tmp_path: Path) -> None:

@@ -58,6 +58,11 @@ class Keyboard:
     def type(self, data: bytes) -> None:
         os.write(self._in, data)
 
+    def paste(self) -> str:
+        message = self._found.get(timeout=20)
+        assert isinstance(message, events.Paste)
+        return message.text
+
     def next(self) -> str:
         message = self._found.get(timeout=20)
         assert isinstance(message, events.Key)
@@ -108,5 +113,13 @@ def test_input_that_is_not_text_is_dropped_and_keys_go_on(
     monkeypatch.setattr(keyboard.log, "warning", lambda *said: dropped.set())
     terminal.type(b"\x1b[M \xff\xff")
     assert dropped.wait(20)
+    terminal.type(b"\x1b[A")
+    assert terminal.next() == "up"
+
+
+def test_a_paste_in_another_encoding_stays_one_paste(terminal: Keyboard) -> None:
+    for piece in (b"\x1b[200~one\r", b"caf\xe9\r", b"two\r", b"\x1b[201~"):
+        terminal.type(piece)
+    assert terminal.paste() == "one\rcaf\ufffd\rtwo\r"
     terminal.type(b"\x1b[A")
     assert terminal.next() == "up"

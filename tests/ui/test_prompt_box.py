@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -13,6 +14,7 @@ from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 
 from nanochat.ui.input_history import InputHistory
+from nanochat.ui.widgets import prompt_bar
 from nanochat.ui.widgets.completions import Completion, Completions
 from nanochat.ui.widgets.prompt_bar import PromptBar
 from nanochat.ui.widgets.prompt_box import PromptBox
@@ -213,3 +215,21 @@ async def test_a_command_typed_in_one_go_is_sent_as_it_was_typed(tmp_path: Path)
         await until(pilot, lambda: app.sent)
         assert app.sent == ["/stop"]
         await until(pilot, lambda: not app.query_one(Completions).is_open)
+
+
+async def test_a_file_suggested_for_less_than_what_was_typed_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "setup.txt").touch()
+    app, slow = Bench(tmp_path), threading.Event()
+    async with app.run_test() as pilot:
+        await pilot.press("at", "s")
+        await until(pilot, lambda: app.query_one(Completions).is_open)
+        listed = prompt_bar.suggest
+        monkeypatch.setattr(prompt_bar, "suggest", lambda *of: (slow.wait(10), listed(*of))[1])
+        for key in ("r", "tab"):
+            app.box.post_message(events.Key(key, key if len(key) == 1 else None))
+        await until(pilot, lambda: app.box.text == "@sr")
+        await pilot.pause()
+        assert (app.box.text, app.focused) == ("@sr", app.box)
+        slow.set()

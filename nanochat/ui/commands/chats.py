@@ -127,7 +127,9 @@ async def bring_in(app: NanochatApp, source: str) -> None:
     await app.chats_changed("")
     if len(done.chats) == 1:
         app.chat_screen.keep_draft()
-        await app.chats.open(done.chats[0])
+        session = await app.chats.open(done.chats[0])
+        if not session.busy:
+            await session.load()  # it may have been open, without what is new
         app.chat_screen.show_active()
     app.say(_imported(done))
 

@@ -71,7 +71,7 @@ class ChatScreen(Screen[None]):
         self.prompt.keymap = self.nanochat.keys
         self.prompt.count_tokens = self.nanochat.tokens.of
         help_key = first_key("help", self.nanochat.registry["help"].keys, self.nanochat.keys)
-        self.prompt.placeholder = f"Message · / for commands · {help_key} for help"
+        self.prompt.placeholder = f"Message · / for commands · {help_key or '/help'} for help"
 
     def on_resize(self) -> None:
         """Close what has no room any more."""

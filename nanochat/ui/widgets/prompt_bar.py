@@ -72,12 +72,15 @@ class PromptBar(Vertical):
 
     def _suggest(self) -> None:
         """Offer what begins as the text before the cursor does now."""
-        self._offered_for = before = self.box.before_cursor
-        completions = self.query_one(Completions)
+        before, completions = self.box.before_cursor, self.query_one(Completions)
+        if match := _MENTION.search(before):
+            self._suggest_files(
+                before, match.group(1)
+            )  # until they are found, the list is for a text that was
+            return
+        self._offered_for = before
         if _COMMAND.fullmatch(before):
             completions.offer(self._commands(before[1:])[:_SHOWN])
-        elif match := _MENTION.search(before):
-            self._suggest_files(before, match.group(1))
         else:
             completions.close()
 
@@ -99,7 +102,8 @@ class PromptBar(Vertical):
             completions.close()
             self._suggest()
         if not completions.is_open:
-            return not self.box.text and self.when_empty(verb)
+            looking = verb == "accept" and _MENTION.search(self.box.before_cursor) is not None
+            return looking or (not self.box.text and self.when_empty(verb))
         if verb in ("up", "down"):
             completions.step(-1 if verb == "up" else 1)
             return True
