@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from thread_ranks import ThreadWorkers
 
 from nanochat import SamplingParams
@@ -144,6 +146,40 @@ def test_every_collective_of_a_step_counts(name, in_a_step, needless, tiny_folde
     assert {place for place in range(in_a_step) if same_when_left_out(place)} == needless
     assert same_when_left_out(None)
     assert {count % in_a_step for count in done.values()} == {0}
+
+
+def test_tokens_that_need_no_whole_logits_are_drawn_without_gathering_them(tiny_folder, monkeypatch) -> None:
+    """131 tokens over two ranks: greedy and drawn with a temperature alone, then beside a request with a filter."""
+    folder, gathers, gather = tiny_folder("gemma3_capped"), Counter(), Collectives.gather
+    plain, mixed = [wishes(24)[0], wishes(24)[2]], [wishes(24)[0], wishes(24)[3]]
+
+    def counting(self, share, vocabulary):
+        gathers[self.rank] += 1
+        return gather(self, share, vocabulary)
+
+    monkeypatch.setattr(Collectives, "gather", counting)
+    found = []
+    for ranks in (1, 2):
+        llm = engine.LLM(
+            folder, dtype="float32", device="cpu", tensor_parallel_size=ranks, skip_tokenizer=True
+        )
+        for wish in (plain, mixed):
+            outputs = llm.generate(PROMPTS[:2], wish, use_tqdm=False)
+            found.append([reply.token_ids for output in outputs for reply in output.outputs])
+            assert bool(gathers) == (wish is mixed and ranks == 2)
+        llm.close()
+    assert found[:2] == found[2:]
+
+
+def test_of_equal_tokens_on_two_ranks_the_first_is_taken_as_on_one(tiny_folder, tmp_path) -> None:
+    folder = shutil.copytree(tiny_folder("llama_mha_64"), tmp_path / "even")
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"lm_head.weight": torch.zeros_like(weights["lm_head.weight"])},
+              folder / "model.safetensors", {"format": "pt"})  # fmt: skip
+    for ranks in (1, 2):
+        llm = engine.LLM(folder, device="cpu", tensor_parallel_size=ranks, skip_tokenizer=True)
+        assert llm.generate([PROMPTS[0]], wishes(3)[0], use_tqdm=False)[0].outputs[0].token_ids == (0, 0, 0)
+        llm.close()
 
 
 def test_preempted_replies_go_on_as_on_one_rank(tiny_folder) -> None:
