@@ -35,6 +35,7 @@ __all__ = [
     "Row",
     "Run",
     "Sizes",
+    "check_plan",
     "run_benchmark",
 ]
 
@@ -84,6 +85,18 @@ def run_benchmark(plan: Plan, hooks: Hooks | None = None) -> Run:
         flags=_worst(flag for row in run.rows for flag in row.flags),
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
+
+
+def check_plan(plan: Plan) -> None:
+    """Everything that can be refused before anything is loaded or measured.
+
+    Raises:
+        UsageError: a name, a size, or so many devices for this model.
+    """
+    from nanochat.benchmarks.setting import ranks_of
+
+    _check(plan)
+    ranks_of(plan)
 
 
 def _check(plan: Plan) -> None:
@@ -171,6 +184,7 @@ def _engines(
     targets: list[Target] = []
     if sequences:
         hooks.on_state(f"loading {plan.model_name}")
+        _forget_peak(setting.device)
         targets.append(_own_engine(plan, longest, sequences, hooks.stopped, on_rate, facts))
         stack.callback(targets[0].close)
     for name in plan.against:
@@ -246,6 +260,15 @@ def _peak_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
     return memory_resident()
+
+
+def _forget_peak(device: torch.device) -> None:
+    """What an engine took that is closed is not what the next one takes."""
+    import torch
+
+    if device.type == "cuda":
+        _release(device)
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _release(device: torch.device) -> None:

@@ -46,11 +46,7 @@ def begin(plan: Plan, on_state: Callable[[str], None]) -> tuple[Plan, Run, Setti
     Raises:
         UsageError: the model cannot be split like that.
     """
-    config = ModelConfig.from_folder(plan.model)
-    device = choose_device(plan.device)
-    dtype = choose_dtype(plan.dtype, config, device)
-    wanted = EngineConfig(model=plan.model, tensor_parallel_size=plan.tensor_parallel_size)
-    ranks = choose_ranks(wanted, config, device, dtype)
+    config, device, dtype, ranks = ranks_of(plan)
     plan = replace(plan, tensor_parallel_size=ranks)
     on_state("measuring what the device can do")
     ceilings, disturbed = device_limits(device, dtype, device_key(device), anew=plan.measure_limits)
@@ -59,6 +55,19 @@ def begin(plan: Plan, on_state: Callable[[str], None]) -> tuple[Plan, Run, Setti
     together = ceilings.times(ranks if device.type == "cuda" else 1)  # CPU ranks share one memory
     setting = Setting(config, device, dtype, together, ModelCost(config, dtype.itemsize))
     return plan, replace(run, ceilings=measured), setting
+
+
+def ranks_of(plan: Plan) -> tuple[ModelConfig, torch.device, torch.dtype, int]:
+    """The model, where and in what numbers it runs, and over how many devices it is split.
+
+    Raises:
+        UsageError: it cannot be split like that.
+    """
+    config = ModelConfig.from_folder(plan.model)
+    device = choose_device(plan.device)
+    dtype = choose_dtype(plan.dtype, config, device)
+    wanted = EngineConfig(model=plan.model, tensor_parallel_size=plan.tensor_parallel_size)
+    return config, device, dtype, choose_ranks(wanted, config, device, dtype)
 
 
 def _header(plan: Plan, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Run:

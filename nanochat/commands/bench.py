@@ -26,6 +26,14 @@ _DTYPES = click.Choice(["auto", "bfloat16", "float16", "float32"])
 _POSITIVE = click.IntRange(min=1)
 
 
+def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
+    """Different whole numbers from 1 on, with commas between them."""
+    words = [] if text is None else [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise click.BadParameter(f"{text!r} must be a number from 1 on, or several with commas, as 1,2,4")
+    return tuple(dict.fromkeys(map(int, words)))
+
+
 @click.group(invoke_without_command=True)
 @click.option(
     "--preset",
@@ -47,7 +55,10 @@ _POSITIVE = click.IntRange(min=1)
 @click.option(
     "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, or one device such as cuda:1."
 )
-@click.option("--tp", type=_POSITIVE, help="Over how many devices the model is split; as few as hold it.")
+@click.option(
+    "--tp", callback=_numbers, metavar="N[,N...]",
+    help="Over how many devices the model is split; as few as hold it. Several numbers, as 1,2,4: rows of each.",
+)  # fmt: skip
 @click.option("--enforce-eager", is_flag=True, help="No CUDA graphs.")
 @click.option("--repeat", type=_POSITIVE, default=5, help="Measured repeats of each test, after a warm-up.")
 @click.option(
@@ -86,7 +97,7 @@ def bench(context: click.Context, **options: Any) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="nanochat-bench-") as folder:
         plan = _plan(options, Path(folder))
-        run = _run(plan, None if options["no_save"] else Results.find())
+        run = _run(plan, options["tp"], None if options["no_save"] else Results.find())
     if options["plot"] is not None:
         from nanochat.benchmarks.plot import svg
 
@@ -148,7 +159,7 @@ def _plan(options: dict[str, Any], folder: Path) -> Plan:
         sizes=sizes,
         dtype=options["dtype"],
         device=options["device"],
-        tensor_parallel_size=options["tp"],
+        tensor_parallel_size=options["tp"][0] if options["tp"] else None,
         enforce_eager=options["enforce_eager"],
         repeats=options["repeat"],
         against=options["against"],
@@ -157,7 +168,7 @@ def _plan(options: dict[str, Any], folder: Path) -> Plan:
     )
 
 
-def _run(plan: Plan, results: Results | None) -> Run:
+def _run(plan: Plan, numbers: tuple[int, ...], results: Results | None) -> Run:
     """Run, with one line of progress and one line for each row on stderr; saved after each row."""
     screen = _Line()
 
@@ -167,7 +178,13 @@ def _run(plan: Plan, results: Results | None) -> Run:
             results.save(run)
 
     with _interruptible() as stopped:
-        run = run_benchmark(plan, Hooks(screen.progress, on_row, screen.show, stopped))
+        hooks = Hooks(screen.progress, on_row, screen.show, stopped)
+        if len(numbers) > 1:
+            from nanochat.benchmarks.scaling import run_over
+
+            run = run_over(plan, numbers, hooks)
+        else:
+            run = run_benchmark(plan, hooks)
     screen.clear()
     if results is not None:
         click.echo(f"kept as {results.save(run)}", err=True)

@@ -134,6 +134,7 @@ def _load_parallel(
     ranks: int,
     progress: Progress | None,
 ) -> tuple[Model, ParallelRunner, MemoryPlan]:
+    from nanochat.engine.parallel.divided_sampler import divided_sampler
     from nanochat.engine.parallel.group import ParallelRunner, RankGroup
 
     group = RankGroup(config, ranks, device, dtype)
@@ -141,7 +142,8 @@ def _load_parallel(
         model, own = load_share(config, model_config, device, dtype, group.collectives, progress)
         memory = group.agree(own, model.bytes_read)
         kv_cache = allocate_kv(model, memory.num_blocks, dtype, device)
-        runner = ModelRunner(model, kv_cache, config, device, memory.max_model_len)
+        divided = divided_sampler(model, group.collectives, deterministic=config.deterministic)
+        runner = ModelRunner(model, kv_cache, config, device, memory.max_model_len, divided=divided)
         group.start()
     except BaseException as error:
         group.close()

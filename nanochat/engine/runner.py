@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
-from nanochat.engine.sampler import sample
+from nanochat.engine.sampler import Sampled, sample
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.steady_sampler import sample_steadily
 from nanochat.engine.step import EagerStep, KVTensors, PendingStep
@@ -17,6 +17,7 @@ from nanochat.kernels.layout import AttentionLayout
 if TYPE_CHECKING:
     from nanochat.engine.cuda_graphs import DecodeGraphs
     from nanochat.engine.models import Model
+    from nanochat.engine.parallel.divided_sampler import DividedSampler
     from nanochat.engine.prefill_graphs import PrefillGraphs
 
 
@@ -31,9 +32,16 @@ class ModelRunner:
         device: torch.device,
         max_model_len: int,
         samples: bool = True,
+        divided: DividedSampler | None = None,
     ) -> None:
-        """`samples` False: a rank that computes for another one, which alone has the logits."""
+        """A model and its memory.
+
+        Args:
+            samples: False on a rank that computes for another one, which alone has the logits.
+            divided: what draws tokens from logits that stay divided, where that can be done.
+        """
         self.model = model
+        self._divided = divided
         self.samples = samples
         self.kv_cache = kv_cache
         self.config = config
@@ -81,14 +89,24 @@ class ModelRunner:
             return self._finish(chunks, healthy, None)
         if len(rows) < len(chunks):
             last = last[to_device(torch.tensor(rows), self.device)]
+        sequences = [chunk.sequence for chunk in chunks if chunk.samples]
+        if self._divided is not None and self._divided.takes(sequences):
+            return self._keep(chunks, healthy, self._divided.draw(last, sequences))
         return self._finish(chunks, healthy, self.model.logits(last))
 
     def _finish(self, chunks: list[Chunk], healthy: Tensor, logits: Tensor | None) -> EagerStep:
         """Sample the chunks that do; `logits` has a row for each of them."""
         if logits is None or not self.samples:
+            return self._keep(chunks, healthy, None)
+        sequences = [chunk.sequence for chunk in chunks if chunk.samples]
+        draw = sample_steadily if self.config.deterministic else sample
+        return self._keep(chunks, healthy, draw(logits, sequences))
+
+    def _keep(self, chunks: list[Chunk], healthy: Tensor, sampled: Sampled | None) -> EagerStep:
+        """Leave what was sampled where the next step finds it."""
+        if sampled is None:
             return EagerStep(chunks, healthy, None)
         sequences = [chunk.sequence for chunk in chunks if chunk.samples]
-        sampled = (sample_steadily if self.config.deterministic else sample)(logits, sequences)
         seats = to_device(torch.tensor([sequence.seat for sequence in sequences]), self.device)
         self._last_ids.index_copy_(0, seats, sampled.ids)
         return EagerStep(chunks, healthy, sampled)

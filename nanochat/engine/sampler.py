@@ -151,15 +151,40 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     return ids
 
 
+def scores_of(logits: Tensor, sequences: list[Sequence], first: int) -> Tensor:
+    """Scores whose largest is the row's token, where no filter and nothing else bends it: float32 [rows, n].
+
+    Args:
+        logits: float32 [rows, n], of the tokens from id `first` on.
+    """
+    at = [row for row, sequence in enumerate(sequences) if not sequence.params.greedy]
+    if not at:
+        return logits
+    drawn = torch.tensor(at, dtype=torch.int64, device=logits.device)
+    temperature, words = _temperature_and_words([sequences[row] for row in at], logits)
+    tokens = torch.arange(first, first + logits.shape[1], dtype=torch.int32, device=logits.device)
+    noisy = logits[drawn] / temperature + gumbel_noise(words, tokens[None])
+    return noisy if len(at) == len(sequences) else logits.index_copy(0, drawn, noisy)
+
+
+def _temperature_and_words(sequences: list[Sequence], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's temperature, like `like` [rows, 1], and the words of its noise, int32 [rows, 2]."""
+    temperature = [[s.params.temperature or 1.0] for s in sequences]
+    words = [_halves(noise_word(s.seed, s.counter)) for s in sequences]
+    return (
+        torch.tensor(temperature, dtype=like.dtype, device=like.device),
+        torch.tensor(words, dtype=torch.int32, device=like.device),
+    )
+
+
 def _draw_rows(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     """Temperature, filters and noise for rows that all draw."""
     device = logits.device
     params = [s.params for s in sequences]
-    temperature = torch.tensor([[p.temperature or 1.0] for p in params], dtype=logits.dtype, device=device)
-    words = torch.tensor([_halves(noise_word(s.seed, s.counter)) for s in sequences], device=device)
+    temperature, words = _temperature_and_words(sequences, logits)
     scores = logits / temperature
     candidates: Tensor | None = None
-    if any(p.top_k or (p.top_p or 1.0) < 1.0 or p.min_p for p in params):
+    if any(p.filtered for p in params):
         scores, candidates = keep(
             scores,
             top_k=[p.top_k or 0 for p in params],
@@ -167,7 +192,7 @@ def _draw_rows(logits: Tensor, sequences: list[Sequence]) -> Tensor:
             min_p=[p.min_p or 0.0 for p in params],
         )
     tokens = candidates if candidates is not None else torch.arange(scores.shape[1], device=device)[None]
-    best = (scores + gumbel_noise(words.to(torch.int32), tokens.to(torch.int32))).argmax(dim=-1, keepdim=True)
+    best = (scores + gumbel_noise(words, tokens.to(torch.int32))).argmax(dim=-1, keepdim=True)
     return (best if candidates is None else candidates.gather(1, best))[:, 0]
 
 

@@ -107,6 +107,11 @@ class SamplingParams:
         return self.temperature == 0
 
     @property
+    def filtered(self) -> bool:
+        """Whether a top-k, top-p or min-p may keep a token from being drawn."""
+        return not self.greedy and bool(self.top_k or (self.top_p or 1.0) < 1.0 or self.min_p)
+
+    @property
     def needs_history(self) -> bool:
         """Whether the logits depend on the tokens sampled before, so that these must have been read."""
         return bool(

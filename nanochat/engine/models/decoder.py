@@ -103,9 +103,13 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [R, hidden_size] -> float32 [R, vocab_size]."""
+        share = self.share_of_logits(hidden)
+        return share if self.gather is None else self.gather(share)
+
+    @torch.inference_mode()
+    def share_of_logits(self, hidden: Tensor) -> Tensor:
+        """As `logits`, of this rank's part of the vocabulary."""
         logits = self.kernels.linear(hidden, self.weights.head).float()
-        if self.gather is not None:
-            logits = self.gather(logits)
         cap = self.config.logits_soft_cap
         return torch.tanh(logits / cap) * cap if cap else logits
 

@@ -62,15 +62,20 @@ class Collectives:
         rank 0 does, which tells the others the tokens with the next step; they get their own share back.
         """
         width = -(-vocabulary // self.ranks)
-        padded = F.pad(share, (0, width - share.shape[1])).contiguous()
+        parts = self.exchange(F.pad(share, (0, width - share.shape[1])))
+        return share if parts is None else torch.cat(list(parts), dim=1)[:, :vocabulary].contiguous()
+
+    def exchange(self, x: Tensor) -> Tensor | None:
+        """Every rank's x, of one shape: [ranks, *x.shape]. On CPUs only rank 0 gets it, the others None."""
+        x = x.contiguous()
         if self._device.type == "cuda":
-            flat = padded.new_empty(self.ranks * padded.shape[0], width)
-            self._do(lambda: self._group._allgather_base(flat, padded, self._gathers))
-            parts = list(flat.view(self.ranks, -1, width))
-        else:
-            parts = [torch.empty_like(padded) for _ in range(self.ranks)] if self.rank == 0 else []
-            self._do(lambda: self._group.gather([parts] if parts else [], [padded], self._to_first))
-        return torch.cat(parts, dim=1)[:, :vocabulary].contiguous() if parts else share
+            together = x.new_empty(self.ranks * x.shape[0], *x.shape[1:])
+            self._do(lambda: self._group._allgather_base(together, x, self._gathers))
+            return together.view(self.ranks, *x.shape)
+        together = x.new_empty(self.ranks, *x.shape) if self.rank == 0 else None
+        parts = [] if together is None else [list(together)]
+        self._do(lambda: self._group.gather(parts, [x], self._to_first))
+        return together
 
     def abort(self) -> None:
         """End whatever waits in a collective; from any thread."""

@@ -63,6 +63,7 @@ def _serve(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path
     from nanochat.engine.loading import allocate_kv, load_share
     from nanochat.engine.models.config import ModelConfig
     from nanochat.engine.parallel.collectives import join
+    from nanochat.engine.parallel.divided_sampler import divided_sampler
     from nanochat.engine.parallel.messages import StepReader
     from nanochat.engine.runner import ModelRunner
 
@@ -90,8 +91,9 @@ def _serve(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path
         return
     kv_cache = allocate_kv(model, order["num_blocks"], dtype, device)
     runner = ModelRunner(
-        model, kv_cache, config, device, order["max_model_len"], samples=device.type == "cuda"
-    )
+        model, kv_cache, config, device, order["max_model_len"], samples=device.type == "cuda",
+        divided=divided_sampler(model, collectives, deterministic=config.deterministic),
+    )  # fmt: skip
     receiver, steps = Receiver(shared, rank, line.socket), StepReader()
     line.send(word="ready")
     while (message := receiver.receive()) is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from thread_ranks import ThreadWorkers
 
 from nanochat import SamplingParams
@@ -103,32 +105,28 @@ def test_four_ranks_share_two_key_value_heads_in_what_transformers_runs(tiny_fol
     same(tiny_folder("gemma2"), 4, 32)
 
 
+# OLMo 2's plan gathers queries, keys and values for the norms over whole queries and keys. Values have no norm: a
+# rank's part of the output takes its own heads' columns again, and those read this rank's values alone.
+OLMO2_VALUES = {3, 8, 13}  # of each layer: queries, keys, values, output, feed-forward; the embedding is 0
+
+
 @pytest.mark.parametrize(
-    ("name", "in_a_step", "needless"),
-    [
-        ("smollm2", 8, ()),
-        ("mixtral", 8, ()),
-        (
-            "olmo2",
-            17,
-            (3, 8, 13),
-        ),  # values need no gathering; outputs: as in smollm2
-    ],
-)
+    ("name", "in_a_step", "needless"), [("smollm2", 8, set()), ("mixtral", 8, set()), ("olmo2", 17, OLMO2_VALUES)]
+)  # fmt: skip
 def test_every_collective_of_a_step_counts(name, in_a_step, needless, tiny_folder, monkeypatch) -> None:
-    """The ids tell when any one of them is left out, on all ranks alike: embedding, halves of layers, head."""
+    """Log-probabilities tell when one is left out, on all ranks alike: embedding, halves of layers, head."""
     folder, do, done = tiny_folder(name), Collectives._do, Counter()
-    prompts, wish = [PROMPTS[0], PROMPTS[2]], wishes(6)[0]
+    wish = SamplingParams(temperature=0.0, max_tokens=3, logprobs=20, ignore_eos=True)
 
     def run(ranks: int):
         llm = engine.LLM(
             folder, dtype="float32", device="cpu", tensor_parallel_size=ranks, skip_tokenizer=True
         )
-        found = [output.outputs[0].token_ids for output in llm.generate(prompts, wish, use_tqdm=False)]
+        outputs = llm.generate([PROMPTS[0], PROMPTS[4]], wish, use_tqdm=False)
         llm.close()
-        return found
+        return [token for output in outputs for token in output.outputs[0].logprobs]
 
-    def leaves_out(dropped: int):
+    def leaves_out(dropped: int | None):
         def maybe(self, operation):
             place, done[self] = done[self] % in_a_step, done[self] + 1
             if place != dropped:
@@ -136,13 +134,52 @@ def test_every_collective_of_a_step_counts(name, in_a_step, needless, tiny_folde
 
         return maybe
 
-    alone = run(1)
-    for dropped in set(range(in_a_step)) - {*needless}:
+    def same_when_left_out(dropped: int | None) -> bool:
         monkeypatch.setattr(Collectives, "_do", leaves_out(dropped))
-        assert run(2) != alone, dropped
-    monkeypatch.setattr(Collectives, "_do", leaves_out(in_a_step))
-    assert run(2) == alone
+        found = run(2)
+        return len(found) == len(alone) and all(
+            one.keys() == other.keys() and all(abs(one[t].logprob - other[t].logprob) < 1e-3 for t in one)
+            for one, other in zip(alone, found, strict=True)
+        )
+
+    alone = run(1)
+    assert {place for place in range(in_a_step) if same_when_left_out(place)} == needless
+    assert same_when_left_out(None)
     assert {count % in_a_step for count in done.values()} == {0}
+
+
+def test_tokens_that_need_no_whole_logits_are_drawn_without_gathering_them(tiny_folder, monkeypatch) -> None:
+    """131 tokens over two ranks: greedy and drawn with a temperature alone, then beside a request with a filter."""
+    folder, gathers, gather = tiny_folder("gemma3_capped"), Counter(), Collectives.gather
+    plain, mixed = [wishes(24)[0], wishes(24)[2]], [wishes(24)[0], wishes(24)[3]]
+
+    def counting(self, share, vocabulary):
+        gathers[self.rank] += 1
+        return gather(self, share, vocabulary)
+
+    monkeypatch.setattr(Collectives, "gather", counting)
+    found = []
+    for ranks in (1, 2):
+        llm = engine.LLM(
+            folder, dtype="float32", device="cpu", tensor_parallel_size=ranks, skip_tokenizer=True
+        )
+        for wish in (plain, mixed):
+            outputs = llm.generate(PROMPTS[:2], wish, use_tqdm=False)
+            found.append([reply.token_ids for output in outputs for reply in output.outputs])
+            assert bool(gathers) == (wish is mixed and ranks == 2)
+        llm.close()
+    assert found[:2] == found[2:]
+
+
+def test_of_equal_tokens_on_two_ranks_the_first_is_taken_as_on_one(tiny_folder, tmp_path) -> None:
+    folder = shutil.copytree(tiny_folder("llama_mha_64"), tmp_path / "even")
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"lm_head.weight": torch.zeros_like(weights["lm_head.weight"])},
+              folder / "model.safetensors", {"format": "pt"})  # fmt: skip
+    for ranks in (1, 2):
+        llm = engine.LLM(folder, device="cpu", tensor_parallel_size=ranks, skip_tokenizer=True)
+        assert llm.generate([PROMPTS[0]], wishes(3)[0], use_tqdm=False)[0].outputs[0].token_ids == (0, 0, 0)
+        llm.close()
 
 
 def test_preempted_replies_go_on_as_on_one_rank(tiny_folder) -> None:
