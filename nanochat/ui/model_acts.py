@@ -60,7 +60,7 @@ class ModelActs:
                 Answer(
                     "load",
                     "Load it anyway",
-                    "Tries with the memory and the context that there is; says so if that is too little.",
+                    "Tries with what memory there is, and says so if it is too little.",
                 ),
             ]
             question = Question(f"{model.name} {fit.text}", "", answers, facts=fit.arithmetic())
