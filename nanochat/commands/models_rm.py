@@ -16,7 +16,7 @@ from nanochat.modelhub.inventory import leftovers
 from nanochat.modelhub.removal import plan, remove
 from nanochat.modelhub.text import columns, size
 from nanochat.sanitize import sanitize_line
-from nanochat.settings import Paths
+from nanochat.settings import Paths, Settings
 from nanochat.transfer.journal import Journal
 from nanochat.transfer.leftovers import clean
 
@@ -51,6 +51,10 @@ def remove_model(model: LocalModel, commit: str | None, paths: Paths, ask: Ask) 
     if planned.shared:
         stays = ", ".join(one[:12] for one in planned.kept_commits) or "other models"
         ask.say(f"{size(planned.shared)} stay: {stays} use them too")
+    chosen = Settings.load(paths.settings_file).default_model
+    was_default = chosen in (model.name, str(model.path)) and not planned.kept_commits
+    if was_default:
+        ask.say("it is the default model; the starter model will be")
     row = {
         "name": planned.name,
         "commits": planned.commits,
@@ -61,6 +65,8 @@ def remove_model(model: LocalModel, commit: str | None, paths: Paths, ask: Ask) 
     if not ask.consents(f"Remove {planned.name}?"):
         return row | {"removed": False}
     remove(planned, cache_folder(), paths.data)
+    if was_default:
+        Settings.change(paths.settings_file, default_model=None)
     ask.say(f"{planned.name} is removed")
     return row | {"removed": True}
 

@@ -26,6 +26,8 @@ class Facts:
     name: str
     where: str
     """A folder on this machine, or the hub."""
+    revision: str | None
+    """What was asked for of the hub: a branch, a tag or a commit."""
     commit: str | None
     parameters: int | None
     dtypes: dict[str, int]
@@ -54,6 +56,7 @@ class Facts:
         rows = [
             ("name", self.name),
             ("where", self.where),
+            ("revision", self.revision),
             ("commit", self.commit),
             ("parameters", amount(self.parameters) + (f" ({stored})" if stored else "")),
             ("context", f"{self.context:,} tokens" if self.context else None),
@@ -108,6 +111,7 @@ def local_facts(model: LocalModel, paths: Paths, ruler: Ruler) -> Facts:
     return Facts(
         name=model.name,
         where=str(model.path),
+        revision=None,
         commit=commit,
         parameters=shape.parameters if shape else None,
         dtypes=dtypes(local_tensors(model.path)),
@@ -131,6 +135,7 @@ def remote_facts(name: str, revision: str, ruler: Ruler) -> Facts:
     return Facts(
         name=name,
         where="the hub",
+        revision=revision,
         commit=found.commit,
         parameters=found.shape.parameters if found.shape else sum(found.dtypes.values()) or None,
         dtypes=found.dtypes,

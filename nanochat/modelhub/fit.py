@@ -74,8 +74,8 @@ class Fit:
         """The sum, line by line."""
         kv = self.kv_bytes_per_token * self.context
         lines = [
-            f"device        {self.memory.name}: {gib(self.memory.free)} of {gib(self.memory.total)} free, "
-            f"{gib(self.memory.usable)} for nanochat"
+            f"device        {self.memory.name}: {gib(self.memory.free)} of {gib(self.memory.total)} free"
+            + (f", {gib(self.memory.usable)} for nanochat" if self.memory.usable != self.memory.free else "")
             + (
                 f", with {gib(self.memory.returned)} that the loaded model gives back"
                 if self.memory.returned

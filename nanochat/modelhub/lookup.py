@@ -10,7 +10,6 @@ import json
 import os
 import socket
 import sys
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, astuple
@@ -35,6 +34,7 @@ from nanochat.transfer.remote import (
     open_hub,
 )
 from nanochat.transfer.repository import RemoteFile, Repository, check_repo_id, check_revision
+from nanochat.transfer.scratch import scratch_folder
 from nanochat.transfer.selection import CONFIG, INDEX, refuse_by_listing, select
 from nanochat.transfer.store import BlobStore
 from nanochat.transfer.verdict import judge, why_not
@@ -125,10 +125,10 @@ def describe(hub: HubClient, repo_id: str, revision: str, cache: Path) -> dict[s
         "denied": None,
     }
     repository = Repository(cache, repo_id)
-    with tempfile.TemporaryDirectory(prefix="nanochat-") as records:
+    with scratch_folder() as records:
         store = BlobStore(
             repository,
-            Records(Path(records), repository),
+            Records(records, repository),
             hub,
             model.commit,
             Policy(tries=2, first_delay=0.2),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Generator
@@ -21,6 +20,7 @@ from nanochat.transfer.part import hash_of
 from nanochat.transfer.records import Records
 from nanochat.transfer.remote import USER_AGENT, HubClient
 from nanochat.transfer.repository import RemoteFile, Repository, check_file
+from nanochat.transfer.scratch import scratch_folder
 from nanochat.transfer.tally import Tally
 
 XET_FROM = 50 * 10**9
@@ -58,8 +58,8 @@ class BlobStore:
         tally = Tally([file])
         if self.is_whole(file, tally):
             return self.repository.blob(file.etag).read_bytes()
-        with tempfile.TemporaryDirectory(prefix="nanochat-") as folder:
-            part = Path(folder) / "part"
+        with scratch_folder() as folder:
+            part = folder / "part"
             self._fetch(session, file, part, tally)
             self._small[file.etag] = part.read_bytes()
             return self._small[file.etag]

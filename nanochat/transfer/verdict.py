@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat.errors import InvalidModel, ModelError, UnsupportedModel
+from nanochat.transfer.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from nanochat.engine.models.config import ModelConfig
@@ -16,14 +15,14 @@ def judge(repo_id: str, config: bytes) -> ModelConfig:
     """The configuration, or UnsupportedModel / InvalidModel with the repository's name."""
     from nanochat.engine.models.config import ModelConfig
 
-    with tempfile.TemporaryDirectory(prefix="nanochat-") as folder:
-        (Path(folder) / "config.json").write_bytes(config)
+    with scratch_folder() as folder:
+        (folder / "config.json").write_bytes(config)
         try:
-            return ModelConfig.from_folder(Path(folder))
+            return ModelConfig.from_folder(folder)
         except (UnsupportedModel, InvalidModel) as error:
             # The folder is ours and gone in a moment: the text speaks of the repository.
-            text = str(error).replace(str(Path(folder).resolve()), repo_id).replace(folder, repo_id)
-            text = text.replace(Path(folder).name, repo_id)
+            text = str(error).replace(str(folder.resolve()), repo_id).replace(str(folder), repo_id)
+            text = text.replace(folder.name, repo_id)
             raise type(error)(text if repo_id in text else f"{repo_id}: {text}") from error
 
 

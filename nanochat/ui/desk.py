@@ -291,7 +291,8 @@ class Desk:
             f"{len(others)} {'reply uses' if len(others) == 1 else 'replies use'} the model that is loaded. "
         )
         does = f"Load {wanted}" if wanted else "Unload it"
-        text += f"{'Loading ' + wanted if wanted else 'Unloading'} ends them; their text so far is kept."
+        them, their = ("it", "its") if len(others) == 1 else ("them", "their")
+        text += f"{'Loading ' + wanted if wanted else 'Unloading'} ends {them}; {their} text so far is kept."
         answers = [Answer("stay", "Keep the loaded model"), Answer("load", does)]
         return await app.ask(Question("The model is in use", text, answers)) == "load"
 

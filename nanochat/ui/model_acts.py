@@ -60,11 +60,11 @@ class ModelActs:
                 Answer(
                     "load",
                     "Load it anyway",
-                    "Tries with the memory and the context that there is; says so if that is too little.",
+                    "Tries with what memory there is, and says so if it is too little.",
                 ),
             ]
-            text = "\n".join(fit.arithmetic())
-            if await self._app.ask(Question(f"{model.name} {fit.text}", text, answers)) != "load":
+            question = Question(f"{model.name} {fit.text}", "", answers, facts=fit.arithmetic())
+            if await self._app.ask(question) != "load":
                 return False
             self._app.desk.insisted.add(model.path)
         self._app.attempt(use_model(self._app, model))
@@ -84,10 +84,8 @@ class ModelActs:
         """Queue a download; its id, or None when the user thinks better of it."""
         if fit is not None and not fit.fits:
             answers = [Answer("leave", "Leave it"), Answer("get", "Download it anyway")]
-            if (
-                await self._app.ask(Question(f"{repo_id} {fit.text}", "\n".join(fit.arithmetic()), answers))
-                != "get"
-            ):
+            question = Question(f"{repo_id} {fit.text}", "", answers, facts=fit.arithmetic())
+            if await self._app.ask(question) != "get":
                 return None
         return await self._flow.downloads.add(repo_id)
 

@@ -102,8 +102,9 @@ def test_a_models_life_from_the_search_to_the_removal(hub: Hub, home: Home) -> N
     assert told("verify", "tiny", "--local")["good"]
 
     assert isinstance(run("rm", "tiny").exception, UsageError)  # nobody to ask
-    removed = told("rm", "tiny", "--yes")
-    assert removed["freed"] > 512 * 64 * 2 and removed["removed"] and removed["shared"] == 0
+    removed = run("rm", "tiny", "--yes")
+    assert "is the default model" in removed.stdout and "org/tiny is removed" in removed.stdout
+    assert Settings.load(Paths.find().settings_file).default_model == ""
     assert not home.repository().folder.exists()
     assert isinstance(run("verify", "tiny").exception, ModelNotFound)
 

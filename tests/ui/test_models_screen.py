@@ -246,6 +246,24 @@ async def test_what_does_not_fit_is_loaded_only_when_the_user_insists(
         assert stage.engine.loads[-1].config.overcommit
 
 
+async def test_slash_model_with_a_name_asks_too_when_the_model_does_not_fit(
+    hub: Hub, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = local_model(home)
+    constant_memory(monkeypatch, 100_000)
+    async with on_models(home, hub) as stage:
+        for answer in ("enter",), ("down", "enter"):
+            await stage.type("/model org/local")
+            await stage.press("enter")
+            await stage.until(lambda: isinstance(stage.app.screen, Question))
+            assert stage.app.host.model == MODEL and "tokens at least" in stage.said("Facts")
+            await stage.press(*answer)
+            await stage.until(lambda: stage.screen == "ChatScreen")
+        await stage.until(lambda: stage.app.host.model is not None and stage.app.host.model.path == folder)
+        await stage.until(lambda: len(stage.engine.loads) == 2)
+        assert stage.engine.loads[-1].config.overcommit
+
+
 async def test_a_load_shows_its_bytes_and_afterwards_estimate_and_truth(hub: Hub, home: Home) -> None:
     engine = FakeEngine(load_at_once=False)
     local_model(home)

@@ -10,6 +10,7 @@ from nanochat.hub import LocalModel
 from nanochat.settings import Settings
 from nanochat.ui import figures
 from nanochat.ui.actions import Action
+from nanochat.ui.background import detached
 from nanochat.ui.chat_settings import KNOBS, ChatSettings, knob
 from nanochat.ui.screens.question import Answer, Question
 from nanochat.ui.shelf import reference
@@ -73,7 +74,9 @@ async def apply(app: NanochatApp, settings: ChatSettings) -> None:
 async def model(app: NanochatApp, name: str) -> None:
     """Choose the model of the shown chat."""
     if name:
-        await use_model(app, await asyncio.to_thread(app.shelf.find, name))
+        models = app.desk.models
+        found = await asyncio.to_thread(app.shelf.find, name)
+        await models.acts.use(found, await detached(lambda: models.fit_of(found)))
     else:
         app.run_registered("models")
 

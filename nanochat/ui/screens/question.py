@@ -15,6 +15,7 @@ from textual.widgets import Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
 
 from nanochat.sanitize import sanitize, sanitize_line
+from nanochat.ui.widgets.facts import Facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +28,25 @@ class Answer:
 
 
 class Question(ModalScreen[str | None]):
-    """Asks; gives the chosen answer's key, or None after Esc."""
+    """Asks; gives the chosen answer's key, or None after Esc. `facts` are lines of name and value below the text."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back", id="question.back")]
 
-    def __init__(self, title: str, text: str, answers: Sequence[Answer]) -> None:
+    def __init__(
+        self, title: str, text: str, answers: Sequence[Answer], *, facts: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self._title, self._text, self._answers = title, text, tuple(answers)
+        self._facts = tuple(facts)
 
     def compose(self) -> ComposeResult:
         """A box with the text and the answers."""
         with Vertical(classes="dialog"):
             yield Label(Content(sanitize_line(self._title)), classes="dialog-title")
-            yield Static(Content(sanitize(self._text)), classes="dialog-text")
+            if self._text or not self._facts:
+                yield Static(Content(sanitize(self._text)), classes="dialog-text")
+            if self._facts:
+                yield Facts(self._facts, classes="dialog-text")
             yield OptionList(*(Option(_line(answer), id=answer.key) for answer in self._answers))
             yield Static("↑↓ choose · Enter take · Esc back", classes="dialog-hint")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from textwrap import wrap
 
@@ -12,6 +13,9 @@ from textual.widget import Widget
 from nanochat.sanitize import sanitize_line
 
 _NAME = 14  # cells of a fact's name, as `Fit.arithmetic` and `Facts.lines` pad it
+_UNIT = re.compile(
+    r"(?<=\d) (?=(?:[kMGT]i?B|bytes|tokens|%)(?!\w))"
+)  # between a number and its unit no row ends
 
 
 class Facts(Widget):
@@ -19,8 +23,10 @@ class Facts(Widget):
 
     DEFAULT_CSS = "Facts { height: auto; }"
 
-    def __init__(self, lines: Sequence[str] = (), *, id: str | None = None) -> None:
-        super().__init__(id=id)
+    def __init__(
+        self, lines: Sequence[str] = (), *, id: str | None = None, classes: str | None = None
+    ) -> None:
+        super().__init__(id=id, classes=classes)
         self._lines: tuple[str, ...] = ()
         self.show(lines)
 
@@ -44,9 +50,10 @@ class Facts(Widget):
         for number, line in enumerate(self._lines):
             fact = len(line) > _NAME and line[:1] != " " and line[_NAME - 2 : _NAME] == "  "
             indent = " " * _NAME if fact else ""
-            parts = wrap(line, max(width, _NAME + 8), subsequent_indent=indent, drop_whitespace=True) or [""]
+            kept = _UNIT.sub("\u00a0", line)
+            parts = wrap(kept, max(width, _NAME + 8), subsequent_indent=indent, drop_whitespace=True) or [""]
             style = "bold" if number == 0 and not fact else ""
-            for place, part in enumerate(parts):
+            for place, part in enumerate(one.replace("\u00a0", " ") for one in parts):
                 if fact and place == 0:
                     rows.append(Content.assemble((part[:_NAME], "$foreground 60%"), part[_NAME:]))
                 else:
