@@ -70,6 +70,20 @@ def relatives() -> set[int]:
     return ids
 
 
+def progress(pid: int) -> tuple[float, bool] | None:
+    """Seconds that a process has computed, and whether it waits for a disk now; None when it is gone."""
+    if not _has_psutil():
+        process = _read_process(_PROC / str(pid))
+        return None if process is None else (process.seconds, process.state == "D")
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return sum(process.cpu_times()[:2]), process.status() == psutil.STATUS_DISK_SLEEP
+    except psutil.Error:
+        return None
+
+
 def is_running(pid: int) -> bool:
     """Whether there is a process of this id."""
     try:
@@ -112,6 +126,7 @@ def _work_by_psutil() -> Work:
 class _Process:
     """A line of /proc/PID/stat (man 5 proc)."""
 
+    state: str
     parent: int
     seconds: float
 
@@ -129,18 +144,19 @@ def _work_by_linux() -> Work:
 
 
 def _processes() -> dict[int, _Process]:
-    ticks = os.sysconf("SC_CLK_TCK")
-    found: dict[int, _Process] = {}
-    for folder in _PROC.iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            line = (folder / "stat").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue  # it ended meanwhile
-        fields = line.rpartition(")")[2].split()  # the name before it may hold anything
-        found[int(folder.name)] = _Process(int(fields[1]), (int(fields[11]) + int(fields[12])) / ticks)
-    return found
+    folders = (folder for folder in _PROC.iterdir() if folder.name.isdigit())
+    read = {int(folder.name): _read_process(folder) for folder in folders}
+    return {pid: process for pid, process in read.items() if process is not None}
+
+
+def _read_process(folder: Path) -> _Process | None:
+    """None when it ended meanwhile."""
+    try:
+        line = (folder / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = line.rpartition(")")[2].split()  # the name before it may hold anything
+    return _Process(fields[0], int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
 
 
 def _descendants(processes: dict[int, _Process]) -> list[int]:

@@ -21,10 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 import nanochat
 from nanochat import errors
+from nanochat.engine.host import progress
 from nanochat.engine.parallel.channel import SharedMemory, allocate
 from nanochat.engine.parallel.line import Line
 from nanochat.errors import EngineDead, NanochatError
@@ -272,13 +271,11 @@ class _StartedProcess:
 
     def works(self) -> bool:
         """Whether it has computed since the last question, or waits for a disk."""
-        try:
-            process = psutil.Process(self._pid)
-            seconds, before = sum(process.cpu_times()[:2]), self._seconds
-            self._seconds = seconds
-            return seconds > before or process.status() == psutil.STATUS_DISK_SLEEP
-        except psutil.Error:
+        found = progress(self._pid)
+        if found is None:
             return True  # it is gone: its socket tells how
+        before, (self._seconds, waits) = self._seconds, found
+        return self._seconds > before or waits
 
 
 class _Stall:
