@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from fake_engine import MODEL, FakeEngine
@@ -23,6 +24,7 @@ from nanochat.settings import Settings
 from nanochat.ui.app import NanochatApp
 from nanochat.ui.model_rows import plain
 from nanochat.ui.screens.models import ModelsScreen
+from nanochat.ui.screens.question import Question
 from nanochat.ui.widgets.model_list import ModelList
 
 Compare = Callable[..., bool]
@@ -72,6 +74,14 @@ FOUND = tuple(
 )  # fmt: skip
 
 
+async def until(pilot: Pilot[None], true: Callable[[], object]) -> None:
+    """Wait for what the picture shows."""
+    end = monotonic() + 60
+    while not true():
+        assert monotonic() < end, "the picture never came"
+        await pilot.pause(0.01)
+
+
 def pictured(
     home: Home, *, theme: str = "dark", downloads: tuple[Download, ...] = (), query: str = "", row: str = "",
     engine: FakeEngine | None = None,
@@ -81,13 +91,6 @@ def pictured(
         home.root / "nanochat", engine or FakeEngine(), settings=Settings(theme=theme), models=(MODEL,)
     )
     app.desk.shelf = CacheShelf((MODEL,))
-
-    async def until(pilot: Pilot[None], true: Callable[[], object]) -> None:
-        for _ in range(500):
-            if true():
-                return
-            await pilot.pause(0.01)
-        raise AssertionError("the picture never came")
 
     async def prepare(pilot: Pilot[None]) -> None:
         await until(pilot, lambda: app.desk.is_open and app.chats is not None and len(app.chats) > 0)
@@ -154,10 +157,7 @@ def test_a_search_offline(snap_compare: Compare, home: Home, monkeypatch: pytest
     async def search(pilot: Pilot[None]) -> None:
         await prepare(pilot)
         await pilot.press("slash", *"chat", "enter")
-        for _ in range(500):
-            if "offline" in plain(app.desk.models.rows(), 118):
-                break
-            await pilot.pause(0.01)
+        await until(pilot, lambda: "offline" in plain(app.desk.models.rows(), 118))
         await pilot.pause(0.1)
 
     assert snap_compare(app, terminal_size=(120, 40), run_before=search)
@@ -185,6 +185,7 @@ def test_a_model_that_needs_more_asks(snap_compare: Compare, home: Home) -> None
     async def ask(pilot: Pilot[None]) -> None:
         await prepare(pilot)
         await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, Question))
         await pilot.pause(0.1)
 
     assert snap_compare(app, terminal_size=(80, 24), run_before=ask)
@@ -196,10 +197,7 @@ def test_what_a_removal_frees_is_asked(snap_compare: Compare, home: Home) -> Non
     async def ask(pilot: Pilot[None]) -> None:
         await prepare(pilot)
         await pilot.press("x")
-        for _ in range(300):
-            if type(app.screen).__name__ == "Question":
-                break
-            await pilot.pause(0.01)
-        await pilot.pause(0.05)
+        await until(pilot, lambda: isinstance(app.screen, Question))
+        await pilot.pause(0.1)
 
     assert snap_compare(app, terminal_size=(80, 24), run_before=ask)
