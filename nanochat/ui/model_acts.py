@@ -60,7 +60,7 @@ class ModelActs:
                 Answer(
                     "load",
                     "Load it anyway",
-                    "Tries with what memory there is, and says so if it is too little.",
+                    "Tries with what memory there is; says if that is too little.",
                 ),
             ]
             question = Question(f"{model.name} {fit.text}", "", answers, facts=fit.arithmetic())
