@@ -50,6 +50,15 @@ class KeyParser(PasteParser):
         return self.tick()
 
 
+def _read(descriptor: int) -> bytes:
+    """What there is to read; nothing when the terminal is gone."""
+    try:
+        return os.read(descriptor, 4096)
+    except OSError as error:
+        log.info("the terminal is gone: %s", error)
+        return b""
+
+
 def _is_alt_key(sequence: str) -> bool:
     if len(sequence) != 2 or sequence[0] != ESC or not sequence[1].isascii():
         return False
@@ -58,7 +67,7 @@ def _is_alt_key(sequence: str) -> bool:
 
 
 def read_keys(descriptor: int, take: Callable[[Message], None], ended: Event, *, debug: bool = False) -> None:
-    """Read keys until the end. A damaged sequence is dropped, not fatal; what is still there at the end, too.
+    """Read keys until the end, or until the terminal is gone. Damaged bytes are dropped, not fatal.
 
     Time counts only while nothing can be read: on a busy machine no sequence falls apart.
     """
@@ -69,13 +78,11 @@ def read_keys(descriptor: int, take: Callable[[Message], None], ended: Event, *,
         while not ended.is_set():
             if not selector.select(patience if parser.waits else _LOOK_SECONDS):
                 found = parser.expire()
-            elif data := os.read(descriptor, 4096):
+            elif data := _read(descriptor):
                 try:
                     text = decoder.decode(data)
                 except UnicodeDecodeError as error:
-                    if (
-                        parser.in_paste or PASTE_START in data
-                    ):  # text in another encoding: what can be read of it
+                    if parser.in_paste or PASTE_START in data:  # text in another encoding
                         waiting, decoder = decoder.getstate()[0], getincrementaldecoder("utf-8")()
                         for message in parser.feed((waiting + data).decode("utf-8", "replace")):
                             take(message)
@@ -86,7 +93,6 @@ def read_keys(descriptor: int, take: Callable[[Message], None], ended: Event, *,
                 patience = ESCAPE_SECONDS if text.endswith(ESC) else SEQUENCE_SECONDS
                 found = parser.feed(text) if text else ()
             else:
-                ended.wait(_LOOK_SECONDS)  # nobody is there any more; a signal will say so
-                continue
+                return  # the terminal is gone, and no key comes any more
             for message in found:
                 take(message)

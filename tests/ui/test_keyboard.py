@@ -123,3 +123,14 @@ def test_a_paste_in_another_encoding_stays_one_paste(terminal: Keyboard) -> None
     assert terminal.paste() == "one\rcaf\ufffd\rtwo\r"
     terminal.type(b"\x1b[A")
     assert terminal.next() == "up"
+
+
+def test_a_terminal_that_is_gone_ends_the_reading() -> None:
+    """A thread that waits for keys for ever would keep the process, and the model in its memory, for ever."""
+    ours, theirs = os.openpty()
+    thread = threading.Thread(target=read_keys, args=(theirs, lambda _: None, threading.Event()), daemon=True)
+    thread.start()
+    os.close(ours)
+    thread.join(20)
+    assert not thread.is_alive()
+    os.close(theirs)
