@@ -34,10 +34,15 @@ class Camera(Stage):
     """Drives the application and takes its picture. Models take their time: it waits longer than a test does."""
 
     async def answer(self, text: str) -> None:
+        before = self.messages
         self.app.chat_screen.prompt.insert(text)
         await self.pilot.press("enter")
-        await self.patiently(lambda: self.app.chats.active.busy)
-        await self.patiently(lambda: not self.app.chats.busy)
+        await self.patiently(lambda: self.messages >= before + 2 and not self.app.chats.busy)
+
+    @property
+    def messages(self) -> int:
+        records = self.app.chats.active.records
+        return 0 if records is None else len(records.messages)
 
     async def patiently(self, true) -> None:  # type: ignore[no-untyped-def]
         for _ in range(6000):
