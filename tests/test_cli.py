@@ -76,9 +76,10 @@ def test_help_lists_the_commands_and_the_exit_codes() -> None:
 
 
 def test_an_answer_is_all_of_stdout_and_figures_are_one_line_of_stderr(starter_home: Path) -> None:
-    result = nanochat("run", QUESTION, "--temperature", "0", "--max-tokens", "12")
+    result = nanochat("run", QUESTION, "--temperature", "0", "--max-tokens", "12", "--dtype", "float32")
     assert result.returncode == 0
-    assert "Paris" in result.stdout  # greedy, so it is the same everywhere; whether it is true is no matter
+    # Greedy, so it is the same everywhere, in float32: in bfloat16 two first tokens are so close that processors differ.
+    assert "Paris" in result.stdout
     assert result.stdout.endswith("\n")
     assert re.match(FIGURES, result.stderr.rstrip("\n")), result.stderr
 
@@ -106,7 +107,7 @@ def test_piped_text_stands_before_the_instruction_or_alone(starter_home: Path) -
 
 
 def test_stop_texts_end_the_reply_and_stay_out_of_it(starter_home: Path) -> None:
-    arguments = ("run", QUESTION, "--temperature", "0", "--max-tokens", "20", "--json")
+    arguments = ("run", QUESTION, "--temperature", "0", "--max-tokens", "20", "--dtype", "float32", "--json")
     reply = json.loads(nanochat(*arguments, "--stop", "never met", "--stop", " Paris").stdout)
     assert (reply["finish_reason"], reply["stop_reason"]) == ("stop", " Paris")
     assert "Paris" not in reply["text"]

@@ -212,7 +212,7 @@ def test_after_a_kill_the_reply_is_there_and_goes_on(tmux: Tmux) -> None:
     tmux.until(lambda screen: "LEFT WITH" not in screen, "a clear screen")
     tmux.launch()
     screen = tmux.until(lambda screen: "interrupted" in screen, "the interrupted reply")
-    assert words(screen).startswith(words(shown))
+    assert reply_in(screen).startswith(words(shown))
     with History.open(tmux.home / "data" / "chats") as history:
         assert not history.check()
     tmux.ready()
@@ -259,8 +259,12 @@ def test_eighty_by_twenty_four_has_all_that_matters(tmux: Tmux) -> None:
 
 def words(screen: str) -> str:
     """The reply on screen without its line breaks, and without its last word, which may be half a word yet."""
-    text = text_of(screen).partition("interrupted ·")[0]
-    return " ".join(text.split()[:-1])
+    return reply_in(screen).rpartition(" ")[0]
+
+
+def reply_in(screen: str) -> str:
+    """The reply on screen without its line breaks."""
+    return " ".join(text_of(screen).partition("interrupted ·")[0].split())
 
 
 def saved(tmux: Tmux) -> str:
