@@ -1,7 +1,8 @@
 """Capture and replay of decode: one CUDA graph holds a whole step, from the last ids to the next ones.
 
 Graphs are captured when first needed, for batch sizes 1, 2, 4, 8, 16 and so on up to the maximum, in one shared
-memory pool. Rows beyond the batch are empty: they write nothing. Without graphs (`enforce_eager`) the same step is
+memory pool; over several ranks once more for steps whose tokens are drawn from logits that stay divided. Rows beyond
+the batch are empty: they write nothing. Without graphs (`enforce_eager`) the same step is
 launched anew each time: the same kernels over the same rows, so the same bits.
 """
 
@@ -22,7 +23,8 @@ from nanochat.kernels.triton_sampling import sample_rows
 from nanochat.kernels.triton_step import DecodeRows, advance
 
 if TYPE_CHECKING:
-    from nanochat.engine.models import Model
+    from nanochat.engine.models.decoder import Decoder
+    from nanochat.engine.parallel.divided_sampler import DividedSampler
 
 _RING = 64  # steps whose ids may wait to be read
 _FUSED_ROWS = 8  # the matrix-vector kernels go so far
@@ -60,15 +62,17 @@ class DecodeGraphs:
 
     def __init__(
         self,
-        model: Model,
+        model: Decoder,
         kv_cache: KVTensors,
         last_ids: Tensor,
         max_seqs: int,
         max_blocks: int,
         *,
         eager: bool = False,
+        divided: DividedSampler | None = None,
     ) -> None:
         self._eager = eager
+        self._divided = divided
         self._tuned: set[int] = set()
         self._model = model
         self._kv_cache = kv_cache
@@ -76,7 +80,7 @@ class DecodeGraphs:
         self._rows = DeviceRows(self._sizes[-1], max_blocks, last_ids)
         self._query_start = torch.arange(self._sizes[-1] + 1, dtype=torch.int32, device=last_ids.device)
         self._fused = fused_decoder(model)
-        self._captured: dict[int, CapturedStep] = {}
+        self._captured: dict[tuple[int, bool], CapturedStep] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._ring = [torch.empty(self._sizes[-1], dtype=torch.int64, pin_memory=True) for _ in range(_RING)]
         self._events = [torch.cuda.Event() for _ in range(_RING)]
@@ -89,15 +93,16 @@ class DecodeGraphs:
     def dispatch(self, chunks: list[Chunk]) -> GraphStep:
         """Queue one decode step for `chunks` behind whatever the device still does."""
         size = next(size for size in self._sizes if size >= len(chunks))
+        divided = self._divided is not None and self._divided.takes([chunk.sequence for chunk in chunks])
         if self._eager:
             self._tune(size)
             ordered = self._rows.upload(chunks)
-            drawn = self._step(size)
+            drawn = self._step(size, divided)
         else:
-            step = self._captured.get(size)
+            step = self._captured.get((size, divided))
             if step is None:
                 self._rows.hand_back()  # capturing runs steps: they must find nothing to do
-                step = self._captured[size] = self._capture(size)
+                step = self._captured[size, divided] = self._capture(size, divided)
             ordered = self._rows.upload(chunks)
             step.graph.replay()
             drawn = step.ids
@@ -111,17 +116,17 @@ class DecodeGraphs:
         """Before a step outside of graphs: what this knows of the running sequences becomes everybody's."""
         self._rows.hand_back()
 
-    def _capture(self, size: int) -> CapturedStep:
+    def _capture(self, size: int, divided: bool) -> CapturedStep:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # kernels are compiled and tuned outside of the capture
             self._tune(size)
-            self._step(size)
+            self._step(size, divided)
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=capture_mode(self._model)):
-            ids = self._step(size)
+            ids = self._step(size, divided)
         return CapturedStep(graph, ids)
 
     def _tune(self, size: int) -> None:
@@ -130,14 +135,18 @@ class DecodeGraphs:
             self._fused.tune(size)
         self._tuned.add(size)
 
-    def _step(self, size: int) -> Tensor:
+    def _step(self, size: int, divided: bool) -> Tensor:
         rows, sampling = first_rows(self._rows.decode, self._rows.sampling, size)
-        logits = self._logits(rows, size)
-        ids, finite = sample_rows(logits, sampling)
+        share = self._logits(rows, size)
+        if divided and self._divided is not None:
+            ids, finite = self._divided.draw_rows(share, sampling)
+        else:
+            ids, finite = sample_rows(self._model.whole_logits(share), sampling)
         advance(rows, ids, finite)
         return torch.where(finite, ids, -1)
 
     def _logits(self, rows: DecodeRows, size: int) -> Tensor:
+        """Of this rank's part of the vocabulary."""
         query_start = self._query_start[: size + 1]
         if self._fused is not None and size <= _FUSED_ROWS:
             return self._fused.logits(rows, query_start, self._kv_cache)
@@ -152,12 +161,13 @@ class DecodeGraphs:
             max_query_len=1,
             max_context=rows.block_tables.shape[1] * 16,
         )
-        return self._model.logits(self._model.forward(rows.ids, rows.positions, layout, self._kv_cache))
+        hidden = self._model.forward(rows.ids, rows.positions, layout, self._kv_cache)
+        return self._model.share_of_logits(hidden)
 
 
-def capture_mode(model: Model) -> Literal["global", "thread_local"]:
+def capture_mode(model: Decoder) -> Literal["global", "thread_local"]:
     """What other threads may do meanwhile: NCCL's own ones ask for events, which a global capture forbids."""
-    return "global" if getattr(model, "reduce", None) is None else "thread_local"
+    return "global" if model.reduce is None else "thread_local"
 
 
 def batch_sizes(largest: int) -> list[int]:

@@ -21,7 +21,7 @@ from nanochat.engine.step import KVTensors
 from nanochat.kernels.layout import AttentionLayout
 
 if TYPE_CHECKING:
-    from nanochat.engine.models import Model
+    from nanochat.engine.models.decoder import Decoder
 
 SIZES = (16, 32, 64, 128, 256, 384, 512, 768, 1024)
 
@@ -35,7 +35,7 @@ class CapturedPrefill:
         table: int32 [1, max_blocks].
         bounds: int32 [3]: 0, the chunk's length, the context's length with it.
         hidden: [1, H] of the chunk's last token.
-        logits: float32 [1, vocab] of it.
+        share: float32 [1, n], this rank's part of its logits.
     """
 
     tokens: Tensor
@@ -43,7 +43,7 @@ class CapturedPrefill:
     bounds: Tensor
     graph: torch.cuda.CUDAGraph | None = None
     hidden: Tensor | None = None
-    logits: Tensor | None = None
+    share: Tensor | None = None
 
 
 class PrefillGraphs:
@@ -51,7 +51,7 @@ class PrefillGraphs:
 
     def __init__(
         self,
-        model: Model,
+        model: Decoder,
         kv_cache: KVTensors,
         max_blocks: int,
         device: torch.device,
@@ -71,7 +71,7 @@ class PrefillGraphs:
         return len(chunks) == 1 and 1 < chunks[0].count <= SIZES[-1]
 
     def run(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """(last hidden state [1, H], its logits float32 [1, vocab]); good until the next run of the same size."""
+        """(last hidden state [1, H], this rank's part of its logits); good until the next run of the same size."""
         size = next(size for size in SIZES if size >= chunk.count)
         step = self._captured.get(size)
         if step is None:
@@ -89,10 +89,14 @@ class PrefillGraphs:
         step.table[0, : len(blocks)].copy_(send(blocks, torch.int32, self._device), non_blocking=True)
         bounds = [0, chunk.count, chunk.start + chunk.count]
         step.bounds.copy_(send(bounds, torch.int32, self._device), non_blocking=True)
-        if step.graph is None or step.hidden is None or step.logits is None:
+        if step.graph is None or step.hidden is None or step.share is None:
             return self._step(step.tokens, step.table, step.bounds)
         step.graph.replay()
-        return step.hidden, step.logits
+        return step.hidden, step.share
+
+    def whole(self, share: Tensor) -> Tensor:
+        """All logits of a run, float32 [1, vocab]: every rank must ask."""
+        return self._model.whole_logits(share)
 
     def _inputs(self, size: int) -> CapturedPrefill:
         tokens = torch.zeros(3, size, dtype=torch.int64, device=self._device)
@@ -112,8 +116,8 @@ class PrefillGraphs:
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=capture_mode(self._model)):
-            hidden, logits = self._step(tokens, table, bounds)
-        return CapturedPrefill(tokens, table, bounds, graph, hidden, logits)
+            hidden, share = self._step(tokens, table, bounds)
+        return CapturedPrefill(tokens, table, bounds, graph, hidden, share)
 
     def _step(self, tokens: Tensor, table: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
         size, longest = tokens.shape[1], self._max_blocks * BLOCK_SIZE
@@ -130,4 +134,4 @@ class PrefillGraphs:
         )
         hidden = self._model.forward(tokens[0], tokens[1], layout, self._kv_cache)
         last = hidden.index_select(0, bounds[1:2].long() - 1)
-        return last, self._model.logits(last)
+        return last, self._model.share_of_logits(last)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from nanochat.kernels.layout import AttentionLayout
 if TYPE_CHECKING:
     from nanochat.engine.cuda_graphs import DecodeGraphs
     from nanochat.engine.models import Model
+    from nanochat.engine.models.decoder import Decoder
     from nanochat.engine.parallel.divided_sampler import DividedSampler
     from nanochat.engine.prefill_graphs import PrefillGraphs
 
@@ -57,7 +58,7 @@ class ModelRunner:
             max_blocks = -(-max_model_len // BLOCK_SIZE)
             eager = config.enforce_eager
             self._graphs = DecodeGraphs(
-                model, kv_cache, self._last_ids, config.max_num_seqs, max_blocks, eager=eager
+                model, kv_cache, self._last_ids, config.max_num_seqs, max_blocks, eager=eager, divided=divided
             )
             self._prefills = PrefillGraphs(model, kv_cache, max_blocks, device, eager=eager)
 
@@ -77,9 +78,13 @@ class ModelRunner:
         if self._graphs is not None:
             self._graphs.hand_back()
         if self._prefills is not None and self._prefills.takes(chunks):
-            hidden, logits = self._prefills.run(chunks[0])
+            hidden, share = self._prefills.run(chunks[0])
             healthy = torch.isfinite(hidden.float().sum(dim=-1))
-            return self._finish(chunks, healthy, logits if chunks[0].samples else None)
+            if not chunks[0].samples:
+                return self._finish(chunks, healthy, None)
+            if self._divided is not None and self._divided.takes([chunks[0].sequence]):
+                return self._keep(chunks, healthy, self._divided.draw_from(share, [chunks[0].sequence]))
+            return self._finish(chunks, healthy, self._prefills.whole(share))
         layout, positions = lay_out(chunks, self.device)
         hidden = self.model.forward(self._token_ids(chunks), positions, layout, self.kv_cache)
         last = hidden[(layout.query_start[1:] - 1).long()]
@@ -133,7 +138,7 @@ class ModelRunner:
         del self.model
 
 
-def _capturable(model: Model) -> bool:
+def _capturable(model: Model) -> TypeGuard[Decoder]:
     """Whether a step of the model asks nothing of the host: a native decoder on Triton's kernels, without experts."""
     from nanochat.engine.models.decoder import Decoder
     from nanochat.engine.models.layers import Mlp

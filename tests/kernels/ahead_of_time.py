@@ -39,6 +39,7 @@ from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.cuda import CudaKernels
 from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs, default_config
 from nanochat.kernels.layout import AttentionLayout
+from nanochat.kernels.triton_divided import choose_rows, offer_rows
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
 from nanochat.kernels.triton_step import DecodeRows, advance
 
@@ -234,6 +235,7 @@ def sampling(rows: int, vocab: int) -> None:
     for filtered in (True, False):
         ids, finite = sample_rows(logits, draw, filtered=filtered)
         advance(state, ids, finite)
+    choose_rows(torch.stack([offer_rows(logits[:, : vocab // 2], draw, 0)] * 2))
 
 
 def attention_kinds(kernels: CudaKernels) -> None:

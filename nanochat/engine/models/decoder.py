@@ -103,8 +103,7 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [R, hidden_size] -> float32 [R, vocab_size]."""
-        share = self.share_of_logits(hidden)
-        return share if self.gather is None else self.gather(share)
+        return self.whole_logits(self.share_of_logits(hidden))
 
     @torch.inference_mode()
     def share_of_logits(self, hidden: Tensor) -> Tensor:
@@ -112,6 +111,10 @@ class Decoder:
         logits = self.kernels.linear(hidden, self.weights.head).float()
         cap = self.config.logits_soft_cap
         return torch.tanh(logits / cap) * cap if cap else logits
+
+    def whole_logits(self, share: Tensor) -> Tensor:
+        """The ranks' parts side by side (see `Gather`)."""
+        return share if self.gather is None else self.gather(share)
 
     def _add(
         self, y: Tensor, weight: Any, x: Tensor, post_norm: Tensor | None, norm: Tensor

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nanochat.engine.models import Model
     from nanochat.engine.parallel.collectives import Collectives
     from nanochat.engine.sequence import Sequence
+    from nanochat.kernels.triton_sampling import SamplingRows
 
 
 class DividedSampler:
@@ -38,10 +39,20 @@ class DividedSampler:
 
     def draw(self, hidden: Tensor, sequences: list[Sequence]) -> Sampled | None:
         """A token for each row of `hidden` [rows, hidden_size]; None on a rank that does not get to know it."""
-        offers = self._collectives.exchange(
-            offer(self._model.share_of_logits(hidden), sequences, self._first)
-        )
+        return self.draw_from(self._model.share_of_logits(hidden), sequences)
+
+    def draw_from(self, share: Tensor, sequences: list[Sequence]) -> Sampled | None:
+        """As `draw`, from this rank's logits."""
+        offers = self._collectives.exchange(offer(share, sequences, self._first))
         return None if offers is None else choose(offers)
+
+    def draw_rows(self, share: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
+        """As `draw_from`, of rows whose parameters are on the device; asks nothing of the host. See `sample_rows`."""
+        from nanochat.kernels.triton_divided import choose_rows, offer_rows
+
+        offers = self._collectives.exchange(offer_rows(share, rows, self._first))
+        assert offers is not None
+        return choose_rows(offers)
 
 
 def divided_sampler(

@@ -1,0 +1,50 @@
+"""Tokens from divided logits, in the interpreter: those that whole logits give, to the bit."""
+
+from __future__ import annotations
+
+import interpreted  # noqa: F401  # first: it turns the interpreter on
+import pytest
+import torch
+
+from nanochat.engine.parallel.shares import vocabulary_share
+from nanochat.kernels.triton_divided import choose_rows, offer_rows
+from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # integer hashes wrap
+
+
+def rows_of(count: int, seed: int) -> SamplingRows:
+    draw = torch.Generator().manual_seed(seed)
+    choice = torch.tensor([0.0, 0.6, 1.0, 1.7])[torch.randint(4, (count,), generator=draw)]
+    return SamplingRows(
+        choice, torch.zeros(count, dtype=torch.int32), torch.ones(count), torch.zeros(count),
+        torch.randint(-(2**62), 2**62, (count,), generator=draw), torch.randint(5000, (count,), generator=draw),
+    )  # fmt: skip
+
+
+def divided(logits: torch.Tensor, rows: SamplingRows, ranks: int) -> tuple[torch.Tensor, torch.Tensor]:
+    shares = [vocabulary_share(logits.shape[1], rank, ranks) for rank in range(ranks)]
+    return choose_rows(torch.stack([offer_rows(logits[:, s], rows, s.start) for s in shares]))
+
+
+@pytest.mark.parametrize(
+    ("vocab", "ranks", "steps"), [(1000, 2, 0.0), (5000, 2, 1.0), (131, 3, 0.5), (2100, 4, 0.0), (5, 4, 0.0)]
+)
+def test_divided_logits_give_the_tokens_of_whole_ones(vocab: int, ranks: int, steps: float) -> None:
+    """With steps most of the largest values are there several times, on several ranks."""
+    logits = torch.randn(8, vocab, generator=torch.Generator().manual_seed(vocab)) * 3
+    logits = (logits * steps).round() / steps if steps else logits
+    rows = rows_of(8, vocab)
+    ids, finite = divided(logits, rows, ranks)
+    assert ids.tolist() == sample_rows(logits, rows)[0].tolist()
+    assert finite.all()
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+def test_a_row_with_nan_or_inf_on_any_rank_is_flagged_and_no_other(poison: float) -> None:
+    logits, rows = torch.randn(5, 300, generator=torch.Generator().manual_seed(1)), rows_of(5, 3)
+    clean, _ = divided(logits, rows, 2)
+    logits[1, 0] = logits[3, 299] = poison
+    ids, finite = divided(logits, rows, 2)
+    assert finite.tolist() == [True, False, True, False, True]
+    assert ids[[0, 2, 4]].tolist() == clean[[0, 2, 4]].tolist() and ids[1] == ids[3] == 0
