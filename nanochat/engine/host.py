@@ -70,18 +70,40 @@ def relatives() -> set[int]:
     return ids
 
 
-def progress(pid: int) -> tuple[float, bool] | None:
-    """Seconds that a process has computed, and whether it waits for a disk now; None when it is gone."""
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a process does.
+
+    Attributes:
+        seconds: that it has computed.
+        busy: whether it or what it has started computes or waits for a disk now.
+    """
+
+    seconds: float
+    busy: bool
+
+
+def progress(pid: int) -> Progress | None:
+    """What a process does; None when it is gone."""
     if not _has_psutil():
-        process = _read_process(_PROC / str(pid))
-        return None if process is None else (process.seconds, process.state == "D")
+        processes = _processes()
+        if pid not in processes:
+            return None
+        family = [processes[each] for each in _descendants(processes, pid)]
+        return Progress(family[0].seconds, any(each.state in ("R", "D") for each in family))
     import psutil
 
+    working = (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
     try:
         process = psutil.Process(pid)
-        return sum(process.cpu_times()[:2]), process.status() == psutil.STATUS_DISK_SLEEP
+        seconds = sum(process.cpu_times()[:2])
+        # Whom it has started is looked up only where it does nothing itself: that reads all of /proc.
+        busy = process.status() in working or any(
+            child.status() in working for child in process.children(recursive=True)
+        )
+        return Progress(seconds, busy)
     except psutil.Error:
-        return None
+        return None if not psutil.pid_exists(pid) else Progress(0.0, busy=True)  # a child ended meanwhile
 
 
 def is_running(pid: int) -> bool:
@@ -159,9 +181,9 @@ def _read_process(folder: Path) -> _Process | None:
     return _Process(fields[0], int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
 
 
-def _descendants(processes: dict[int, _Process]) -> list[int]:
-    """This process and everything that it started."""
-    ids = [os.getpid()]
-    for pid in ids:
-        ids += [child for child, process in processes.items() if process.parent == pid]
+def _descendants(processes: dict[int, _Process], pid: int | None = None) -> list[int]:
+    """A process, by default this one, and everything that it started."""
+    ids = [os.getpid() if pid is None else pid]
+    for each in ids:
+        ids += [child for child, process in processes.items() if process.parent == each]
     return ids

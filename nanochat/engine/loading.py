@@ -138,8 +138,14 @@ def _load_parallel(
     from nanochat.engine.parallel.group import ParallelRunner, RankGroup
 
     group = RankGroup(config, ranks, device, dtype)
+
+    def advance(done: int, total: int) -> None:
+        group.advance()
+        if progress is not None:
+            progress(done, total)
+
     try:
-        model, own = load_share(config, model_config, device, dtype, group.collectives, progress)
+        model, own = load_share(config, model_config, device, dtype, group.collectives, advance)
         memory = group.agree(own, model.bytes_read)
         kv_cache = allocate_kv(model, memory.num_blocks, dtype, device)
         divided = divided_sampler(model, group.collectives, deterministic=config.deterministic)

@@ -3,7 +3,7 @@
 The memory has no name: it is a file descriptor that the workers inherit, and is gone with the last process that has
 it. Its layout, in 64-bit words:
 
-    PULSE_WORDS for each rank: heartbeat, collectives done, whether it waits in one, parts taken
+    PULSE_WORDS for each rank: heartbeat, collectives done, whether it waits in one, parts taken, pieces of weights read
     SLOTS slots of PART_BYTES: length of the part in bytes, 1 if it is the message's last, the part
 
 A message of rank 0's is written part by part into the slots in turn; a slot is used again when every worker has taken
@@ -17,13 +17,14 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 SLOTS = 8
 PART_BYTES = 2**18
 _PULSE_WORDS = 8
 _HEAD = 16  # bytes before a part
-_HEARTBEAT, _COUNT, _WAITING, _TAKEN = range(4)
+_HEARTBEAT, _COUNT, _WAITING, _TAKEN, _ADVANCES = range(5)
 
 
 class SharedMemory:
@@ -64,9 +65,22 @@ class Pulse:
         self._words[self._at + _COUNT] += 1
         self._words[self._at + _WAITING] = 0
 
+    @contextmanager
+    def collective(self) -> Generator[None]:
+        """Inside it, the other ranks are waited for."""
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
     def take(self) -> None:
         """A part was read."""
         self._words[self._at + _TAKEN] += 1
+
+    def advance(self) -> None:
+        """A piece of the weights is in place."""
+        self._words[self._at + _ADVANCES] += 1
 
     @property
     def beats(self) -> int:
@@ -87,6 +101,11 @@ class Pulse:
     def taken(self) -> int:
         """Parts read."""
         return self._words[self._at + _TAKEN]
+
+    @property
+    def advances(self) -> int:
+        """Pieces of weights in place."""
+        return self._words[self._at + _ADVANCES]
 
 
 class Sender:

@@ -55,7 +55,7 @@ class RankGroup:
             torch.set_num_threads(threads)
             environment["OMP_NUM_THREADS"] = str(threads)
         self._workers = Workers(ranks, environment)
-        self._end = weakref.finalize(self, Workers.close, self._workers)
+        self._end = weakref.finalize(self, self._workers.close)
         try:
             self._workers.hear("started")
             self._introduce(config, device, dtype, threads)
@@ -72,15 +72,22 @@ class RankGroup:
             "model": str(config.model.resolve())
         }
         kind = str(dtype).removeprefix("torch.")
-        for rank, line in enumerate(self._workers.lines, 1):
-            line.send(config=fields, device=device_of(device, rank), dtype=kind, threads=threads)
-        try:
-            self.collectives = join(
-                self._workers.folder, 0, self.ranks, device, self._workers.memory.pulse(0)
+        for rank in range(1, self.ranks):
+            self._workers.tell(
+                rank, config=fields, device=device_of(device, rank), dtype=kind, threads=threads
             )
+        pulse = self._workers.memory.pulse(0)
+        try:
+            with pulse.collective():
+                self.collectives = join(self._workers.folder, 0, self.ranks, device, pulse)
         except RuntimeError as error:
             raise self._workers.explain(error) from error
         self._workers.on_failure = self.collectives.abort
+
+    def advance(self) -> None:
+        """A piece of rank 0's weights is in place. Raises what a worker is lost by: it is not read to the end then."""
+        self._workers.memory.pulse(0).advance()
+        self._workers.check()
 
     def agree(self, own: MemoryPlan, bytes_read: int) -> MemoryPlan:
         """The plan that fits on every rank. Waits until all have loaded their weights; raises what one failed of."""
@@ -94,7 +101,8 @@ class RankGroup:
             RankMemory(said["weights"], num_blocks * said["block_bytes"], said["bytes_read"])
             for said in theirs
         ]
-        self._workers.tell(num_blocks=num_blocks, max_model_len=longest)
+        for rank in range(1, self.ranks):
+            self._workers.tell(rank, num_blocks=num_blocks, max_model_len=longest)
         return replace(own, num_blocks=num_blocks, max_model_len=longest)
 
     def start(self) -> None:
@@ -137,13 +145,11 @@ class RankGroup:
     @contextmanager
     def waiting(self) -> Generator[None]:
         """Rank 0 waits for its GPU, which waits for the others: what is a collective on CPUs."""
-        pulse = self._workers.memory.pulse(0)
         self._workers.busy = True
-        pulse.enter()
         try:
-            yield
+            with self._workers.memory.pulse(0).collective():
+                yield
         finally:
-            pulse.leave()
             self._workers.busy = False
 
     def rest(self) -> None:

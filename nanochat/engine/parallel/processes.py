@@ -1,7 +1,7 @@
 """The worker processes of a group: started, watched, ended.
 
-A worker is lost when its process ends, when it gives no sign of life for some seconds, or when it does not come to a
-collective in which rank 0 waits. Then all are killed, so that nobody waits for the lost one, and the reason is kept.
+A worker is lost when its process ends, or when the watch finds that it hangs. Then all are killed, so that nobody
+waits for the lost one, and the reason is kept.
 """
 
 from __future__ import annotations
@@ -23,16 +23,12 @@ from typing import IO, Any
 
 import nanochat
 from nanochat import errors
-from nanochat.engine.host import progress
 from nanochat.engine.parallel.channel import SharedMemory, allocate
 from nanochat.engine.parallel.line import Line
+from nanochat.engine.parallel.watch import POLL, Bounds, Stage, Standing, Watch
 from nanochat.errors import EngineDead, NanochatError
 
 FOLDER = "nanochat-ranks-"  # how the names of the folders where ranks meet begin
-POLL = 0.2  # seconds between two looks at the workers
-SILENCE = 35  # looks without a sign of life: 7 s in which this process itself was running
-STALL = 8.0  # seconds that a rank may be late in a collective, and ...
-_PATIENCE = 4.0  # ... this many times the longest that rank 0 computed between two of them
 _GRACE = 3.0  # seconds to end by itself
 _LOAD_AGAIN = "load the model again"
 
@@ -45,7 +41,7 @@ class Workers:
         failure: what ended the group; None while it works.
     """
 
-    def __init__(self, ranks: int, environment: dict[str, str]) -> None:
+    def __init__(self, ranks: int, environment: dict[str, str], bounds: Bounds | None = None) -> None:
         self.ranks = ranks
         self.folder = Path(tempfile.mkdtemp(prefix=FOLDER))
         self.failure: NanochatError | None = None
@@ -57,7 +53,8 @@ class Workers:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._lines: list[Line] = []
         self._words: list[list[dict[str, Any]]] = [[] for _ in range(ranks - 1)]
-        self._started = [False] * (ranks - 1)
+        self._bounds = bounds or Bounds()
+        self._standings: list[Standing] = []
         self._logs: list[IO[bytes]] = []
         memory = allocate(ranks)
         self._lifeline, kept = -1, -1
@@ -66,6 +63,7 @@ class Workers:
             kept, self._lifeline = os.pipe()
             for rank in range(1, ranks):
                 self._start(rank, memory, kept, environment)
+            self._standings += [Standing(process.pid) for process in self._processes]
         except BaseException:
             self.close()
             raise
@@ -102,19 +100,17 @@ class Workers:
         return [process.pid for process in self._processes]
 
     @property
-    def lines(self) -> list[Line]:
-        """One line to each worker."""
-        return self._lines
-
-    @property
     def doorbells(self) -> list[socket.socket]:
         """Where each worker hears of a step."""
         return [line.socket for line in self._lines]
 
-    def tell(self, **message: Any) -> None:
-        """The same words to every worker."""
-        for line in self._lines:
-            line.send(**message)
+    def tell(self, rank: int, **message: Any) -> None:
+        """Words to a worker, which has to answer. Raises what it died of."""
+        self._standings[rank - 1].owes = True
+        try:
+            self._lines[rank - 1].send(**message)
+        except OSError as error:
+            raise self.explain(error) from error
 
     def hear(self, word: str) -> list[dict[str, Any]]:
         """Wait until every worker has said `word`; what they said with it. Raises what a lost worker died of."""
@@ -186,18 +182,14 @@ class Workers:
     # The watch ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        silence = _Silence(self.memory, self.ranks, [_StartedProcess(pid) for pid in self.pids])
-        stall = _Stall(self.memory, self.ranks)
+        watch = Watch(self.memory, self._standings, self._bounds)
         sockets = {line.socket: place for place, line in enumerate(self._lines)}
         while not self._closing and self.failure is None:
             for ready in select.select(list(sockets), [], [], POLL)[0]:
                 self._listen(sockets[ready])
-            late = silence.look(self._started)
-            if late is not None:
-                self._lost(late, f"gave no sign of life for {SILENCE * POLL:.0f} s")
-            late = stall.look(self.busy)
-            if late is not None:
-                self._lost(late[0], f"did not come to a collective for {late[1]:.0f} s")
+            lost = watch.look(self.busy)
+            if lost is not None:
+                self._lost(*lost)
 
     def _listen(self, place: int) -> None:
         message = self._lines[place].receive()
@@ -208,7 +200,8 @@ class Workers:
         elif message["word"] == "failed":
             self.fail(_as_error(place + 1, message, self.loading))
         else:
-            self._started[place] = True
+            standing = self._standings[place]
+            standing.stage, standing.owes = Stage(standing.stage + 1), False
             with self._changed:
                 self._words[place].append(message)
                 self._changed.notify_all()
@@ -230,75 +223,6 @@ class Workers:
         log.seek(0)
         lines = log.read()[-4000:].decode(errors="replace").strip().splitlines()
         return f" ({lines[-1][:200]})" if lines else ""
-
-
-class _Silence:
-    """Which worker has given no sign of life. Counts its own looks: while all were asleep, nobody is to blame.
-
-    A worker that starts imports for seconds in which none of its threads can beat, so until it says that it has
-    started, what counts is that its process works.
-    """
-
-    def __init__(self, memory: SharedMemory, ranks: int, starting: list[_StartedProcess]) -> None:
-        self._pulses = [memory.pulse(rank) for rank in range(1, ranks)]
-        self._starting = starting
-        self._beats = [-1] * (ranks - 1)
-        self._looks = [0] * (ranks - 1)
-        self._last = time.monotonic()
-
-    def look(self, started: list[bool]) -> int | None:
-        """The rank of a silent worker, if there is one."""
-        now = time.monotonic()
-        if now - self._last < POLL / 2:
-            return None
-        self._last = now
-        for place, pulse in enumerate(self._pulses):
-            beats = pulse.beats
-            alive = beats != self._beats[place] if started[place] else self._starting[place].works()
-            self._beats[place] = beats
-            self._looks[place] = 0 if alive else self._looks[place] + 1
-            if self._looks[place] >= SILENCE:
-                return place + 1
-        return None
-
-
-class _StartedProcess:
-    """A process that has only just been started."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._seconds = -1.0
-
-    def works(self) -> bool:
-        """Whether it has computed since the last question, or waits for a disk."""
-        found = progress(self._pid)
-        if found is None:
-            return True  # it is gone: its socket tells how
-        before, (self._seconds, waits) = self._seconds, found
-        return self._seconds > before or waits
-
-
-class _Stall:
-    """Which worker keeps rank 0 waiting in a collective for longer than computing can take."""
-
-    def __init__(self, memory: SharedMemory, ranks: int) -> None:
-        self._pulses = [memory.pulse(rank) for rank in range(ranks)]
-        self._seen = (-1, False)
-        self._since = time.monotonic()
-        self._longest = 0.0
-
-    def look(self, busy: bool) -> tuple[int, float] | None:
-        """(the rank that is behind, for how many seconds rank 0 waits)."""
-        now, seen = time.monotonic(), (self._pulses[0].count, self._pulses[0].waiting)
-        passed = now - self._since
-        if seen != self._seen or not busy:
-            if busy and not self._seen[1]:
-                self._longest = max(self._longest, passed)
-            self._seen, self._since = seen, now
-        elif seen[1] and passed > STALL + _PATIENCE * self._longest:
-            counts = [pulse.count for pulse in self._pulses[1:]]
-            return 1 + counts.index(min(counts)), passed
-        return None
 
 
 def _ours(error: BaseException) -> bool:

@@ -79,9 +79,11 @@ def _serve(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(order["threads"])
-    collectives = join(folder, rank, ranks, device, shared.pulse(rank))
+    pulse = shared.pulse(rank)
+    with pulse.collective():
+        collectives = join(folder, rank, ranks, device, pulse)
     model_config = ModelConfig.from_folder(config.model)
-    model, memory = load_share(config, model_config, device, dtype, collectives)
+    model, memory = load_share(config, model_config, device, dtype, collectives, lambda *_: pulse.advance())
     line.send(
         word="loaded", num_blocks=memory.num_blocks, weights=memory.weights, block_bytes=memory.block_bytes,
         bytes_read=model.bytes_read,

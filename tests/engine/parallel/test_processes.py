@@ -19,7 +19,7 @@ from nanochat.engine.config import EngineConfig
 from nanochat.engine.llm import LLM
 from nanochat.engine.outputs import FinishReason
 from nanochat.engine.parallel import processes
-from nanochat.engine.parallel.channel import SharedMemory, allocate
+from nanochat.engine.parallel.watch import Bounds
 from nanochat.engine.request import Request
 from nanochat.engine.service import EngineService
 from nanochat.engine.weights import Checkpoint
@@ -60,6 +60,12 @@ def starter(starter_model: Path):
     service.load(config(starter_model, max_model_len=512)).wait(WAIT)
     yield service
     service.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that gives no sign of life is lost after 1.2 s."""
+    monkeypatch.setattr(processes, "Bounds", lambda: Bounds(silence=6))
 
 
 @pytest.fixture
@@ -162,8 +168,8 @@ def test_a_killed_rank_ends_the_engine_with_one_error_and_a_fresh_load_works(
     assert "SIGKILL" in (tiny.stats().error or "")
 
 
-def test_a_rank_that_hangs_ends_the_engine(tiny: EngineService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "SILENCE", 6)
+@pytest.mark.usefixtures("impatient")
+def test_a_rank_that_hangs_ends_the_engine(tiny: EngineService) -> None:
     group = group_of(tiny)
     stream = tiny.submit(Request([3, 4, 5], ENDLESS))
     next(iter(stream))
@@ -191,8 +197,8 @@ def test_a_rank_that_hangs_before_it_has_started_is_an_error_and_not_a_wait(
     asleep.write_text("#!/bin/sh\nexec sleep 600\n")
     asleep.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(asleep))
-    monkeypatch.setattr(processes, "SILENCE", 5)
-    with pytest.raises(EngineDead, match=r"rank 1 of 2 .* gave no sign of life for 1 s"):
+    monkeypatch.setattr(processes, "Bounds", lambda: Bounds(idle=5))
+    with pytest.raises(EngineDead, match=r"rank 1 of 2 .* did nothing for 1 s while starting"):
         LLM(tiny_folder("llama_biases"), device="cpu", tensor_parallel_size=2, skip_tokenizer=True)
     assert not list(scratch.iterdir())
 
@@ -223,19 +229,3 @@ def test_ranks_end_with_the_program_however_it_ends(sent: signal.Signals, tiny_f
     run.wait(15)
     wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
     assert not list(scratch.iterdir())
-
-
-def test_a_rank_that_does_not_come_to_a_collective_is_found_although_it_lives(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(processes, "STALL", 0.05)
-    descriptor = allocate(3)
-    memory = SharedMemory(descriptor, 3)
-    os.close(descriptor)
-    first, behind = memory.pulse(0), []
-    memory.pulse(1).leave()  # rank 1 is one collective further than rank 2
-    stall = processes._Stall(memory, 3)
-    first.enter()
-    assert stall.look(busy=False) is None  # between steps nobody is waited for
-    wait_until(lambda: behind.append(stall.look(busy=True)) or behind[-1] is not None)
-    assert behind[-1][0] == 2
