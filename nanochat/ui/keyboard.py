@@ -6,7 +6,8 @@ import logging
 import os
 import selectors
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from threading import Event
 
 from textual import constants, events
@@ -19,11 +20,26 @@ log = logging.getLogger("nanochat.keyboard")
 
 ESC = "\x1b"
 PASTE_START = START.encode()
-#: Seconds of silence after which a lone ESC is the key: a sequence comes in one piece. `ESCDELAY` says otherwise.
-ESCAPE_SECONDS = constants.ESCAPE_DELAY if "ESCDELAY" in os.environ else 0.03
-#: The same for the beginning of a longer sequence, which nobody types.
-SEQUENCE_SECONDS = constants.ESCAPE_DELAY
 _LOOK_SECONDS = 0.1  # between two looks at whether to end
+_REMOTE = ("SSH_CONNECTION", "SSH_TTY", "SSH_CLIENT")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How many seconds of silence say that nothing follows: a lone ESC, or a longer beginning, which nobody types.
+
+    A terminal on this machine sends a sequence in one piece; what comes over a network may be cut anywhere.
+    """
+
+    escape: float = 0.03
+    sequence: float = constants.ESCAPE_DELAY
+
+    @classmethod
+    def here(cls, environ: Mapping[str, str] = os.environ) -> Patience:
+        """What this terminal needs; `ESCDELAY`, which Textual has read, says otherwise."""
+        if "ESCDELAY" in environ:
+            return cls(escape=constants.ESCAPE_DELAY)
+        return cls(0.1, 0.5) if any(environ.get(name) for name in _REMOTE) else cls()
 
 
 class KeyParser(PasteParser):
@@ -66,17 +82,20 @@ def _is_alt_key(sequence: str) -> bool:
     return digit or (letter and sequence not in ANSI_SEQUENCES_KEYS)
 
 
-def read_keys(descriptor: int, take: Callable[[Message], None], ended: Event, *, debug: bool = False) -> None:
+def read_keys(
+    descriptor: int, take: Callable[[Message], None], ended: Event, *, patience: Patience | None = None,
+    debug: bool = False,
+) -> None:  # fmt: skip
     """Read keys until the end, or until the terminal is gone. Damaged bytes are dropped, not fatal.
 
     Time counts only while nothing can be read: on a busy machine no sequence falls apart.
     """
-    parser, decoder = KeyParser(debug), getincrementaldecoder("utf-8")()
-    patience = SEQUENCE_SECONDS
+    patience = patience or Patience.here()
+    parser, decoder, seconds = KeyParser(debug), getincrementaldecoder("utf-8")(), patience.sequence
     with selectors.SelectSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
         while not ended.is_set():
-            if not selector.select(patience if parser.waits else _LOOK_SECONDS):
+            if not selector.select(seconds if parser.waits else _LOOK_SECONDS):
                 found = parser.expire()
             elif data := _read(descriptor):
                 try:
@@ -90,7 +109,7 @@ def read_keys(descriptor: int, take: Callable[[Message], None], ended: Event, *,
                     log.warning("dropped input that is not UTF-8: %r", error.object[:32])
                     parser, decoder = KeyParser(debug), getincrementaldecoder("utf-8")()
                     continue
-                patience = ESCAPE_SECONDS if text.endswith(ESC) else SEQUENCE_SECONDS
+                seconds = patience.escape if text.endswith(ESC) else patience.sequence
                 found = parser.feed(text) if text else ()
             else:
                 return  # the terminal is gone, and no key comes any more

@@ -50,8 +50,9 @@ class ScreenFile(io.TextIOWrapper):
 class TerminalDriver(LinuxDriver):
     """Textual's driver, with what it lacks in real terminals.
 
-    Keys are read by `read_keys`: it survives bytes that are not UTF-8 (X10 mouse reports after a tmux reattach), a
-    paste is one text whatever is in it, and Esc and alt+1 to alt+9 act at once. The terminal's size is believed, not an exported COLUMNS.
+    Keys are read by `read_keys`: it survives bytes that are not UTF-8 (X10 mouse reports after a tmux reattach), a paste
+    is one text whatever is in it, Esc and alt+1 to alt+9 act at once, and a network may cut what a key sends. The
+    terminal's size is believed, not an exported COLUMNS.
     """
 
     def _get_terminal_size(self) -> tuple[int, int]:

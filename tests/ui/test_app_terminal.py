@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import sqlite3
 import sys
@@ -155,6 +156,21 @@ def test_alt_and_a_digit_go_to_a_tab_as_terminals_send_them(start: Start) -> Non
     since = len(child.output)
     child.write(b"\x1b1")
     child.until(b"first", since=since)
+
+
+def test_a_key_that_a_network_cuts_after_its_escape_is_that_key(start: Start) -> None:
+    child = start(SSH_CONNECTION="192.0.2.1 50022 192.0.2.2 22")
+    child.until(b"ready")
+    while True:
+        began = monotonic()
+        child.write(b"ab\x1b")
+        select.select([], [], [], 0.05)
+        child.write(b"[D")  # left
+        if monotonic() - began < 0.1:  # else it was this machine that was slow
+            break
+        child.write(b"\x05\x15")  # clears the line
+    child.write(b"x\r")
+    child.until(b"axb")
 
 
 def test_an_exported_size_is_not_believed(start: Start) -> None:

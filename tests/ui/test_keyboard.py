@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from queue import Empty, Queue
+from time import monotonic
 
 import pytest
 from textual import events
 from textual.message import Message
 
 from nanochat.ui import keyboard
-from nanochat.ui.keyboard import KeyParser, read_keys
+from nanochat.ui.keyboard import KeyParser, Patience, read_keys
 
 
 def keys(parser: KeyParser, text: str) -> list[str]:
@@ -48,11 +51,13 @@ def test_an_escape_is_a_key_when_nothing_follows() -> None:
 class Keyboard:
     """`read_keys` on a pipe."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: Patience | None = None) -> None:
         self._out, self._in = os.pipe()
         self._found: Queue[Message] = Queue()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=read_keys, args=(self._out, self._found.put, self._ended))
+        self._thread = threading.Thread(
+            target=read_keys, args=(self._out, self._found.put, self._ended), kwargs={"patience": patience}
+        )
         self._thread.start()
 
     def type(self, data: bytes) -> None:
@@ -68,6 +73,12 @@ class Keyboard:
         assert isinstance(message, events.Key)
         return message.key
 
+    def forget(self, last: bytes) -> None:
+        """Type a last key, and read up to it."""
+        self.type(last)
+        while self.next() != last.decode():
+            pass
+
     def close(self) -> None:
         self._ended.set()
         self._thread.join(20)
@@ -77,11 +88,15 @@ class Keyboard:
             self._found.get_nowait()
 
 
+def relay(seconds: float) -> None:
+    """Time passes on the way."""
+    select.select([], [], [], seconds)
+
+
 @pytest.fixture
 def terminal() -> Iterator[Keyboard]:
-    found = Keyboard()
-    yield found
-    found.close()
+    with closing(Keyboard()) as found:
+        yield found
 
 
 def test_a_lone_escape_acts_by_itself(terminal: Keyboard) -> None:
@@ -89,15 +104,31 @@ def test_a_lone_escape_acts_by_itself(terminal: Keyboard) -> None:
     assert terminal.next() == "escape"
 
 
-def test_a_sequence_that_comes_in_two_pieces_is_one_key(
-    terminal: Keyboard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keyboard, "ESCAPE_SECONDS", 20.0)  # however slow this machine is
-    monkeypatch.setattr(keyboard, "SEQUENCE_SECONDS", 20.0)
-    terminal.type(b"\x1b")
-    terminal.type(b"[")
-    terminal.type(b"A")
-    assert terminal.next() == "up"
+def test_a_sequence_that_comes_in_pieces_is_one_key() -> None:
+    with closing(Keyboard(Patience(20.0, 20.0))) as terminal:  # however slow this machine is
+        terminal.type(b"\x1b")
+        terminal.type(b"[")
+        terminal.type(b"A")
+        assert terminal.next() == "up"
+
+
+@pytest.mark.parametrize("name", ["SSH_CONNECTION", "SSH_TTY", "SSH_CLIENT"])
+def test_a_network_may_cut_a_sequence_after_its_escape(name: str) -> None:
+    with closing(Keyboard(Patience.here({name: "somewhere"}))) as terminal:
+        while True:
+            began = monotonic()
+            terminal.type(b"\x1b")
+            relay(0.06)
+            terminal.type(b"[A")
+            if monotonic() - began < 0.1:  # else it was this machine that was slow
+                break
+            terminal.forget(b"q")
+        assert terminal.next() == "up"
+
+
+def test_a_terminal_of_this_machine_waits_less_for_a_lone_escape() -> None:
+    assert Patience.here({}).escape < Patience.here({"SSH_TTY": "/dev/pts/1"}).escape == 0.1
+    assert Patience.here({"SSH_TTY": "/dev/pts/1", "ESCDELAY": "100"}) == Patience(escape=0.1)
 
 
 def test_a_letter_of_several_bytes_may_come_in_pieces(terminal: Keyboard) -> None:
