@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
 import io
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from textual.drivers.linux_driver import LinuxDriver
 
@@ -52,8 +56,35 @@ class TerminalDriver(LinuxDriver):
 
     Keys are read by `read_keys`: it survives bytes that are not UTF-8 (X10 mouse reports after a tmux reattach), a paste
     is one text whatever is in it, Esc and alt+1 to alt+9 act at once, and a network may cut what a key sends. The
-    terminal's size is believed, not an exported COLUMNS.
+    terminal's size is believed, not an exported COLUMNS. SIGWINCH without another size draws everything again.
     """
+
+    def start_application_mode(self) -> None:
+        """Take the terminal."""
+        super().start_application_mode()
+        signal.signal(signal.SIGWINCH, self._watched(signal.getsignal(signal.SIGWINCH)))
+
+    def _watched(self, textual: Any) -> Callable[[int, FrameType | None], None]:
+        """Textual's handler of SIGWINCH; where the size is the same, there is another terminal (dtach, a reload).
+
+        Textual then draws nothing, and the new terminal neither knows the screen nor has its modes.
+        """
+        loop = asyncio.get_running_loop()
+
+        def resized(number: int, frame: FrameType | None) -> None:
+            if callable(textual):
+                textual(number, frame)
+            if self._get_terminal_size() == self._app.size:
+                loop.call_soon_threadsafe(self._draw_again)
+
+        return resized
+
+    def _draw_again(self) -> None:
+        self.write("\x1b[?1049h\x1b[?25l\x1b[?1004h")  # main screen left, cursor hidden, focus reports on
+        self._enable_mouse_support()
+        self._enable_bracketed_paste()
+        self._disable_line_wrap()
+        self._app.refresh()
 
     def _get_terminal_size(self) -> tuple[int, int]:
         try:

@@ -139,6 +139,25 @@ def test_ctrl_z_suspends_and_comes_back(start: Start) -> None:
     child.until(b"essage", since=end)
 
 
+@pytest.mark.parametrize("page", [False, True], ids=["chat", "page"])
+def test_a_terminal_that_is_attached_anew_gets_the_whole_screen_and_its_modes(
+    start: Start, page: bool
+) -> None:
+    child = start()
+    stream(child)
+    child.write(b"\x1b")
+    child.until(b"stopped")
+    if page:
+        child.write(b"\x1bOP")  # F1
+        child.until(b"Keys and commands")
+    drawn = len(child.output)
+    child.process.send_signal(signal.SIGWINCH)
+    for shown in (b"hello", b"Keys and commands" if page else b"essage"):
+        child.until(shown, since=drawn)
+    for on in ON.values():
+        assert child.output.find(on, drawn) >= 0
+
+
 def test_a_terminal_without_utf8_gets_ascii_only(start: Start) -> None:
     child = start(LANG="C")
     stream(child)
