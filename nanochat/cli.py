@@ -102,22 +102,29 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(__version__, "-V", "--version", message="nanochat %(version)s")
 @click.option("-m", "--model", metavar="MODEL", help="A model's name, a folder, or `starter`.")
+@click.option(
+    "--tp", type=click.IntRange(min=1), metavar="N",
+    help="Over how many devices a model is split; by default as few as hold it.",
+)  # fmt: skip
 @click.pass_context
-def nanochat(context: click.Context, model: str | None) -> None:
+def nanochat(context: click.Context, model: str | None, tp: int | None) -> None:
     """Talk to a language model that runs in this program.
 
     Without a command the chat opens.
     """
     if context.invoked_subcommand is not None:
-        if model is not None:
-            raise UsageError(f"give -m after the command: nanochat {context.invoked_subcommand} -m {model}")
+        for option, value in (("-m", model), ("--tp", tp)):
+            if value is not None:
+                raise UsageError(
+                    f"give {option} after the command: nanochat {context.invoked_subcommand} {option} {value}"
+                )
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError('the chat needs a terminal; for one answer use `nanochat run "PROMPT"`')
     if importlib.util.find_spec("nanochat.ui.launch") is None:
         raise UsageError("this build has no chat screen: use `nanochat run`, which chats in plain text")
     app: Any = importlib.import_module("nanochat.ui.launch")
-    app.main(model)
+    app.main(model, tp)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

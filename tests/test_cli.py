@@ -189,6 +189,9 @@ def test_a_reader_that_goes_away_is_no_error(starter_home: Path) -> None:
         (["no-such-command"], 2, ["No such command"]),
         ([], 2, ["the chat needs a terminal", "nanochat run"]),
         (["-m", "x", "run", "hi"], 2, ["give -m after the command"]),
+        (["--tp", "2", "run", "hi"], 2, ["give --tp after the command: nanochat run --tp 2"]),
+        (["--tp", "0"], 2, ["0 is not in the range x>=1"]),
+        (["run", "hi", "--tp", "10"], 2, ["9 attention heads over 3 key-value heads", "at most 9"]),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_line_and_its_exit_code(

@@ -37,7 +37,7 @@ def state_word(session: ChatSession, host: ModelHost) -> str:
     if host.state is HostState.LOADING:
         return f"loading {figures.percent(min(host.progress[0], 0.99), 1.0)} %"
     if host.state is HostState.FAILED:
-        return "load failed"
+        return "stopped" if host.died else "load failed"
     if host.state is HostState.NONE:
         return "no model" if host.model is None else "unloaded"
     return _WORDS.get(session.state, "ready")

@@ -58,9 +58,11 @@ class Desk:
     def __init__(
         self, paths: Paths, settings: Settings, *, engine: Engine, shelf: Shelf,
         read: Callable[[LocalModel], ChatModel], wanted: str = "", driver: type[Driver] | None = None,
-        ascii_only: bool = False, watch_device: bool = True,
+        ascii_only: bool = False, watch_device: bool = True, tensor_parallel_size: int | None = None,
     ) -> None:  # fmt: skip
         self.paths, self.settings = paths, settings
+        self.tensor_parallel_size = tensor_parallel_size or settings.tensor_parallel_size or None
+        """Over how many devices a model is split: what the command line says, else the settings; None is as few as hold it."""
         self.engine, self.shelf = engine, shelf
         self.driver, self.ascii_only = driver, ascii_only
         self.insisted: set[Path] = set()
@@ -206,6 +208,7 @@ class Desk:
         """What another nanochat wrote, and a model that nobody uses."""
         if self._closing:
             return
+        self.host.look()
         if self.chats.busy:
             self.host.last_used = monotonic()
         minutes = app.settings.idle_unload_minutes
@@ -273,7 +276,10 @@ class Desk:
     def _configure(self, app: NanochatApp, folder: Path) -> EngineConfig:
         """How a model is loaded; in a worker, right before it is: then it is also measured whether it fits."""
         self.models.measure(folder)
-        config = replace(engine_config(folder, app.settings), overcommit=folder in self.insisted)
+        config = replace(
+            engine_config(folder, app.settings), overcommit=folder in self.insisted,
+            tensor_parallel_size=self.tensor_parallel_size,
+        )  # fmt: skip
         if free_memory(app.settings.device).kind == "cpu":
             return replace(config, max_num_batched_tokens=CPU_STEP_TOKENS)
         return config
@@ -311,7 +317,6 @@ def engine_config(folder: Path, settings: Settings) -> EngineConfig:
         model=folder, dtype=settings.dtype, device=settings.device, max_model_len=settings.max_model_len or None,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         kv_cache_bytes=int(settings.kv_cache_gib * 2**30) or None, deterministic=settings.deterministic,
-        tensor_parallel_size=settings.tensor_parallel_size or None,
     )  # fmt: skip
 
 

@@ -16,11 +16,12 @@ from nanochat.ui.shelf import Shelf
 from nanochat.ui.terminal import TerminalDriver, held, speaks_utf8
 
 
-def main(model: str | None = None) -> None:
+def main(model: str | None = None, tensor_parallel_size: int | None = None) -> None:
     """Open the chat in this terminal; returns when the user has left. Raises what made it impossible.
 
     Args:
         model: the name or folder of the model to begin with; `None` is the default one.
+        tensor_parallel_size: over how many devices every model of this run is split; `None` is what the settings say.
     """
     paths = Paths.find()
     settings = Settings.load(paths.settings_file)
@@ -28,6 +29,7 @@ def main(model: str | None = None) -> None:
         paths, settings, engine=EngineService(), shelf=Shelf(paths, settings), read=_read_language, wanted=model or "",
         driver=TerminalDriver,
         ascii_only=settings.ascii == "always" or (settings.ascii == "auto" and not speaks_utf8()),
+        tensor_parallel_size=tensor_parallel_size,
     )  # fmt: skip
     with held(paths.log_file):
         app = NanochatApp(desk)

@@ -66,6 +66,8 @@ class ModelHost:
         self.language: ChatModel | None = None
         self.context = 0
         self.error = ""
+        self.died = False
+        """Whether what failed was no load, but an engine that ran."""
         self.last_used = time.monotonic()
         self.before_submit: Callable[[], None] = lambda: None
         self._configure, self._find, self._read = configure, find, read
@@ -136,6 +138,18 @@ class ModelHost:
             )
         return self._begin(model)
 
+    @property
+    def failed(self) -> str:
+        """What has happened to the model, in words before `error`."""
+        return "stopped" if self.died else "could not be loaded"
+
+    def look(self) -> None:
+        """See whether the engine has died since it was loaded: the next message loads the model again."""
+        if self.state is HostState.READY and (stats := self.engine.stats()).state == "dead":
+            self._loading, self.died = None, True
+            self.error = stats.error or "the engine stopped: the next message loads the model again"
+            self._set(HostState.FAILED)
+
     def unload(self) -> None:
         """Give the memory back; the next message loads the model again."""
         if self._loading is not None:
@@ -177,7 +191,7 @@ class ModelHost:
     def _begin(self, model: LocalModel) -> asyncio.Task[ReadyModel]:
         if self._loading is not None and not self._loading.done():
             self._loading.cancel()
-        self._model, self.language, self.error = model, None, ""
+        self._model, self.language, self.error, self.died = model, None, "", False
         self._chosen.set()
         self._loading = asyncio.create_task(self._run(model))
         self._set(HostState.LOADING)

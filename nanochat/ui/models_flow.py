@@ -123,7 +123,7 @@ class ModelsFlow:
         if host.state is HostState.READY:
             return [memory, f"{name} is loaded: {self._taken()}"]
         if host.state is HostState.FAILED:
-            return [memory, f"{name} could not be loaded: {host.error}"]
+            return [memory, f"{name} {host.failed}: {host.error}"]
         return [memory, f"{name} is unloaded; the next message loads it" if name else "no model is loaded"]
 
     def truth(self) -> list[str]:

@@ -119,7 +119,7 @@ class Offers:
         if host.state is HostState.LOADING:
             return f"{name}: {host.progress[1] or 'loading'}. You can write and send already."
         if host.state is HostState.FAILED:
-            return f"{name} could not be loaded: {host.error}"
+            return f"{name} {host.failed}: {host.error}"
         return (
             f"{name} is ready."
             if host.state is HostState.READY

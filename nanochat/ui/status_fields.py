@@ -10,6 +10,7 @@ from nanochat.ui import figures
 from nanochat.ui.monitor import Reading
 
 WARN_SHARE = 0.8  # of the context: from here on the meter warns
+_LONGEST_NAME = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,7 @@ def fields(chat: ChatFigures, engine: EngineStats, device: Reading) -> list[Fiel
     """All fields, in their order on the bar."""
     return [
         Field("state", chat.state, 12, 0, _state_tone(chat, engine)),
-        Field("model", engine.model, min(max(len(engine.model), 8), 24), 2),
-        Field("ranks", f"{engine.ranks} ranks" if engine.ranks > 1 else "", 7, 4),
+        _model(engine),
         Field("prefill", _prefill(chat), 24, 5),
         Field("decode", _decode(chat), 11, 3),
         Field("spark", figures.sparkline(chat.decode_history, 8), 8, 10),
@@ -57,6 +57,7 @@ def fields(chat: ChatFigures, engine: EngineStats, device: Reading) -> list[Fiel
         Field("kv", _kv(engine), 22, 8),
         Field("queue", f"queue {engine.waiting}", 8, 11),
         Field("memory", _memory(device), 16, 6),
+        Field("link", engine.link, len(engine.link), 9),
         Field("power", "" if device.power is None else f"{device.power:.0f} W", 5, 12),
         Field("note", chat.note, min(max(len(chat.note), 6), 18), 2),
     ]
@@ -75,6 +76,14 @@ def fitting(all_fields: Iterable[Field], width: int, *, gap: int = 3) -> list[Fi
             kept.add(field.name)
             used += gap + field.width
     return [field for field in said if field.name in kept]
+
+
+def _model(engine: EngineStats) -> Field:
+    """The model's name and, where it is split, over how many devices: `Qwen3-8B ×2`."""
+    width = min(max(len(engine.model), 8), _LONGEST_NAME)
+    split = f" ×{engine.ranks}" if engine.ranks > 1 else ""
+    name = engine.model if len(engine.model) <= width else f"{engine.model[: width - 1]}…"
+    return Field("model", name + split, width + len(split), 2)
 
 
 def _state_tone(chat: ChatFigures, engine: EngineStats) -> str:

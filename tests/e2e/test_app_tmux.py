@@ -40,7 +40,7 @@ class Tmux:
             ["tmux", "-L", self.name, *arguments], capture_output=True, text=True, check=True, timeout=20
         ).stdout
 
-    def start(self, width: int = 120, height: int = 40) -> None:
+    def start(self, width: int = 120, height: int = 40, options: str = "") -> None:
         """Open the window and the program in it, as a user would: from a shell."""
         env = [part for name, value in self.variables.items() for part in ("-e", f"{name}={value}")]
         size = ("-x", str(width), "-y", str(height))
@@ -50,10 +50,10 @@ class Tmux:
         os.mkfifo(self.home / "output")
         self.output = os.open(self.home / "output", os.O_RDONLY | os.O_NONBLOCK)
         self.run("pipe-pane", "-t", "main", f"exec cat > '{self.home / 'output'}'")
-        self.launch()
+        self.launch(options)
 
-    def launch(self) -> None:
-        self.keys(f"{sys.executable} -m nanochat; echo LEFT WITH $?", "Enter")
+    def launch(self, options: str = "") -> None:
+        self.keys(f"{sys.executable} -m nanochat {options}; echo LEFT WITH $?", "Enter")
 
     def keys(self, *keys: str) -> None:
         self.run("send-keys", "-t", "main", *keys)
@@ -267,6 +267,34 @@ def test_eighty_by_twenty_four_has_all_that_matters(tmux: Tmux) -> None:
     tmux.until(  # the shell's own lines are there again
         lambda screen: "LEFT WITH 0" in screen and "-m nanochat" in screen, "the end"
     )
+
+
+def test_a_model_over_two_devices_is_used_like_any_other_and_comes_back_when_one_is_lost(tmux: Tmux) -> None:
+    tmux.start(80, 24, "--tp 2")
+    tmux.ready()
+    assert "SmolLM2-135M-Instruct ×2" in tmux.screen.splitlines()[-1]
+    brief(tmux, 16)
+    tmux.say("hello there, how are you?")
+    tmux.until(footers, "the reply")
+    tmux.keys("F7")
+    tmux.until(lambda screen: "This model is on 2 devices" in screen and "gloo over loopback" in screen, "F7")
+    tmux.keys("Escape")
+    (worker,) = children(tmux.program())
+    os.kill(worker, signal.SIGKILL)
+    tmux.until(lambda screen: "rank 1 of 2" in screen and "SIGKILL" in screen, "the word of the loss")
+    tmux.say("and now?")
+    tmux.until(lambda screen: len(footers(screen)) == 2, "the reply of a fresh load")
+    (worker,) = children(tmux.program())
+    tmux.keys("C-q")
+    tmux.until(lambda screen: "LEFT WITH 0" in screen, "the end")
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+
+
+def children(process: int) -> list[int]:
+    """The worker processes of a program."""
+    found = ["pgrep", "-P", str(process), "-f", "nanochat.engine.parallel.worker"]
+    return [int(pid) for pid in subprocess.run(found, capture_output=True, text=True).stdout.split()]
 
 
 def words(screen: str) -> str:

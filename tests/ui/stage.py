@@ -29,10 +29,12 @@ def paths_in(home: Path) -> Paths:
 def make_app(
     home: Path, engine: FakeEngine | None = None, *, settings: Settings | None = None,
     models: Sequence[LocalModel] = (MODEL, OTHER), ascii_only: bool = False, wanted: str = "",
+    tensor_parallel_size: int | None = None,
 ) -> NanochatApp:  # fmt: skip
     desk = Desk(
         paths_in(home), settings or Settings(theme="dark"), engine=engine or FakeEngine(), shelf=FakeShelf(models),
         read=lambda model: FakeLanguage(model.name), ascii_only=ascii_only, watch_device=False, wanted=wanted,
+        tensor_parallel_size=tensor_parallel_size,
     )  # fmt: skip
     app = NanochatApp(desk)
     app.folder = home

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,12 +124,16 @@ def test_a_title_is_what_can_stand_in_a_list(answer: str, title: str) -> None:
     assert clean_title(answer) == title
 
 
-def test_the_status_bar_tells_of_ranks_only_where_there_are_several() -> None:
-    def said(ranks: int) -> str:
-        stats = EngineStats(state="ready", model="m", ranks=ranks)
-        return next(field.text for field in fields(CHAT, stats, DEVICE) if field.name == "ranks")
+@pytest.mark.parametrize("name", ["m", "Qwen3-8B", "a-model-whose-name-is-longer-than-that"])
+def test_the_status_bar_of_eighty_columns_tells_over_how_many_devices_a_model_is_split(name: str) -> None:
+    def said(ranks: int, width: int) -> dict[str, str]:
+        stats = replace(ENGINE, model=name, ranks=ranks, link="NCCL over NVLink" if ranks > 1 else "")
+        return {field.name: field.text for field in fitting(fields(CHAT, stats, DEVICE), width)}
 
-    assert said(1) == "" and said(2) == "2 ranks"
+    alone, split = said(1, 78), said(2, 78)
+    assert "×" not in alone["model"] and split["model"].endswith(" ×2")
+    assert {"state", "context", "decode"} <= split.keys() and len(split["model"]) <= 27
+    assert said(2, 250)["link"] == "NCCL over NVLink" and "link" not in said(1, 250)
 
 
 def test_the_numbers_page_says_what_each_rank_holds_and_how_they_are_linked() -> None:

@@ -174,7 +174,7 @@ class BenchScreen(Screen[None]):
         settings, choices = self.nanochat.settings, self._choices
         plan = await asyncio.to_thread(
             plan_for, choices.preset, choices.model, cache=self.nanochat.paths.cache, device=settings.device,
-            dtype=settings.dtype, tensor_parallel_size=settings.tensor_parallel_size or None,
+            dtype=settings.dtype, tensor_parallel_size=self.nanochat.desk.tensor_parallel_size,
             repeats=choices.repeats, against=choices.against,
         )  # fmt: skip
         await self.benchmark.start(plan)

@@ -10,8 +10,7 @@ from nanochat.ui.widgets.definitions import Definitions, Entry
 _MEANINGS: tuple[Entry, ...] = (
     ("The status bar", ""),
     ("state", "What this chat is doing: ready, loading, waiting, prefilling, streaming."),
-    ("model", "The model that is loaded."),
-    ("2 ranks", "The devices that the model is split over, where there are several."),
+    ("model ×2", "The model that is loaded and, where there are several, the devices that it is split over."),
     ("prefill 8,412/s 3.1k/9.8k", "Prompt tokens computed per second: while a prompt is read by the whole engine over the "
      "last second, with how far this one is; then for the last prompt. Tokens from the cache are not counted."),
     ("143 tok/s", "Tokens of this reply per second, over the last second; the small curve shows the last seconds."),
@@ -22,6 +21,7 @@ _MEANINGS: tuple[Entry, ...] = (
      "earlier prompts for reuse."),
     ("queue 1", "Requests that wait for their turn in the engine."),
     ("VRAM 17.2G/24.0G", "Memory in use on the device, by everything; on a CPU: by nanochat, of the machine."),
+    ("gloo, NCCL", "How the devices of a split model reach each other."),
     ("250 W", "What the device draws now, where it says so."),
     ("Under a reply", ""),
     ("143 tok/s", "(tokens − 1) / (time of the last − time of the first): decoding alone, without the wait before."),
