@@ -205,10 +205,11 @@ class Desk:
     # Tending -----------------------------------------------------------------------------------
 
     async def every_second(self, app: NanochatApp) -> None:
-        """What another nanochat wrote, and a model that nobody uses."""
+        """What another nanochat wrote, a model that nobody uses, and another day."""
         if self._closing:
             return
         self.host.look()
+        self.sidebar.every_second()
         if self.chats.busy:
             self.host.last_used = monotonic()
         minutes = app.settings.idle_unload_minutes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ class SidebarFlow:
     def __init__(self, app: NanochatApp) -> None:
         self._app = app
         self._reading: asyncio.Task[None] | None = None
+        self.today: Callable[[], date] = date.today
+        self._day = self.today()
 
     def refresh(self) -> None:
         """Read again what is shown; costs nothing while the sidebar is hidden."""
@@ -30,6 +33,12 @@ class SidebarFlow:
         if self._reading is not None:
             self._reading.cancel()
         self._reading = asyncio.create_task(self._read(self._app.chat_screen.sides.list.query_text))
+
+    def every_second(self) -> None:
+        """At midnight today becomes yesterday."""
+        if self._day != self.today():
+            self._day = self.today()
+            self.refresh()
 
     async def open_found(self) -> None:
         """Open the best of what the search finds, once it has caught up with what was typed."""
@@ -77,4 +86,4 @@ class SidebarFlow:
             return
         listed = await asyncio.to_thread(history.chats.list)
         active = self._app.chats.active.chat
-        sidebar.show_days(by_day(listed), active=active.id if active else None, today=date.today())
+        sidebar.show_days(by_day(listed), active=active.id if active else None, today=self.today())

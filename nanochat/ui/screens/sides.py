@@ -60,6 +60,8 @@ class Sides:
         if self._screen.size.width < ONE_BELOW:
             self.panel.display = False
         await self.list.fill()
+        if not self.list.display:
+            self.list.begin()
         self.list.display = True
         self._cover()
         self._screen.nanochat.desk.sidebar.refresh()

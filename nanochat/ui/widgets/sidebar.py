@@ -83,6 +83,12 @@ class Sidebar(Vertical):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._query = ""
+        self._active: str | None = None
+        self._begins = True
+
+    def begin(self) -> None:
+        """It is opened: the cursor begins at the open chat."""
+        self._begins = True
 
     async def fill(self) -> None:
         """Make search line and list, when they are wanted first: the first frame does not pay for them."""
@@ -98,8 +104,9 @@ class Sidebar(Vertical):
             options.extend(Option(_chat_line(chat, chat.id == active), id=chat.id) for chat in day.chats)
         if not options:
             options.append(_heading("No chats yet: what you send appears here."))
-        self._replace(options)
-        self._query = ""
+        anew = self._begins or bool(self._query) or active != self._active
+        self._replace(options, keep=not anew, begin=active)
+        self._query, self._active, self._begins = "", active, False
 
     def show_found(self, found: Sequence[Found], query: str) -> None:
         """Show what a search found: each chat with its matching messages."""
@@ -171,14 +178,15 @@ class Sidebar(Vertical):
             event.prevent_default()
             self.query_one(Input).focus()
 
-    def _replace(self, options: list[Option], *, keep: bool = True) -> None:
-        """Show these; what was highlighted stays so, or the first is."""
+    def _replace(self, options: list[Option], *, keep: bool, begin: str | None = None) -> None:
+        """Show these. The cursor stays where it was, with the next one where that one is gone, or begins there."""
         chats = self.query_one(ChatList)
         at = chats.highlighted if keep else None
-        kept = None if at is None else chats.get_option_at_index(at).id
+        kept = begin if at is None else chats.get_option_at_index(at).id
         chats.set_options(options)
         places = {option.id: place for place, option in enumerate(options) if option.id}
-        chats.highlighted = places.get(kept or "", next(iter(places.values()), None))
+        following = (place for place in places.values() if place >= (at or 0))
+        chats.highlighted = places.get(kept or "", next(following, max(places.values(), default=None)))
 
 
 def _heading(text: str) -> Option:
