@@ -94,6 +94,10 @@ def load_share(
     )
     if weights > free and not (config.overcommit and _may_overcommit(weights, device)):
         raise no_room
+    if collectives is not None and device.type == "cuda" and not config.deterministic:
+        from nanochat.engine.parallel.one_shot import connect
+
+        collectives.one_shot = connect(collectives, device, model_config.hidden_size, dtype)
     try:
         model = load_model(
             config.model,
@@ -103,7 +107,7 @@ def load_share(
             rank=rank,
             world_size=ranks,
             progress=progress,
-            reduce=None if collectives is None else collectives.reduce,
+            reduce=None if collectives is None else collectives.sums,
             gather=None
             if collectives is None
             else partial(collectives.gather, vocabulary=model_config.vocab_size),

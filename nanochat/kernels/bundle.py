@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,22 @@ from nanochat.kernels.layout import AttentionLayout
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over the ranks of a tensor-parallel model. None stands for one rank, where there is nothing to do."""
+
+
+class FusedReduce(ABC):
+    """A `Reduce` that can do what follows it too, for messages that it takes."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Reduce`."""
+
+    @abstractmethod
+    def takes(self, x: Tensor) -> bool:
+        """Whether `add_norm` can be asked about a tensor [T, H]."""
+
+    @abstractmethod
+    def add_norm(self, delta: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """`add_rms_norm(reduce(delta), x, weight, eps)`."""
 
 
 Gather = Callable[[Tensor], Tensor]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.kernels.bundle import AttentionSpec, Reduce
+from nanochat.kernels.bundle import AttentionSpec, FusedReduce, Reduce
 from nanochat.kernels.decode_plan import decode_plan, invariant_plan
 from nanochat.kernels.flash import FlashAttention, Fresh, fresh_prompts
 from nanochat.kernels.gemv_config import GemvShape
@@ -141,6 +141,8 @@ class CudaKernels:
             x = self._product(y, weight, residual=x)
             return rms_norm(x, norm, eps), x
         delta = self.linear(y, weight)
+        if isinstance(reduce, FusedReduce) and reduce.takes(delta):
+            return reduce.add_norm(delta, x, norm, eps)
         return add_rms_norm(delta if reduce is None else reduce(delta), x, norm, eps)
 
     def attention(

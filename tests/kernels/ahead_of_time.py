@@ -40,6 +40,7 @@ from nanochat.kernels.cuda import CudaKernels
 from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs, default_config
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.triton_divided import choose_rows, offer_rows
+from nanochat.kernels.triton_one_shot import OneShotSum
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
 from nanochat.kernels.triton_step import DecodeRows, advance
 
@@ -238,6 +239,15 @@ def sampling(rows: int, vocab: int) -> None:
     choose_rows(torch.stack([offer_rows(logits[:, : vocab // 2], draw, 0)] * 2))
 
 
+def exchanges(width: int, dtype: torch.dtype) -> None:
+    """Sums in one shot over two and over eight ranks."""
+    for ranks in (2, 8):
+        end = OneShotSum([0] * ranks, 1, 128, width, META)
+        delta = empty(4, width, dtype=dtype)
+        end.sum(delta)
+        end.add_norm(delta, delta, delta[0], 1e-6)
+
+
 def attention_kinds(kernels: CudaKernels) -> None:
     """What only models through Transformers ask for: soft caps, odd head sizes."""
     for heads, kv_heads, size, window, cap in (
@@ -263,6 +273,8 @@ def compile_selection(capability: int, report: Report) -> None:
     fused(model, 1, torch.bfloat16, only_default, report)
     fused(model, 4, torch.bfloat16, only_matrix_units, report)
     sampling(1, model.config.vocab_size)
+    for dtype in DTYPES.values():
+        exchanges(model.config.hidden_size, dtype)
     for name in ("a graph of 16", "a prefill graph"):
         forward(model, STEPS[name], torch.bfloat16)
     at = layout([1], [40])
@@ -282,6 +294,7 @@ def compile_all(capability: int, names: list[str], dtypes: list[torch.dtype], re
                 fused(model, rows, dtype, candidate_configs, report)
                 sampling(rows, model.config.vocab_size)
             exact = make_model(MODELS[name], invariant, dtype)
+            exchanges(model.config.hidden_size, dtype)
             for step in STEPS.values():
                 forward(model, step, dtype)
                 forward(exact, step, dtype)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,10 @@ from torch import Tensor
 from torch._C._distributed_c10d import AllgatherOptions, AllreduceOptions, FileStore, GatherOptions
 
 from nanochat.engine.parallel.channel import Pulse
+
+if TYPE_CHECKING:
+    from nanochat.engine.parallel.one_shot import Sums
+    from nanochat.kernels.bundle import Reduce
 
 _LOOPBACK = "127.0.0.1"
 _JOIN = timedelta(seconds=9)  # all ranks are there already when the first one joins
@@ -34,12 +39,14 @@ class Collectives:
         seconds: spent in collectives since the start, waiting for slower ranks included; on GPUs only what it took
             to launch them.
         count: collectives since the start.
+        one_shot: what sums small messages on GPUs, where that is faster.
     """
 
     def __init__(self, group: Any, rank: int, ranks: int, device: torch.device, pulse: Pulse) -> None:
         self.rank, self.ranks = rank, ranks
         self.seconds = 0.0
         self.count = 0
+        self.one_shot: Sums | None = None
         self._group = group
         self._device = device
         self._pulse = pulse
@@ -77,19 +84,38 @@ class Collectives:
         self._do(lambda: self._group.gather(parts, [x], self._to_first))
         return together
 
+    @property
+    def sums(self) -> Reduce:
+        """What a model sums with."""
+        return self.one_shot or self.reduce
+
     def abort(self) -> None:
         """End whatever waits in a collective; from any thread."""
+        if self.one_shot is not None:
+            self.one_shot.give_up()
         self._group.abort()
 
-    def _do(self, operation: Callable[[], Any]) -> None:
+    def close(self) -> None:
+        """Free what was shared with the other ranks, which have ended."""
+        if self.one_shot is not None:
+            self.one_shot.close()
+            self.one_shot = None
+
+    @contextmanager
+    def counted(self) -> Generator[None]:
+        """One collective: its time and its number, and a sign of life at both ends."""
         started = time.perf_counter()
         self._pulse.enter()
-        work = operation()
-        if work is not None:
-            work.wait()
+        yield
         self._pulse.leave()
         self.seconds += time.perf_counter() - started
         self.count += 1
+
+    def _do(self, operation: Callable[[], Any]) -> None:
+        with self.counted():
+            work = operation()
+            if work is not None:
+                work.wait()
 
 
 def join(folder: Path, rank: int, ranks: int, device: torch.device, pulse: Pulse) -> Collectives:

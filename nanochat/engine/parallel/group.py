@@ -45,7 +45,7 @@ class RankGroup:
             EngineDead: one cannot start.
         """
         self.ranks = ranks
-        self.link = link(device, ranks)
+        self._link = link(device, ranks)
         self.memory: list[RankMemory] = []
         self._device = device
         threads = threads_for(ranks)
@@ -125,6 +125,12 @@ class RankGroup:
         self._workers.check()
 
     @property
+    def link(self) -> str:
+        """How the ranks reach each other, in words for people."""
+        one_shot = self.collectives.one_shot
+        return self._link if one_shot is None else f"{self._link}, {one_shot.about}"
+
+    @property
     def collective_seconds(self) -> float | None:
         """Spent in collectives since the start, waiting for slower ranks included; None on GPUs, where no host waits."""
         return self.collectives.seconds if self._device.type == "cpu" else None
@@ -164,6 +170,8 @@ class RankGroup:
         """End the workers. May be called twice."""
         if self._end.detach() is not None:
             self._workers.close()
+            if hasattr(self, "collectives"):
+                self.collectives.close()
             if self._device.type == "cpu":
                 torch.set_num_threads(self._threads_before)
 
@@ -220,6 +228,9 @@ class WatchedStep:
         except Exception as error:
             raise self._group.explain(error) from error
         self._group.check()
+        one_shot = self._group.collectives.one_shot
+        if one_shot is not None and not all(results[0]) and one_shot.lost:
+            raise self._group.explain(RuntimeError("another rank did not come to a sum"))
         return results
 
 

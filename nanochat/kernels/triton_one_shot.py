@@ -1,0 +1,196 @@
+"""Sums over the GPUs of one host in one launch, with what follows them in a decoder: residual and RMSNorm.
+
+Every rank has an inbox that the others can write (`peer_memory`). A rank sends its summands straight into the inboxes of
+all others and adds up what arrives in its own, in the order of the ranks: all get the same bits. The sum stays in float32
+until the residual is added.
+
+Words of 32 bits travel in writes of 64, each beside the number of its round, and a write of 64 bits is never seen by
+halves: who finds the round's number has the word (NCCL's LL protocol does so). So nobody waits for a fence or a flag.
+Rounds are counted on the device, for each row, so that a captured graph can be replayed; odd and even ones use two halves
+of the inbox. A rank begins a round when it has everything of the one before, which its peers sent after they had read all
+of the round before that: nothing is overwritten that is still needed.
+
+Waiting is bounded: a rank that misses a word for too long, or is told that a peer is lost, says so in `failed`, makes
+its result NaN and never waits again.
+"""
+
+# Device code has no Python types.
+# pyright: reportMissingParameterType=false, reportUntypedFunctionDecorator=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nanochat.kernels.sizes import next_power_of_2
+
+LOOKS = 1 << 27  # at an inbox before a peer counts as lost: a minute or so
+
+
+@triton.jit
+def _send(to, words, round_, mask, COMPILED: tl.constexpr):
+    """Write words beside their round's number to the addresses `to`, seen by the whole system."""
+    pairs = (round_.to(tl.int64) << 32) | (words.to(tl.int64) & 0xFFFFFFFF)
+    if COMPILED:
+        tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.relaxed.sys.global.b64 [$1], $2; mov.u32 $0, 0; }",
+            "=r,l,l,r", [to, pairs, mask.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+    else:  # the interpreter knows no assembler
+        tl.store(to.to(tl.pointer_type(tl.int64)), pairs, mask=mask)
+
+
+@triton.jit
+def _look(source, round_, mask, failed_ptr):
+    """(pairs, state): 0 where all words of the round are there, 1 where some are missing, 2 where a peer is lost.
+
+    The state is a maximum over all threads, so that they leave a loop together whatever each of them saw.
+    """
+    failed = tl.load(failed_ptr + tl.zeros_like(mask.to(tl.int32)), volatile=True)
+    pairs = tl.load(source, mask=mask, other=0, volatile=True)
+    missing = mask & ((pairs >> 32).to(tl.int32) != round_)
+    return pairs, tl.max(tl.where(failed != 0, 2, missing.to(tl.int32)), 0)
+
+
+@triton.jit
+def _receive(source, round_, mask, failed_ptr, looks):
+    """(words, state): wait for a round's words in this rank's own inbox; they are good where the state is 0."""
+    pairs, state = _look(source, round_, mask, failed_ptr)
+    looked = 0
+    while (state == 1) & (looked < looks):
+        pairs, state = _look(source, round_, mask, failed_ptr)
+        looked += 1
+    return pairs.to(tl.int32), state
+
+
+@triton.jit
+def _halves(words, like):
+    """The two 16-bit numbers in each word, as float32, in the type that `like` points to."""
+    if like.dtype.element_ty == tl.bfloat16:
+        return (words << 16).to(tl.float32, bitcast=True), (words & -65536).to(tl.float32, bitcast=True)
+    else:
+        low = words.to(tl.int16).to(tl.float16, bitcast=True)
+        return low.to(tl.float32), (words >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def _one_shot(
+    delta_ptr, x_ptr, weight_ptr, sum_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, eps, looks, num_rows, capacity,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr, PAIRED: tl.constexpr,
+    NORM: tl.constexpr, SEND: tl.constexpr, RECEIVE: tl.constexpr, COMPILED: tl.constexpr,
+):  # fmt: skip
+    """One row: send this rank's summands, add up everybody's, and with NORM add the residual and norm the result.
+
+    An inbox is int64 [2, num_rows, RANKS, capacity]. PAIRED: a word holds two elements of 16 bits.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    WORDS: tl.constexpr = WIDTH // 2 if PAIRED else WIDTH
+    word = tl.arange(0, BLOCK)
+    own = word < WORDS
+    round_ = tl.load(rounds_ptr + row) + 1
+    round_ = tl.where(round_ == 0, 2, round_)  # what was never written holds 0
+    place = ((round_ & 1).to(tl.int64) * num_rows + row) * RANKS * capacity
+    words = tl.load(delta_ptr + row * WORDS + word, mask=own, other=0)
+    if SEND:
+        for step in tl.static_range(1, RANKS):
+            inbox = tl.load(inboxes_ptr + (RANK + step) % RANKS) + place * 8
+            _send(inbox + (RANK * capacity + word) * 8, words, round_, own, COMPILED)
+    if RECEIVE:
+        inbox = tl.load(inboxes_ptr + RANK).to(tl.pointer_type(tl.int64)) + place
+        low = tl.zeros([BLOCK], tl.float32)
+        high = tl.zeros([BLOCK], tl.float32)
+        lost = tl.zeros([], tl.int32)
+        for rank in tl.static_range(RANKS):
+            summand = words
+            if rank != RANK:
+                summand, state = _receive(inbox + rank * capacity + word, round_, own, failed_ptr, looks)
+                lost += state
+            if PAIRED:
+                first, second = _halves(summand, out_ptr)
+                low += first
+                high += second
+            else:
+                low += summand.to(tl.float32, bitcast=True)
+        tl.store(rounds_ptr + row, round_)
+        if lost > 0:
+            tl.store(failed_ptr, 1)
+        total = tl.interleave(low, high) if PAIRED else low
+        total = tl.where(lost > 0, float("nan"), total)
+        at = tl.arange(0, 2 * BLOCK if PAIRED else BLOCK)
+        mask = at < WIDTH
+        to = row * WIDTH + at
+        if NORM:
+            total += tl.load(x_ptr + to, mask=mask, other=0.0).to(tl.float32)
+            kept = total.to(sum_ptr.dtype.element_ty)
+            tl.store(sum_ptr + to, kept, mask=mask)
+            kept = tl.where(mask, kept.to(tl.float32), 0.0)  # the norm is of the residual as it is stored
+            inverse = tl.rsqrt(tl.sum(kept * kept, 0) / WIDTH + eps)
+            weight = tl.load(weight_ptr + at, mask=mask, other=0.0).to(tl.float32)
+            total = kept * inverse * weight
+        tl.store(out_ptr + to, total.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+class OneShotSum:
+    """One rank's end. Launches only, the same on every rank and in the same order; a graph can capture it.
+
+    Args:
+        inboxes: the address of each rank's inbox, as this process sees it; `inbox_bytes` of zeros each.
+        rows: at most so many in a message; no more than the chip has multiprocessors, for each row's program waits.
+        words: at most so many 32-bit words in a row.
+        looks: how often an inbox is looked at before a peer counts as lost.
+    """
+
+    def __init__(
+        self, inboxes: list[int], rank: int, rows: int, words: int, device: torch.device, looks: int = LOOKS
+    ) -> None:
+        self.rank, self.ranks = rank, len(inboxes)
+        self.rows, self.words, self.looks = rows, words, looks
+        self.failed = torch.zeros(1, dtype=torch.int32, device=device)
+        self._inboxes = torch.tensor(inboxes, dtype=torch.int64, device=device)
+        self._rounds = torch.zeros(rows, dtype=torch.int32, device=device)
+        if device.type == "cuda":  # made now: while a kernel waits, nothing can be allocated
+            self._aside = torch.cuda.Stream(device)
+            self._lost = torch.ones(1, dtype=torch.int32, pin_memory=True)
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether a message [..., width] goes through an inbox."""
+        size = x.shape[-1] * x.element_size()
+        small = size % 4 == 0 and size <= 4 * self.words and 0 < x.numel() <= self.rows * x.shape[-1]
+        return small and x.is_contiguous() and x.dtype in (torch.bfloat16, torch.float16, torch.float32)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over all ranks, in new memory."""
+        return self._launch(x, None, None, 0.0)[0]
+
+    def add_norm(self, delta: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """(the norm of x + the sum of all ranks' delta, x + that sum), both [T, H] in new memory."""
+        return self._launch(delta, x, weight, eps)
+
+    def give_up(self) -> None:
+        """A peer is lost: whoever waits ends at once, and so does every later sum. From any thread."""
+        with torch.cuda.stream(self._aside):  # a copy, which finds room beside what waits
+            self.failed.copy_(self._lost, non_blocking=True)
+
+    def _launch(
+        self, delta: Tensor, x: Tensor | None, weight: Tensor | None, eps: float, *, send: bool = True, receive: bool = True
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        width = delta.shape[-1]
+        out = torch.empty(delta.shape, dtype=delta.dtype, device=delta.device)
+        total = out if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        paired = delta.element_size() == 2
+        block = next_power_of_2(width // 2 if paired else width)
+        _one_shot[(delta.numel() // width,)](
+            delta.view(torch.int32), delta if x is None else x, delta if weight is None else weight, total, out,
+            self._inboxes, self._rounds, self.failed, eps, self.looks, self.rows, self.words,
+            WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, PAIRED=paired, NORM=x is not None,
+            SEND=send, RECEIVE=receive, COMPILED=delta.device.type != "cpu", num_warps=min(16, max(1, block // 128)),
+        )  # fmt: skip
+        return out, total
+
+
+def inbox_bytes(ranks: int, rows: int, words: int) -> int:
+    """How large an inbox must be."""
+    return 2 * rows * ranks * words * 8

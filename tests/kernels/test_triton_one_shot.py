@@ -1,0 +1,157 @@
+"""Sums in one shot, in the interpreter: all ranks send before one receives, since no two run at once here."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from itertools import pairwise
+from types import SimpleNamespace
+
+import interpreted  # noqa: F401  # first: it turns the interpreter on
+import pytest
+import torch
+
+from nanochat.engine.parallel.one_shot import Sums
+from nanochat.kernels.cuda import CudaKernels, Weight
+from nanochat.kernels.triton_norm import add_rms_norm
+from nanochat.kernels.triton_one_shot import OneShotSum, inbox_bytes
+
+CPU = torch.device("cpu")
+ROWS, WORDS, LOOKS = 5, 96, 3
+
+
+class Ranks:
+    """The ends of all ranks in this process, and their inboxes."""
+
+    def __init__(self, count: int) -> None:
+        self.memory = [
+            torch.zeros(inbox_bytes(count, ROWS, WORDS) // 8, dtype=torch.int64) for _ in range(count)
+        ]
+        inboxes = [memory.data_ptr() for memory in self.memory]
+        self.ends = [OneShotSum(inboxes, rank, ROWS, WORDS, CPU, LOOKS) for rank in range(count)]
+
+    def send(self, deltas: list[torch.Tensor]) -> None:
+        for end, delta in zip(self.ends, deltas, strict=True):
+            end._launch(delta, None, None, 0.0, receive=False)
+
+    def add_norm(self, deltas: list[torch.Tensor], x: torch.Tensor, weight: torch.Tensor):
+        self.send(deltas)
+        return [
+            end._launch(delta, x, weight, 1e-5, send=False)
+            for end, delta in zip(self.ends, deltas, strict=True)
+        ]
+
+    def sum(self, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+        self.send(deltas)
+        return [
+            end._launch(delta, None, None, 0.0, send=False)[0]
+            for end, delta in zip(self.ends, deltas, strict=True)
+        ]
+
+
+def numbers(seed: int, count: int, rows: int, width: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randn(rows, width, generator=draw).to(dtype) for _ in range(count)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_every_rank_gets_the_sum_with_residual_and_norm(ranks: int, dtype: torch.dtype) -> None:
+    """Round after round, of more and of fewer rows: what an earlier round left is never taken for this one's."""
+    group = Ranks(ranks)
+    for seed, rows in enumerate((1, 5, 2, 5, 5, 1)):
+        *deltas, x = numbers(seed, ranks + 1, rows, 90, dtype)
+        weight = torch.rand(90, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        whole = sum(delta.float() for delta in deltas)
+        expected = add_rms_norm(whole, x, weight, 1e-5)
+        found = group.add_norm(deltas, x, weight)
+        for normed, total in found:
+            assert torch.equal(total, expected[1])
+            assert torch.equal(normed, expected[0])
+        sums = group.sum(deltas)
+        assert torch.allclose(
+            sums[0].float(), whole, rtol=2**-7, atol=0
+        )  # the interpreter cuts off to 16 bits
+        assert all(torch.equal(total, sums[0]) for total in sums)
+    assert not any(end.failed.item() for end in group.ends)
+
+
+def test_one_row_may_be_in_many_more_rounds_than_another() -> None:
+    group = Ranks(2)
+    for seed in range(5):
+        deltas = numbers(seed, 2, 1, 64, torch.float32)
+        assert torch.equal(group.sum(deltas)[1], deltas[0] + deltas[1])
+    deltas = numbers(9, 2, 5, 64, torch.float32)
+    assert torch.equal(group.sum(deltas)[0], deltas[0] + deltas[1])
+
+
+def test_a_rank_that_is_a_round_ahead_overwrites_nothing_that_is_still_needed() -> None:
+    group, rounds = Ranks(2), [numbers(seed, 2, 2, 64, torch.float32) for seed in range(4)]
+    ahead, behind = group.ends
+    behind._launch(rounds[0][1], None, None, 0.0, receive=False)
+    for now, then in pairwise(rounds):
+        ahead._launch(now[0], None, None, 0.0)
+        ahead._launch(then[0], None, None, 0.0, receive=False)
+        assert torch.equal(behind._launch(now[1], None, None, 0.0, send=False)[0], now[0] + now[1])
+        behind._launch(then[1], None, None, 0.0, receive=False)
+
+
+def test_rounds_go_on_when_their_count_overflows() -> None:
+    group = Ranks(2)
+    for end in group.ends:
+        end._rounds.fill_(-3)
+    for seed in range(5):  # the rounds -2, -1, 2, 3, 4
+        deltas = numbers(seed, 2, 2, 64, torch.float32)
+        assert torch.equal(group.sum(deltas)[0], deltas[0] + deltas[1])
+        assert not group.ends[0].failed.item()
+    assert group.ends[0]._rounds[0] == 4
+
+
+def test_a_peer_that_sends_nothing_ends_in_nan_and_is_not_waited_for_again() -> None:
+    group = Ranks(3)
+    deltas = numbers(1, 3, 2, 64, torch.bfloat16)
+    assert torch.isfinite(group.sum(deltas)[0]).all()
+    for end in group.ends[:2]:  # rank 2 is lost
+        end._launch(deltas[0], None, None, 0.0, receive=False)
+    normed, total = group.ends[0]._launch(deltas[0], deltas[1], deltas[2][0], 1e-5, send=False)
+    assert normed.isnan().all() and total.isnan().all()
+    assert group.ends[0].failed.item() == 1 and group.ends[1].failed.item() == 0
+
+
+def test_what_does_not_fit_into_an_inbox_is_not_taken() -> None:
+    end = Ranks(2).ends[0]
+    assert end.takes(torch.empty(5, 96)) and end.takes(torch.empty(5, 192, dtype=torch.bfloat16))
+    assert end.takes(torch.empty(1, 5, 64))
+    assert not end.takes(torch.empty(6, 96)) and not end.takes(torch.empty(5, 97))
+    assert not end.takes(torch.empty(5, 95, dtype=torch.bfloat16))  # half a word
+    assert not end.takes(torch.empty(96, 4).T) and not end.takes(torch.empty(0, 96))
+    assert not end.takes(torch.empty(5, 48, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rows", [3, 16])
+def test_the_row_parallel_end_of_half_a_layer_is_one_exchange(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Product, sum over the ranks, residual and norm; more rows than go in one shot are summed the old way."""
+    chip = SimpleNamespace(
+        name="none", major=9, minor=0, multi_processor_count=4, shared_memory_per_block_optin=1
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: chip)
+    kernels, group, said = CudaKernels(CPU), Ranks(2), []
+    draw = torch.Generator().manual_seed(rows)
+    y, weight, x = (torch.randn(size, generator=draw) for size in ((rows, 32), (64, 32), (rows, 64)))
+    norm = torch.rand(64, generator=draw)
+
+    def reduce(delta: torch.Tensor) -> torch.Tensor:
+        said.append("NCCL")
+        return delta + y[:, 16:] @ weight[:, 16:].T
+
+    collectives = SimpleNamespace(reduce=reduce, counted=lambda: nullcontext(said.append("one shot")))
+    sums = Sums(collectives, group.ends[0], None, 8, "")  # type: ignore[arg-type]
+    if rows <= ROWS:
+        group.ends[1]._launch(y[:, 16:] @ weight[:, 16:].T, None, None, 0.0, receive=False)
+    share = Weight(weight[:, :16].contiguous(), None)
+    normed, total = kernels.project_add_norm(y[:, :16].contiguous(), share, x, norm, 1e-5, sums)
+    expected = x + y @ weight.T
+    assert said == (["one shot"] if rows <= ROWS else ["NCCL"])
+    assert torch.allclose(total, expected, atol=1e-4)
+    assert torch.allclose(normed, torch.nn.functional.rms_norm(expected, (64,), norm, 1e-5), atol=1e-4)
