@@ -1,0 +1,119 @@
+"""One model over all GPUs that are there, NCCL and sums in one shot included: the ids of one GPU, and an end in seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+if torch.cuda.device_count() < 2:
+    pytest.skip("needs two CUDA devices", allow_module_level=True)
+
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from nanochat.engine.llm import LLM
+from nanochat.engine.sampling_params import SamplingParams
+from nanochat.errors import EngineDead
+
+pytestmark = pytest.mark.gpu
+
+VOCABULARY, LENGTH = 1031, 64
+PROMPTS = [[5, 9, 2, 77, 31], [*range(3, 43)], [100], [*range(20, 320)], [*range(3, 43), 7]]
+RANKS = [count for count in (2, 4) if count <= torch.cuda.device_count()]
+WISHES = {
+    "greedy": SamplingParams(temperature=0.0, max_tokens=LENGTH, ignore_eos=True),
+    "drawn": SamplingParams(temperature=1.1, seed=11, max_tokens=LENGTH, ignore_eos=True),
+    "filtered": SamplingParams(
+        temperature=0.8, top_k=20, top_p=0.95, seed=7, max_tokens=LENGTH, ignore_eos=True
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("ranks")
+    Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=VOCABULARY, hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8,
+            num_key_value_heads=4, head_dim=64, max_position_embeddings=1024, initializer_range=0.1,
+        )
+    ).save_pretrained(path)  # fmt: skip
+    return path
+
+
+def load(folder: Path, ranks: int, **options) -> LLM:
+    return LLM(
+        folder, dtype="float32", device="cuda:0", tensor_parallel_size=ranks, skip_tokenizer=True,
+        **{"num_blocks": 512, **options},
+    )  # fmt: skip
+
+
+def replies(llm: LLM) -> dict[str, list[tuple[int, ...]]]:
+    return {
+        name: [output.token_ids for output in llm.generate(PROMPTS, wish, use_tqdm=False)]
+        for name, wish in WISHES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> dict[str, list[tuple[int, ...]]]:
+    llm = load(folder, 1)
+    found = replies(llm)
+    llm.close()
+    return found
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("options", [{}, {"enforce_eager": True}, {"num_blocks": 24}], ids=str)
+def test_ranks_say_what_one_says(folder: Path, alone, ranks: int, options: dict[str, object]) -> None:
+    llm = load(folder, ranks, **options)
+    print(llm.core.describe())
+    found = replies(llm)
+    graphs = llm.core._runner._runner._graphs
+    kinds = {divided for _, divided in graphs._captured}
+    llm.close()
+    wrong = [
+        (name, row, next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), "length"))
+        for name in WISHES
+        for row, (one, other) in enumerate(zip(alone[name], found[name], strict=True))
+        if one != other
+    ]
+    assert not wrong, f"(wish, prompt, first token that differs): {wrong}"
+    assert kinds == (set() if "enforce_eager" in options else {True, False})
+
+
+def test_the_first_tokens_survive_a_second_load(folder: Path, alone) -> None:
+    """What the first engine shared is gone, and the next one shares anew."""
+    free = []
+    for _ in range(3):
+        llm = load(folder, 2)
+        wish = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+        assert llm.generate([PROMPTS[0]], wish, use_tqdm=False)[0].token_ids == alone["greedy"][0][:8]
+        llm.close()
+        del llm
+        torch.cuda.empty_cache()
+        free.append(torch.cuda.mem_get_info(0)[0])
+    assert free[2] > free[1] - 2**24, f"memory is lost with every load: {free}"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_lost_ends_the_engine_in_seconds(folder: Path, sent: signal.Signals) -> None:
+    llm = load(folder, 2)
+    endless = SamplingParams(temperature=0.0, max_tokens=900, ignore_eos=True)
+    llm.generate([PROMPTS[0]], WISHES["greedy"], use_tqdm=False)
+    pid = llm.core.group.pids[0]
+    os.kill(pid, sent)
+    began = time.perf_counter()
+    with pytest.raises(EngineDead) as told:
+        for _ in range(100):
+            llm.generate(PROMPTS, endless, use_tqdm=False)
+    took = time.perf_counter() - began
+    print(f"{took:.1f} s: {told.value}")
+    assert took < 12
+    llm.close()
+    assert time.perf_counter() - began < 20
