@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nanochat.engine.models.decoder import Decoder
-from nanochat.engine.models.embedding import Embedding
+from nanochat.engine.models.embedding import Embedding, EmbeddingShare
 from nanochat.engine.models.layers import Mlp
 from nanochat.kernels.cuda import CudaKernels
 from nanochat.kernels.fused_decoder import DenseModel, FusedDecoder
@@ -44,17 +44,13 @@ class FusedStep:
             kernels.tuning.save()
 
     def logits(self, rows: DecodeRows, query_start: Tensor, kv_cache: KVTensors) -> Tensor:
-        """Float32 [rows, vocab_size]."""
+        """Float32 [rows, vocab_size], on several ranks this one's part of them."""
         return self._decoder.logits(rows, query_start, kv_cache)
 
 
 def fused_decoder(model: Model | Any) -> FusedStep | None:
-    """The fused form of a model, where it has one: dense, one rank, one scale of rope, in a 16-bit or 32-bit type."""
-    if (
-        not isinstance(model, Decoder)
-        or not isinstance(model.kernels, CudaKernels)
-        or model.reduce is not None
-    ):
+    """The fused form of a model, where it has one: dense, one scale of rope, in a 16-bit or 32-bit type."""
+    if not isinstance(model, Decoder) or not isinstance(model.kernels, CudaKernels):
         return None
     weights, config, kernels = model.weights, model.config, model.kernels
     ropes = weights.ropes
@@ -63,7 +59,7 @@ def fused_decoder(model: Model | Any) -> FusedStep | None:
     stretched = any(rope.long_frequencies() is not None for rope in ropes)
     if kernels.deterministic or not plain or not same or stretched or config.logits_soft_cap:
         return None
-    if not isinstance(weights.embed, Embedding):
+    if not isinstance(weights.embed, Embedding | EmbeddingShare):
         return None
     table = weights.embed.table
     dense = DenseModel(
@@ -76,5 +72,7 @@ def fused_decoder(model: Model | Any) -> FusedStep | None:
         activation=config.activation,
         embedding_scale=config.embedding_scale,
         rope_factor=ropes[0].attention_factor,
+        first=weights.embed.first if isinstance(weights.embed, EmbeddingShare) else None,
+        reduce=model.reduce,
     )
     return FusedStep(dense, kernels, table.dtype)

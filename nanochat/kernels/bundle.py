@@ -25,11 +25,15 @@ class FusedReduce(ABC):
 
     @abstractmethod
     def takes(self, x: Tensor) -> bool:
-        """Whether `add_norm` can be asked about a tensor [T, H]."""
+        """Whether `add_norm` and `add` can be asked about a tensor [T, H]."""
 
     @abstractmethod
     def add_norm(self, delta: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """`add_rms_norm(reduce(delta), x, weight, eps)`."""
+
+    @abstractmethod
+    def add(self, delta: Tensor, x: Tensor, *, pdl: bool = False) -> Tensor:
+        """`x + reduce(delta)`, in new memory. `pdl`: a programmatic dependent launch."""
 
 
 Gather = Callable[[Tensor], Tensor]

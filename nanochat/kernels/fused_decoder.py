@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nanochat.kernels.bundle import AttentionSpec
+from nanochat.kernels.bundle import AttentionSpec, FusedReduce, Reduce
 from nanochat.kernels.cuda import CudaKernels, Weight
 from nanochat.kernels.decode_plan import decode_plan
 from nanochat.kernels.gemv_config import GemvShape
@@ -51,11 +51,12 @@ class DenseModel:
     """A decoder's weights and constants.
 
     Attributes:
-        embedding: [vocab, H]; `embedding_scale` multiplies its rows.
+        embedding: [vocab, H]; `embedding_scale` multiplies its rows. A rank's share begins at the id `first`.
         frequencies: float32 [ropes, rotary / 2]; `rope_factor` scales cosines and sines.
         head: [vocab, H], packed.
         eps: of every norm over hidden states.
         activation: "silu" or "gelu_tanh".
+        reduce: sums over the ranks of a tensor-parallel model, whose weights are this rank's.
     """
 
     embedding: Tensor
@@ -67,6 +68,8 @@ class DenseModel:
     activation: str
     embedding_scale: float = 1.0
     rope_factor: float = 1.0
+    first: int | None = None
+    reduce: Reduce | None = None
 
 
 class FusedDecoder:
@@ -83,7 +86,8 @@ class FusedDecoder:
         self.kernels = kernels
         self.persistent: PersistentStep | None = None
         self.without: str = ""  # why there is no persistent step
-        macros = sizes(model, kernels.multiprocessors, kernels.shared_memory) if kernels.pdl else None
+        whole = kernels.pdl and model.reduce is None
+        macros = sizes(model, kernels.multiprocessors, kernels.shared_memory) if whole else None
         if not persistent or macros is None:
             self.without = "not asked for" if not persistent else "the model's sizes or the chip"
             return
@@ -129,8 +133,10 @@ class FusedDecoder:
             return self.persistent.logits(rows, kv_cache)
         x, cos, sin = embed(
             rows.ids, rows.positions, model.embedding, model.frequencies,
-            scale=model.embedding_scale, factor=model.rope_factor, pdl=pdl,
+            scale=model.embedding_scale, factor=model.rope_factor, first=model.first, pdl=pdl,
         )  # fmt: skip
+        if model.reduce is not None:
+            x = model.reduce(x)
         for layer, cache in zip(model.layers, kv_cache, strict=True):
             # `late`: attention reads cached keys before it waits, so it may only start once this product's wait is over.
             qkv = self._product(x, layer.qkv, norm=layer.input_norm, late=True)
@@ -140,10 +146,20 @@ class FusedDecoder:
                 layer.spec.q_norm, layer.spec.k_norm, layer.spec.norm_eps,
             )  # fmt: skip
             attended = self._attend(qkv, layer.spec, rope, rows, query_start, cache, queries)
-            x = self._product(attended, layer.output, residual=x)
+            x = self._add(attended, layer.output, x)
             inner = self._product(x, layer.mlp.gate_up, norm=layer.mlp_norm, activation=model.activation)
-            x = self._product(inner, layer.mlp.down, residual=x)
+            x = self._add(inner, layer.mlp.down, x)
         return self._product(x, model.head, norm=model.final_norm, out_dtype=torch.float32)
+
+    def _add(self, y: Tensor, weight: Weight, x: Tensor) -> Tensor:
+        """The residual with what half a layer adds to it, over all ranks."""
+        reduce = self.model.reduce
+        if reduce is None:
+            return self._product(y, weight, residual=x)
+        delta = self._product(y, weight)
+        if isinstance(reduce, FusedReduce) and reduce.takes(delta):
+            return reduce.add(delta, x, pdl=self.kernels.pdl)
+        return reduce(delta) + x
 
     def _product(
         self, x: Tensor, weight: Weight, *, norm: Tensor | None = None, residual: Tensor | None = None,

@@ -80,12 +80,16 @@ def _halves(words, like):
 def _one_shot(
     delta_ptr, x_ptr, weight_ptr, sum_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, eps, looks, num_rows, capacity,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr, PAIRED: tl.constexpr,
-    NORM: tl.constexpr, SEND: tl.constexpr, RECEIVE: tl.constexpr, COMPILED: tl.constexpr,
+    ADD: tl.constexpr, NORM: tl.constexpr, SEND: tl.constexpr, RECEIVE: tl.constexpr, COMPILED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """One row: send this rank's summands, add up everybody's, and with NORM add the residual and norm the result.
+    """One row: send this rank's summands, add up everybody's, with ADD add the residual, with NORM norm the result too.
 
     An inbox is int64 [2, num_rows, RANKS, capacity]. PAIRED: a word holds two elements of 16 bits.
     """
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()  # the next kernel asks for its weights while this one waits for the others
     row = tl.program_id(0).to(tl.int64)
     WORDS: tl.constexpr = WIDTH // 2 if PAIRED else WIDTH
     word = tl.arange(0, BLOCK)
@@ -122,8 +126,9 @@ def _one_shot(
         at = tl.arange(0, 2 * BLOCK if PAIRED else BLOCK)
         mask = at < WIDTH
         to = row * WIDTH + at
-        if NORM:
+        if ADD:
             total += tl.load(x_ptr + to, mask=mask, other=0.0).to(tl.float32)
+        if NORM:
             kept = total.to(sum_ptr.dtype.element_ty)
             tl.store(sum_ptr + to, kept, mask=mask)
             kept = tl.where(mask, kept.to(tl.float32), 0.0)  # the norm is of the residual as it is stored
@@ -165,6 +170,10 @@ class OneShotSum:
         """The sum over all ranks, in new memory."""
         return self._launch(x, None, None, 0.0)[0]
 
+    def add(self, delta: Tensor, x: Tensor, *, pdl: bool = False) -> Tensor:
+        """x + the sum of all ranks' delta, [T, H] in new memory. `pdl`: a programmatic dependent launch."""
+        return self._launch(delta, x, None, 0.0, pdl=pdl)[0]
+
     def add_norm(self, delta: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """(the norm of x + the sum of all ranks' delta, x + that sum), both [T, H] in new memory."""
         return self._launch(delta, x, weight, eps)
@@ -175,18 +184,20 @@ class OneShotSum:
             self.failed.copy_(self._lost, non_blocking=True)
 
     def _launch(
-        self, delta: Tensor, x: Tensor | None, weight: Tensor | None, eps: float, *, send: bool = True, receive: bool = True
+        self, delta: Tensor, x: Tensor | None, weight: Tensor | None, eps: float, *, send: bool = True, receive: bool = True,
+        pdl: bool = False,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         width = delta.shape[-1]
         out = torch.empty(delta.shape, dtype=delta.dtype, device=delta.device)
-        total = out if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        total = out if weight is None else torch.empty(delta.shape, dtype=delta.dtype, device=delta.device)
         paired = delta.element_size() == 2
         block = next_power_of_2(width // 2 if paired else width)
         _one_shot[(delta.numel() // width,)](
             delta.view(torch.int32), delta if x is None else x, delta if weight is None else weight, total, out,
             self._inboxes, self._rounds, self.failed, eps, self.looks, self.rows, self.words,
-            WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, PAIRED=paired, NORM=x is not None,
-            SEND=send, RECEIVE=receive, COMPILED=delta.device.type != "cpu", num_warps=min(16, max(1, block // 128)),
+            WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, PAIRED=paired, ADD=x is not None,
+            NORM=weight is not None, SEND=send, RECEIVE=receive, COMPILED=delta.device.type != "cpu", PDL=pdl,
+            num_warps=min(16, max(1, block // 128)), **({"launch_pdl": True} if pdl else {}),
         )  # fmt: skip
         return out, total
 

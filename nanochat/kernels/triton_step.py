@@ -19,15 +19,20 @@ from nanochat.kernels.sizes import next_power_of_2
 @triton.jit
 def _embed(
     ids_ptr, table_ptr, scale, positions_ptr, frequency_ptr, x_ptr, cos_ptr, sin_ptr, factor, tokens,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, ROPES: tl.constexpr,
-    SCALED: tl.constexpr, PDL: tl.constexpr,
+    first, count, WIDTH: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, ROPES: tl.constexpr,
+    SCALED: tl.constexpr, DIVIDED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     offs = tl.arange(0, BLOCK)
-    x = tl.load(table_ptr + tl.load(ids_ptr + row) * WIDTH + offs, mask=offs < WIDTH, other=0.0)
+    token = tl.load(ids_ptr + row)
+    there = offs < WIDTH
+    if DIVIDED:
+        token -= first
+        there = there & (token >= 0) & (token < count)
+    x = tl.load(table_ptr + token * WIDTH + offs, mask=there, other=0.0)
     if SCALED:
         x = (x.to(tl.float32) * scale).to(x.dtype)
     tl.store(x_ptr + row * WIDTH + offs, x.to(x_ptr.dtype.element_ty), mask=offs < WIDTH)
@@ -42,7 +47,7 @@ def _embed(
 
 def embed(
     ids: Tensor, positions: Tensor, table: Tensor, frequencies: Tensor, *, scale: float = 1.0, factor: float = 1.0,
-    dtype: torch.dtype | None = None, pdl: bool = False,
+    dtype: torch.dtype | None = None, first: int | None = None, pdl: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Rows of an embedding table, and the angles of each token's position.
 
@@ -51,6 +56,7 @@ def embed(
         table: [vocab, H] contiguous; a row is multiplied by `scale`.
         frequencies: float32 [ropes, rotary / 2] contiguous; `factor` scales cosines and sines.
         dtype: of x; the table's by default.
+        first: the table is a rank's share, from this id on; tokens of other ranks are zeros.
 
     Returns:
         x [T, H], cos and sin float32 [ropes, T, rotary / 2].
@@ -62,8 +68,8 @@ def embed(
     sin = torch.empty_like(cos)
     _embed[(tokens,)](
         ids, table, scale, positions, frequencies, x, cos, sin, factor, tokens,
-        WIDTH=width, BLOCK=next_power_of_2(width), HALF=half, BLOCK_HALF=next_power_of_2(half), ROPES=ropes,
-        SCALED=scale != 1.0, PDL=pdl, num_warps=4, **({"launch_pdl": True} if pdl else {}),
+        first or 0, table.shape[0], WIDTH=width, BLOCK=next_power_of_2(width), HALF=half, BLOCK_HALF=next_power_of_2(half), ROPES=ropes,
+        SCALED=scale != 1.0, DIVIDED=first is not None, PDL=pdl, num_warps=4, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip
     return x, cos, sin
 

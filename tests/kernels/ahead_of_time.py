@@ -42,7 +42,7 @@ from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.triton_divided import choose_rows, offer_rows
 from nanochat.kernels.triton_one_shot import OneShotSum
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
-from nanochat.kernels.triton_step import DecodeRows, advance
+from nanochat.kernels.triton_step import DecodeRows, advance, embed
 
 META = torch.device("meta")
 CHIPS = {  # multiprocessors, bytes of shared memory that a program may have
@@ -239,13 +239,16 @@ def sampling(rows: int, vocab: int) -> None:
     choose_rows(torch.stack([offer_rows(logits[:, : vocab // 2], draw, 0)] * 2))
 
 
-def exchanges(width: int, dtype: torch.dtype) -> None:
-    """Sums in one shot over two and over eight ranks."""
+def exchanges(width: int, dtype: torch.dtype, pdl: bool) -> None:
+    """Sums in one shot over two and over eight ranks, and the rows of an embedding that are on one of them."""
+    ids = empty(4, dtype=torch.int64)
+    embed(ids, ids, empty(64, width, dtype=dtype), empty(1, 32, dtype=torch.float32), first=64, pdl=pdl)
     for ranks in (2, 8):
         end = OneShotSum([0] * ranks, 1, 128, width, META)
         delta = empty(4, width, dtype=dtype)
         end.sum(delta)
         end.add_norm(delta, delta, delta[0], 1e-6)
+        end.add(delta, delta, pdl=pdl)
 
 
 def attention_kinds(kernels: CudaKernels) -> None:
@@ -274,7 +277,7 @@ def compile_selection(capability: int, report: Report) -> None:
     fused(model, 4, torch.bfloat16, only_matrix_units, report)
     sampling(1, model.config.vocab_size)
     for dtype in DTYPES.values():
-        exchanges(model.config.hidden_size, dtype)
+        exchanges(model.config.hidden_size, dtype, kernels.pdl)
     for name in ("a graph of 16", "a prefill graph"):
         forward(model, STEPS[name], torch.bfloat16)
     at = layout([1], [40])
@@ -294,7 +297,7 @@ def compile_all(capability: int, names: list[str], dtypes: list[torch.dtype], re
                 fused(model, rows, dtype, candidate_configs, report)
                 sampling(rows, model.config.vocab_size)
             exact = make_model(MODELS[name], invariant, dtype)
-            exchanges(model.config.hidden_size, dtype)
+            exchanges(model.config.hidden_size, dtype, kernels.pdl)
             for step in STEPS.values():
                 forward(model, step, dtype)
                 forward(exact, step, dtype)

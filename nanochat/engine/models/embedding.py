@@ -29,11 +29,11 @@ class EmbeddingShare:
 
     def __init__(self, table: Tensor, first: int, reduce: Reduce) -> None:
         self.table = table
-        self._first, self._reduce = first, reduce
+        self.first, self._reduce = first, reduce
 
     def __call__(self, ids: Tensor) -> Tensor:
         """ids [T] -> [T, hidden_size]: each row comes from the rank that has it, and is zero on the others."""
-        at = ids - self._first
+        at = ids - self.first
         elsewhere = (at < 0) | (at >= self.table.shape[0])
         rows = F.embedding(at.masked_fill(elsewhere, 0), self.table)
         return self._reduce(rows.masked_fill_(elsewhere[:, None], 0.0))

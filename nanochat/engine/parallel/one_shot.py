@@ -58,6 +58,11 @@ class Sums(FusedReduce):
         with self._collectives.counted():
             return self._end.add_norm(delta, x, weight, eps)
 
+    def add(self, delta: Tensor, x: Tensor, *, pdl: bool = False) -> Tensor:
+        """See `FusedReduce`."""
+        with self._collectives.counted():
+            return self._end.add(delta, x, pdl=pdl)
+
     @property
     def lost(self) -> bool:
         """Whether a peer was waited for in vain. Asks the device."""
