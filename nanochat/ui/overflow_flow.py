@@ -31,15 +31,9 @@ async def ask(app: NanochatApp, session: ChatSession, needed: Overflow) -> Choic
         f"This chat has {needed.prompt:,} tokens with your message; {needed.limit:,} fit into the model's context of "
         f"{needed.context:,} with room for a reply. Nothing is dropped without your word."
     )
-    answers = [
-        Answer(
-            "drop", "Drop the oldest turns", "As few as needed. They stay in the history, shown as dropped."
-        ),
-        Answer(
-            "fork",
-            "Go on in a new chat, with a summary",
-            "The model sums this chat up; this one stays as it is.",
-        ),
+    answers = [  # each about of one row on 60 columns, so that all four are in view
+        Answer("drop", "Drop the oldest turns", "As few as needed; they stay in the history."),
+        Answer("fork", "Go on in a new chat, with a summary", "The model sums this chat up; this one stays."),
         Answer("model", "Take a model with a longer context", "Of those on this machine."),
         Answer("back", "Take the message back", "It returns to the prompt, to be made shorter."),
     ]

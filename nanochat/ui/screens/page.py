@@ -14,6 +14,9 @@ from textual.widgets import Label, Static
 
 from nanochat.sanitize import sanitize_line
 
+NARROW = [(0, "-narrow"), (76, "-medium")]  # columns; what lies over the chat is 72 to 100 wide
+LOW = [(0, "-lowest"), (16, "-low"), (24, "-tall")]  # rows
+
 
 class Page(ModalScreen[None]):
     """Shows one widget in a frame that scrolls; Esc or the key that opened it goes back."""
@@ -27,6 +30,9 @@ class Page(ModalScreen[None]):
         Binding("g,home", "scroll('home')", "Start", id="page.start", show=False),
         Binding("G,end", "scroll('end')", "End", id="page.end", show=False),
     ]
+
+    HORIZONTAL_BREAKPOINTS = NARROW
+    VERTICAL_BREAKPOINTS = LOW
 
     def __init__(self, title: str, body: Widget, *, at_end: bool = False) -> None:
         super().__init__()

@@ -8,14 +8,18 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
+from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
 
 from nanochat.sanitize import sanitize, sanitize_line
+from nanochat.ui.screens.page import LOW, NARROW
 from nanochat.ui.widgets.facts import Facts
+
+MOST_ROWS = 14  # of answers
+_HINT = "↑↓ choose · Enter take · Esc back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +32,18 @@ class Answer:
 
 
 class Question(ModalScreen[str | None]):
-    """Asks; gives the chosen answer's key, or None after Esc. `facts` are lines of name and value below the text."""
+    """Asks; gives the chosen answer's key, or None after Esc. `facts` are lines of name and value below the text.
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back", id="question.back")]
+    On a low screen the answers scroll below a text that stays, and a long text scrolls above them.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "Back", id="question.back"),
+        Binding("pagedown", "read(1)", "Read on", id="question.page_down", show=False, priority=True),
+        Binding("pageup", "read(-1)", "Read back", id="question.page_up", show=False, priority=True),
+    ]
+    HORIZONTAL_BREAKPOINTS = NARROW
+    VERTICAL_BREAKPOINTS = LOW
 
     def __init__(
         self, title: str, text: str, answers: Sequence[Answer], *, facts: Sequence[str] = ()
@@ -43,12 +56,51 @@ class Question(ModalScreen[str | None]):
         """A box with the text and the answers."""
         with Vertical(classes="dialog"):
             yield Label(Content(sanitize_line(self._title)), classes="dialog-title")
-            if self._text or not self._facts:
-                yield Static(Content(sanitize(self._text)), classes="dialog-text")
-            if self._facts:
-                yield Facts(self._facts, classes="dialog-text")
+            with VerticalScroll(classes="dialog-text", can_focus=False):
+                if self._text:
+                    yield Static(Content(sanitize(self._text)))
+                if self._facts:
+                    yield Facts(self._facts)
             yield OptionList(*(Option(_line(answer), id=answer.key) for answer in self._answers))
-            yield Static("↑↓ choose · Enter take · Esc back", classes="dialog-hint")
+            yield Static(_HINT, classes="dialog-hint")
+
+    def on_mount(self) -> None:
+        """Without a text there is no room for one."""
+        self.query_one(".dialog-text").display = bool(self._text or self._facts)
+
+    def on_resize(self) -> None:
+        """Give text and answers the rows that the screen has."""
+        self.call_after_refresh(self._share_rows)
+
+    def _share_rows(self) -> None:
+        """Answers first; where the text needs rows, too, it gets a third."""
+        box, text, answers = (
+            self.query_one(".dialog"),
+            self.query_one(".dialog-text"),
+            self.query_one(OptionList),
+        )
+        around = box.gutter.height + sum(
+            child.styles.margin.height + (0 if child in (text, answers) else child.outer_size.height)
+            for child in box.children if child.display
+        )  # fmt: skip
+        room = max(int(self.size.height * (0.9 if self.has_class("-tall") else 1.0)) - around, 2)
+        said, asked = (
+            text.virtual_size.height if text.display else 0,
+            min(answers.virtual_size.height, MOST_ROWS),
+        )
+        asked = min(asked, max(room - said, 2 * room // 3))
+        answers.styles.max_height, text.styles.max_height = asked, max(room - asked, 1)
+        scrolls = said > room - asked
+        self.query_one(".dialog-hint", Static).update(f"{_HINT} · PgUp PgDn read" if scrolls else _HINT)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The page keys are the list's where all of the text is in view."""
+        return action != "read" or self.query_one(".dialog-text").max_scroll_y > 0
+
+    def action_read(self, direction: int) -> None:
+        """Scroll the text."""
+        text = self.query_one(".dialog-text")
+        (text.scroll_page_down if direction > 0 else text.scroll_page_up)(animate=False)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Give the answer."""
@@ -60,6 +112,8 @@ class TextQuestion(ModalScreen[str | None]):
     """Asks for one line of text; gives it, or None after Esc."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back", id="question.back")]
+    HORIZONTAL_BREAKPOINTS = NARROW
+    VERTICAL_BREAKPOINTS = LOW
 
     def __init__(self, title: str, text: str = "", *, about: str = "") -> None:
         super().__init__()

@@ -1,0 +1,84 @@
+"""Questions on screens that are too low for them: every answer can be reached, every word read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from stage import Stage, on_stage
+
+from nanochat.ui import overflow_flow
+from nanochat.ui.overflow import Overflow
+from nanochat.ui.screens.question import Answer, Question
+
+ANSWERS = [Answer(str(number), f"Answer {number}", f"What answer {number} does. " * 3) for number in range(8)]
+LONG = " ".join(f"word{number}" for number in range(150))
+
+
+def visible(stage: Stage) -> str:
+    """What the question's box shows, row by row."""
+    box = stage.app.screen.query_one(".dialog").content_region
+    strips = stage.app.screen._compositor.render_strips()[max(box.y, 0) : box.bottom]
+    scrollbar = re.compile("[▁-█]")
+    return "\n".join(scrollbar.sub("", strip.crop(box.x, box.right).text).strip() for strip in strips)
+
+
+async def ask(stage: Stage, question: Question) -> None:
+    stage.app.attempt(stage.app.ask(question))
+    await stage.until(lambda: stage.app.screen is question and "Enter take" in visible(stage))
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (40, 12)])
+@pytest.mark.parametrize("text", ["Which?", LONG], ids=["short", "long"])
+async def test_every_answer_is_reached_and_read(tmp_path: Path, size: tuple[int, int], text: str) -> None:
+    async with on_stage(tmp_path, size=size) as stage:
+        await ask(stage, Question("A question", text, ANSWERS))
+        for number in range(len(ANSWERS)):
+            await stage.until(lambda number=number: f"Answer {number}" in visible(stage))
+            rows = visible(stage)
+            assert f"Answer {number}" in rows
+            assert " ".join(rows.split()).count(f"What answer {number} does.") == 3
+            assert "A question" in rows
+            assert "Enter take" in rows
+            await stage.press("down")
+
+
+async def test_a_long_text_is_read_with_the_page_keys(tmp_path: Path) -> None:
+    async with on_stage(tmp_path, size=(60, 20)) as stage:
+        await ask(stage, Question("A question", LONG, ANSWERS))
+        await stage.until(lambda: "PgUp PgDn read" in visible(stage))
+        seen = set(visible(stage).split())
+        while "word149" not in seen:
+            before = visible(stage)
+            await stage.press("pagedown")
+            assert visible(stage) != before, "it does not scroll on"
+            seen |= set(visible(stage).split())
+        assert {f"word{number}" for number in range(150)} <= seen
+
+
+async def test_without_a_long_text_the_page_keys_are_the_answers(tmp_path: Path) -> None:
+    async with on_stage(tmp_path, size=(60, 20)) as stage:
+        await ask(stage, Question("A question", "Which?", ANSWERS))
+        assert "PgDn" not in visible(stage)
+        await stage.press("end", "pageup")
+        await stage.until(lambda: "Answer 7" not in visible(stage) or "Answer 4" in visible(stage))
+
+
+async def test_on_sixty_columns_all_four_answers_to_a_chat_that_is_too_long_are_in_view(
+    tmp_path: Path,
+) -> None:
+    async with on_stage(tmp_path, size=(60, 20)) as stage:
+        session = stage.app.chats.active
+        stage.app.attempt(overflow_flow.ask(stage.app, session, Overflow(133_210, 130_816, 131_072)))
+        await stage.until(lambda: stage.screen == "Question" and "Enter take" in visible(stage))
+        rows = visible(stage)
+        for words in (
+            "133,210 tokens",
+            "without your",
+            "Drop the oldest",
+            "summary",
+            "longer context",
+            "made shorter.",
+        ):
+            assert words in rows
