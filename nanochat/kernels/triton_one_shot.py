@@ -1,4 +1,4 @@
-"""Sums over the GPUs of one host in one launch, with what follows them in a decoder: residual and RMSNorm.
+"""Sums over the GPUs of one host in one launch, with what follows them in a decoder: residual and RMSNorm; few words, too.
 
 Every rank has an inbox that the others can write (`peer_memory`). A rank sends its summands straight into the inboxes of
 all others and adds up what arrives in its own, in the order of the ranks: all get the same bits. The sum stays in float32
@@ -28,6 +28,7 @@ from torch import Tensor
 from nanochat.kernels.sizes import next_power_of_2
 
 LOOKS = 1 << 27  # at an inbox before a peer counts as lost: a minute or so
+GATHERED = 1024  # at most so many words of a rank are put beside the others'
 
 
 @triton.jit
@@ -67,6 +68,22 @@ def _receive(source, round_, mask, failed_ptr, looks):
 
 
 @triton.jit
+def _next(rounds_ptr):
+    """The number of the round that begins; never 0, which is what an inbox holds where nothing was ever written."""
+    round_ = tl.load(rounds_ptr) + 1
+    return tl.where(round_ == 0, 2, round_)
+
+
+@triton.jit
+def _clock(COMPILED: tl.constexpr):
+    """Nanoseconds, int64."""
+    if COMPILED:
+        return tl.extra.cuda.globaltimer()
+    else:
+        return tl.zeros([], tl.int64)
+
+
+@triton.jit
 def _halves(words, like):
     """The two 16-bit numbers in each word, as float32, in the type that `like` points to."""
     if like.dtype.element_ty == tl.bfloat16:
@@ -78,24 +95,24 @@ def _halves(words, like):
 
 @triton.jit
 def _one_shot(
-    delta_ptr, x_ptr, weight_ptr, sum_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, eps, looks, num_rows, capacity,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr, PAIRED: tl.constexpr,
+    delta_ptr, x_ptr, weight_ptr, sum_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, spent_ptr, eps, looks,
+    num_rows, capacity, WIDTH: tl.constexpr, BLOCK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr, PAIRED: tl.constexpr,
     ADD: tl.constexpr, NORM: tl.constexpr, SEND: tl.constexpr, RECEIVE: tl.constexpr, COMPILED: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """One row: send this rank's summands, add up everybody's, with ADD add the residual, with NORM norm the result too.
 
-    An inbox is int64 [2, num_rows, RANKS, capacity]. PAIRED: a word holds two elements of 16 bits.
+    An inbox begins with int64 [2, num_rows, RANKS, capacity]. PAIRED: a word holds two elements of 16 bits.
     """
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()  # the next kernel asks for its weights while this one waits for the others
+    began = _clock(COMPILED)
     row = tl.program_id(0).to(tl.int64)
     WORDS: tl.constexpr = WIDTH // 2 if PAIRED else WIDTH
     word = tl.arange(0, BLOCK)
     own = word < WORDS
-    round_ = tl.load(rounds_ptr + row) + 1
-    round_ = tl.where(round_ == 0, 2, round_)  # what was never written holds 0
+    round_ = _next(rounds_ptr + row)
     place = ((round_ & 1).to(tl.int64) * num_rows + row) * RANKS * capacity
     words = tl.load(delta_ptr + row * WORDS + word, mask=own, other=0)
     if SEND:
@@ -119,6 +136,8 @@ def _one_shot(
             else:
                 low += summand.to(tl.float32, bitcast=True)
         tl.store(rounds_ptr + row, round_)
+        if row == 0:
+            tl.store(spent_ptr, tl.load(spent_ptr) + _clock(COMPILED) - began)
         if lost > 0:
             tl.store(failed_ptr, 1)
         total = tl.interleave(low, high) if PAIRED else low
@@ -138,7 +157,42 @@ def _one_shot(
         tl.store(out_ptr + to, total.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-class OneShotSum:
+@triton.jit
+def _gather(
+    words_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, spent_ptr, looks, begin, count,
+    BLOCK: tl.constexpr, CAPACITY: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
+    SEND: tl.constexpr, RECEIVE: tl.constexpr, COMPILED: tl.constexpr,
+):  # fmt: skip
+    """One program: `count` words of each rank, int32 [RANKS, count]; a lost rank's are all 1.
+
+    They travel through int64 [2, RANKS, CAPACITY], which lies in an inbox from the word `begin` on.
+    """
+    began = _clock(COMPILED)
+    word = tl.arange(0, BLOCK)
+    own = word < count
+    round_ = _next(rounds_ptr)
+    place = begin + (round_ & 1).to(tl.int64) * RANKS * CAPACITY
+    words = tl.load(words_ptr + word, mask=own, other=0)
+    if SEND:
+        for step in tl.static_range(1, RANKS):
+            inbox = tl.load(inboxes_ptr + (RANK + step) % RANKS) + place * 8
+            _send(inbox + (RANK * CAPACITY + word) * 8, words, round_, own, COMPILED)
+    if RECEIVE:
+        inbox = tl.load(inboxes_ptr + RANK).to(tl.pointer_type(tl.int64)) + place
+        for rank in tl.static_range(RANKS):
+            theirs = words
+            if rank != RANK:
+                theirs, state = _receive(inbox + rank * CAPACITY + word, round_, own, failed_ptr, looks)
+                theirs = tl.where(state > 0, 1, theirs)
+                if state > 0:
+                    tl.store(failed_ptr, 1)
+            tl.store(out_ptr + rank * count + word, theirs, mask=own)
+        tl.debug_barrier()  # every thread has read the round
+        tl.store(rounds_ptr, round_)
+        tl.store(spent_ptr, tl.load(spent_ptr) + _clock(COMPILED) - began)
+
+
+class OneShot:
     """One rank's end. Launches only, the same on every rank and in the same order; a graph can capture it.
 
     Args:
@@ -146,6 +200,10 @@ class OneShotSum:
         rows: at most so many in a message; no more than the chip has multiprocessors, for each row's program waits.
         words: at most so many 32-bit words in a row.
         looks: how often an inbox is looked at before a peer counts as lost.
+
+    Attributes:
+        failed: int32 [1], on the device: a peer is lost.
+        nanoseconds: int64 [1], on the device: spent in exchanges so far, waiting for slower ranks included.
     """
 
     def __init__(
@@ -155,10 +213,14 @@ class OneShotSum:
         self.rows, self.words, self.looks = rows, words, looks
         self.failed = torch.zeros(1, dtype=torch.int32, device=device)
         self._inboxes = torch.tensor(inboxes, dtype=torch.int64, device=device)
-        self._rounds = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.nanoseconds = torch.zeros(1, dtype=torch.int64, device=device)
+        self._rounds = torch.zeros(
+            rows + 1, dtype=torch.int32, device=device
+        )  # of each row, and of gathered words
         if device.type == "cuda":  # made now: while a kernel waits, nothing can be allocated
             self._aside = torch.cuda.Stream(device)
             self._lost = torch.ones(1, dtype=torch.int32, pin_memory=True)
+            self._spent = torch.zeros(1, dtype=torch.int64, pin_memory=True)
 
     def takes(self, x: Tensor) -> bool:
         """Whether a message [..., width] goes through an inbox."""
@@ -178,6 +240,21 @@ class OneShotSum:
         """(the norm of x + the sum of all ranks' delta, x + that sum), both [T, H] in new memory."""
         return self._launch(delta, x, weight, eps)
 
+    def gathers(self, x: Tensor) -> bool:
+        """Whether `gather` can be asked about x."""
+        return 0 < x.numel() * x.element_size() <= 4 * GATHERED and x.element_size() % 4 == 0
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Every rank's x, [ranks, *x.shape]; contiguous, of elements of whole words."""
+        return self._launch_gather(x)
+
+    def seconds(self) -> float:
+        """What exchanges took on the device so far; waits for none of them."""
+        with torch.cuda.stream(self._aside):
+            self._spent.copy_(self.nanoseconds, non_blocking=True)
+        self._aside.synchronize()
+        return int(self._spent) / 1e9
+
     def give_up(self) -> None:
         """A peer is lost: whoever waits ends at once, and so does every later sum. From any thread."""
         with torch.cuda.stream(self._aside):  # a copy, which finds room beside what waits
@@ -194,14 +271,26 @@ class OneShotSum:
         block = next_power_of_2(width // 2 if paired else width)
         _one_shot[(delta.numel() // width,)](
             delta.view(torch.int32), delta if x is None else x, delta if weight is None else weight, total, out,
-            self._inboxes, self._rounds, self.failed, eps, self.looks, self.rows, self.words,
+            self._inboxes, self._rounds, self.failed, self.nanoseconds, eps, self.looks, self.rows, self.words,
             WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, PAIRED=paired, ADD=x is not None,
             NORM=weight is not None, SEND=send, RECEIVE=receive, COMPILED=delta.device.type != "cpu", PDL=pdl,
             num_warps=min(16, max(1, block // 128)), **({"launch_pdl": True} if pdl else {}),
         )  # fmt: skip
         return out, total
 
+    def _launch_gather(self, x: Tensor, *, send: bool = True, receive: bool = True) -> Tensor:
+        words = x.view(-1).view(torch.int32)
+        out = torch.empty(self.ranks, *x.shape, dtype=x.dtype, device=x.device)
+        block = next_power_of_2(words.numel())
+        _gather[(1,)](
+            words, out.view(self.ranks, -1).view(torch.int32), self._inboxes, self._rounds[-1:], self.failed,
+            self.nanoseconds, self.looks, inbox_bytes(self.ranks, self.rows, self.words, 0) // 8, words.numel(),
+            BLOCK=block, CAPACITY=GATHERED, RANK=self.rank, RANKS=self.ranks, SEND=send, RECEIVE=receive,
+            COMPILED=x.device.type != "cpu", num_warps=min(8, max(1, block // 128)),
+        )  # fmt: skip
+        return out
 
-def inbox_bytes(ranks: int, rows: int, words: int) -> int:
+
+def inbox_bytes(ranks: int, rows: int, words: int, gathered: int = GATHERED) -> int:
     """How large an inbox must be."""
-    return 2 * rows * ranks * words * 8
+    return 2 * ranks * (rows * words + gathered) * 8

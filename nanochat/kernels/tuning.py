@@ -78,7 +78,9 @@ def time_of_launches(launches: list[Callable[[], object]], *, rounds: int = 8) -
         launch()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's threads ask for events meanwhile
+    with torch.cuda.graph(
+        graph, capture_error_mode="thread_local"
+    ):  # NCCL's threads ask for events meanwhile
         for launch in launches:
             launch()
     graph.replay()

@@ -32,13 +32,13 @@ def device_of(rank: int) -> torch.device:
 def shared(store, rank: int, ranks: int, looks: int):
     """(this rank's end, its memory): inboxes are made, handed around and mapped."""
     from nanochat.kernels.peer_memory import PeerMemory
-    from nanochat.kernels.triton_one_shot import OneShotSum, inbox_bytes
+    from nanochat.kernels.triton_one_shot import OneShot, inbox_bytes
 
     memory = PeerMemory(inbox_bytes(ranks, ROWS, CAPACITY), device_of(rank))
     store.set(f"handle {rank}", memory.handle.hex())
     handles = [bytes.fromhex(store.get(f"handle {other}").decode()) for other in range(ranks)]
     inboxes = [memory.address if other == rank else memory.map(handles[other]) for other in range(ranks)]
-    return OneShotSum(inboxes, rank, ROWS, CAPACITY, device_of(rank), looks), memory
+    return OneShot(inboxes, rank, ROWS, CAPACITY, device_of(rank), looks), memory
 
 
 def meet(store, name: str, rank: int, ranks: int) -> None:
@@ -83,7 +83,12 @@ def check_launched(end, store, rank: int, ranks: int) -> dict[str, Any]:
             deltas, x = numbers(round_, ranks, rows, dtype)
             pair = end.add_norm(deltas[rank], x, weight.to(dtype), 1e-6)
             only = end.sum(deltas[rank])
+            words = torch.arange(3 * rows, dtype=torch.int32, device="cuda").view(rows, 3) + 1000 * round_
+            beside = end.gather(words + 100 * rank)
+            added = end.add(deltas[rank], x, pdl=torch.cuda.get_device_capability() >= (9, 0))
             torch.cuda.synchronize()
+            assert torch.equal(beside, torch.stack([words + 100 * other for other in range(ranks)])), beside
+            assert torch.equal(added, pair[1]), (added - pair[1]).abs().max()
             off = worst(pair, deltas, x, weight.to(dtype))
             whole = sum(delta.double() for delta in deltas)
             off = max(
@@ -93,7 +98,7 @@ def check_launched(end, store, rank: int, ranks: int) -> dict[str, Any]:
             store.set(f"bits {dtype} {round_} {rank}", str(pair[1].double().sum().item()))
             bits = {store.get(f"bits {dtype} {round_} {other}") for other in range(ranks)}
             assert len(bits) == 1, f"ranks disagree: {bits}"
-    return {"off": found}
+    return {"off": found, "ms in exchanges": round(1e3 * end.seconds(), 1)}
 
 
 def check_replayed(end, store, rank: int, ranks: int) -> dict[str, Any]:

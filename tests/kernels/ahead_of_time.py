@@ -40,7 +40,7 @@ from nanochat.kernels.cuda import CudaKernels
 from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs, default_config
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.triton_divided import choose_rows, offer_rows
-from nanochat.kernels.triton_one_shot import OneShotSum
+from nanochat.kernels.triton_one_shot import OneShot
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
 from nanochat.kernels.triton_step import DecodeRows, advance, embed
 
@@ -244,9 +244,10 @@ def exchanges(width: int, dtype: torch.dtype, pdl: bool) -> None:
     ids = empty(4, dtype=torch.int64)
     embed(ids, ids, empty(64, width, dtype=dtype), empty(1, 32, dtype=torch.float32), first=64, pdl=pdl)
     for ranks in (2, 8):
-        end = OneShotSum([0] * ranks, 1, 128, width, META)
+        end = OneShot([0] * ranks, 1, 128, width, META)
         delta = empty(4, width, dtype=dtype)
         end.sum(delta)
+        end.gather(empty(4, 3, dtype=torch.int32))
         end.add_norm(delta, delta, delta[0], 1e-6)
         end.add(delta, delta, pdl=pdl)
 

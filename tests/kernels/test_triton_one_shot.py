@@ -12,8 +12,9 @@ import torch
 
 from nanochat.engine.parallel.one_shot import Sums
 from nanochat.kernels.cuda import CudaKernels, Weight
+from nanochat.kernels.triton_divided import choose_rows
 from nanochat.kernels.triton_norm import add_rms_norm
-from nanochat.kernels.triton_one_shot import OneShotSum, inbox_bytes
+from nanochat.kernels.triton_one_shot import GATHERED, OneShot, inbox_bytes
 
 CPU = torch.device("cpu")
 ROWS, WORDS, LOOKS = 5, 96, 3
@@ -27,7 +28,7 @@ class Ranks:
             torch.zeros(inbox_bytes(count, ROWS, WORDS) // 8, dtype=torch.int64) for _ in range(count)
         ]
         inboxes = [memory.data_ptr() for memory in self.memory]
-        self.ends = [OneShotSum(inboxes, rank, ROWS, WORDS, CPU, LOOKS) for rank in range(count)]
+        self.ends = [OneShot(inboxes, rank, ROWS, WORDS, CPU, LOOKS) for rank in range(count)]
 
     def send(self, deltas: list[torch.Tensor]) -> None:
         for end, delta in zip(self.ends, deltas, strict=True):
@@ -115,6 +116,39 @@ def test_a_peer_that_sends_nothing_ends_in_nan_and_is_not_waited_for_again() -> 
     normed, total = group.ends[0]._launch(deltas[0], deltas[1], deltas[2][0], 1e-5, send=False)
     assert normed.isnan().all() and total.isnan().all()
     assert group.ends[0].failed.item() == 1 and group.ends[1].failed.item() == 0
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda rank: torch.arange(6, dtype=torch.int32).view(2, 3) + 100 * rank,
+        lambda rank: torch.tensor([[rank + 0.5, -torch.inf, 1e300]], dtype=torch.float64),
+        lambda rank: torch.full((GATHERED,), -rank, dtype=torch.int32),
+    ],
+)
+def test_few_words_of_every_rank_are_put_side_by_side(made) -> None:
+    """Sums of a full inbox before and after: they do not meet."""
+    group = Ranks(3)
+    deltas = [torch.full((ROWS, WORDS), 1.0 + rank) for rank in range(3)]
+    for turn in range(3):
+        assert all(torch.equal(total, sum(deltas)) for total in group.sum(deltas))
+        mine = [made(rank + turn) for rank in range(3)]
+        assert all(end.gathers(x) for end, x in zip(group.ends, mine, strict=True))
+        for end, x in zip(group.ends, mine, strict=True):
+            end._launch_gather(x, receive=False)
+        for end, x in zip(group.ends, mine, strict=True):
+            assert torch.equal(end._launch_gather(x, send=False), torch.stack(mine))
+    assert not group.ends[0].gathers(torch.zeros(GATHERED + 1, dtype=torch.int32))
+    assert not group.ends[0].gathers(torch.zeros(2, dtype=torch.bfloat16))
+
+
+def test_words_of_a_rank_that_is_lost_say_so() -> None:
+    group, offers = Ranks(2), torch.zeros(2, 3, dtype=torch.int32)
+    found = group.ends[0].gather(offers)
+    assert group.ends[0].failed.item() == 1
+    assert found[0].tolist() == offers.tolist() and (found[1] == 1).all()
+    _, finite = choose_rows(found)
+    assert not finite.any()
 
 
 def test_what_does_not_fit_into_an_inbox_is_not_taken() -> None:

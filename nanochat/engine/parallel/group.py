@@ -132,8 +132,14 @@ class RankGroup:
 
     @property
     def collective_seconds(self) -> float | None:
-        """Spent in collectives since the start, waiting for slower ranks included; None on GPUs, where no host waits."""
-        return self.collectives.seconds if self._device.type == "cpu" else None
+        """Spent in collectives since the start, waiting for slower ranks included; None where nobody counts it.
+
+        On GPUs no host waits: what goes in one shot is counted on the device, and NCCL's is not.
+        """
+        if self._device.type == "cpu":
+            return self.collectives.seconds
+        one_shot = self.collectives.one_shot
+        return None if one_shot is None else one_shot.seconds
 
     def figures(self) -> dict[str, Any]:
         """What `EngineStats` says of the ranks."""

@@ -20,7 +20,7 @@ from nanochat.kernels.peer_memory import HANDLE_BYTES, PeerMemory
 
 if TYPE_CHECKING:
     from nanochat.engine.parallel.collectives import Collectives
-    from nanochat.kernels.triton_one_shot import OneShotSum
+    from nanochat.kernels.triton_one_shot import OneShot
 
 _SIZES = (1, 8, 32, 128)  # rows of the messages that are measured
 _TRIAL_LOOKS = 1 << 24  # some ten seconds: while a rank compiles, the others wait for it on the device
@@ -36,7 +36,7 @@ class Sums(FusedReduce):
     """
 
     def __init__(
-        self, collectives: Collectives, end: OneShotSum, memory: PeerMemory, rows: int, about: str
+        self, collectives: Collectives, end: OneShot, memory: PeerMemory, rows: int, about: str
     ) -> None:
         self._collectives, self._end, self._memory = collectives, end, memory
         self._rows = rows
@@ -63,6 +63,20 @@ class Sums(FusedReduce):
         with self._collectives.counted():
             return self._end.add(delta, x, pdl=pdl)
 
+    def gathers(self, x: Tensor) -> bool:
+        """Whether x is small enough to be put beside the other ranks' in one shot."""
+        return self._end.gathers(x)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Every rank's x, [ranks, *x.shape]."""
+        with self._collectives.counted():
+            return self._end.gather(x)
+
+    @property
+    def seconds(self) -> float:
+        """What sums in one shot took on the device so far."""
+        return self._end.seconds()
+
     @property
     def lost(self) -> bool:
         """Whether a peer was waited for in vain. Asks the device."""
@@ -80,7 +94,8 @@ class Sums(FusedReduce):
             if time.monotonic() > until:  # something else hangs there: freeing would wait for it
                 return
             time.sleep(0.001)
-        self._memory.close()
+        with contextlib.suppress(DriverError):  # a context that is broken has no memory to give back
+            self._memory.close()
 
 
 def connect(collectives: Collectives, device: torch.device, width: int, dtype: torch.dtype) -> Sums | None:
@@ -97,14 +112,15 @@ def connect(collectives: Collectives, device: torch.device, width: int, dtype: t
         torch.cuda.synchronize(device)
         memory.close()
         return None
+    end.nanoseconds.zero_()
     return Sums(collectives, end, memory, most, about)
 
 
 def _join(
     collectives: Collectives, device: torch.device, rows: int, words: int
-) -> tuple[OneShotSum, PeerMemory] | None:
+) -> tuple[OneShot, PeerMemory] | None:
     """Make an inbox, hand its handle around, map the others'."""
-    from nanochat.kernels.triton_one_shot import LOOKS, OneShotSum, inbox_bytes
+    from nanochat.kernels.triton_one_shot import LOOKS, OneShot, inbox_bytes
 
     rank, ranks = collectives.rank, collectives.ranks
     memory: PeerMemory | None = None
@@ -124,7 +140,7 @@ def _join(
                 memory.address if other == rank else memory.map(each[:-1]) for other, each in enumerate(there)
             ]
     if _agree(collectives, device, len(inboxes) == ranks) and memory is not None:
-        return OneShotSum(inboxes, rank, rows, words, device, LOOKS), memory
+        return OneShot(inboxes, rank, rows, words, device, LOOKS), memory
     if memory is not None:
         memory.close()
     return None
@@ -144,7 +160,7 @@ def _agree(collectives: Collectives, device: torch.device, well: bool) -> bool:
 
 
 def _sound(
-    collectives: Collectives, end: OneShotSum, device: torch.device, width: int, dtype: torch.dtype
+    collectives: Collectives, end: OneShot, device: torch.device, width: int, dtype: torch.dtype
 ) -> bool:
     """Whether a few sums come out as NCCL's do, in time."""
     looks, end.looks = end.looks, _TRIAL_LOOKS
@@ -161,7 +177,7 @@ def _sound(
 
 
 def _measure(
-    collectives: Collectives, end: OneShotSum, device: torch.device, width: int, dtype: torch.dtype
+    collectives: Collectives, end: OneShot, device: torch.device, width: int, dtype: torch.dtype
 ) -> tuple[int, str]:
     """(the most rows for which one shot is faster, what was measured), the same on every rank."""
     from nanochat.kernels.triton_norm import add_rms_norm

@@ -21,7 +21,7 @@ from nanochat.kernels.bundle import FusedReduce
 from nanochat.kernels.cuda import CudaKernels
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.reference import ReferenceKernels
-from nanochat.kernels.triton_one_shot import OneShotSum, inbox_bytes
+from nanochat.kernels.triton_one_shot import OneShot, inbox_bytes
 from nanochat.kernels.triton_step import DecodeRows
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -58,10 +58,10 @@ class Baton:
         return launch(send=False)
 
 
-class OneShot(FusedReduce):
+class Passing(FusedReduce):
     """A rank's sums; `deaf` to the exchange with this number, it goes on with what it has itself."""
 
-    def __init__(self, baton: Baton, end: OneShotSum, deaf: int = -1) -> None:
+    def __init__(self, baton: Baton, end: OneShot, deaf: int = -1) -> None:
         self._baton, self._end, self._deaf, self.count = baton, end, deaf, 0
 
     def _exchange(self, delta, x, weight, eps):
@@ -123,7 +123,7 @@ def divided_logits(folder, monkeypatch, ranks: int, deaf: int = -1) -> tuple[tor
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: CHIP)
     memory = [torch.zeros(inbox_bytes(ranks, 8, WORDS) // 8, dtype=torch.int64) for _ in range(ranks)]
     inboxes, baton = [each.data_ptr() for each in memory], Baton(ranks)
-    sums = [OneShot(baton, OneShotSum(inboxes, rank, 8, WORDS, CPU, 2), deaf) for rank in range(ranks)]
+    sums = [Passing(baton, OneShot(inboxes, rank, 8, WORDS, CPU, 2), deaf) for rank in range(ranks)]
     parts = [torch.empty(0)] * ranks
 
     def step(rank: int, model: Decoder) -> None:

@@ -170,6 +170,13 @@ def test_large_sums_go_the_old_way_and_small_ones_are_counted() -> None:
     assert not sums.takes(torch.zeros(9, WIDTH)) and sums.takes(torch.zeros(1, 8, WIDTH))
 
 
+def test_few_words_are_exchanged_in_one_shot_too() -> None:
+    collectives = Collectives(None, 0, 2, CPU, None)  # type: ignore[arg-type]
+    words = torch.arange(6).view(2, 3)
+    collectives.one_shot = SimpleNamespace(gathers=lambda x: x is words, gather=lambda x: torch.stack([x, x]))  # type: ignore[assignment]
+    assert torch.equal(collectives.exchange(words), torch.stack([words, words]))
+
+
 def test_a_lost_rank_ends_the_waiting_in_sums_too() -> None:
     class Group:
         def abort(self) -> None:
