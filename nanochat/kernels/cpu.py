@@ -2,19 +2,20 @@
 
 Decoding on a CPU waits for two things: the weights to arrive from memory, and the calls. An operation of torch costs
 some 3 us and a waking thread more, of which a layer needs twenty; here it is five calls, each of which keeps all
-threads busy. From 17 rows on arithmetic is what costs, and the libraries under torch do that best.
+threads busy. From 17 rows on arithmetic is what costs, and the libraries under torch do that best: in float32 where the
+processor does not multiply 16 bits.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from ctypes import addressof, c_int32, c_int64
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.kernels import cpu_attention, cpu_matmul
@@ -24,6 +25,7 @@ from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.native import NativeCode, Team
 from nanochat.kernels.paged_attention import PagedPlan
 from nanochat.kernels.reference import ReferenceKernels, Rotation
+from nanochat.kernels.widened import Widened
 
 _Products = c_int64 * cpu_matmul.SIZE
 _Attention = c_int64 * cpu_attention.SIZE
@@ -39,10 +41,11 @@ class Matrix:
     bias: Tensor | None
     address: int
     bias_address: int
+    multiply: Widened
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, in] -> [T, out], by torch."""
-        return F.linear(x, self.weight, self.bias)
+        return self.multiply(x, self.weight, self.bias)
 
 
 class CpuPlan:
@@ -71,6 +74,7 @@ class CpuKernels(ReferenceKernels):
 
     Args:
         threads: as many as torch uses, if not given.
+        widened: see `ReferenceKernels`.
     """
 
     def __init__(
@@ -80,8 +84,9 @@ class CpuKernels(ReferenceKernels):
         *,
         threads: int | None = None,
         int8_weights: bool = False,
+        widened: Collection[torch.dtype] | None = None,
     ) -> None:
-        super().__init__(device, int8_weights=int8_weights)
+        super().__init__(device, int8_weights=int8_weights, widened=widened)
         self._code = code
         self._team = Team(code, threads or torch.get_num_threads())
 
@@ -90,14 +95,16 @@ class CpuKernels(ReferenceKernels):
         if dtype != torch.bfloat16 or self.int8_weights:
             return super().describe(dtype)
         dots = "bfloat16 products" if self._code.dots else "float32 products of bfloat16"
-        return f"machine code by LLVM up to {MOST_ROWS} rows ({dots}), torch with oneDNN above, bfloat16 matrices"
+        above = "torch in float32" if dtype in self.multiply.dtypes else "torch with oneDNN"
+        return f"machine code by LLVM up to {MOST_ROWS} rows ({dots}), {above} above, bfloat16 matrices"
 
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Any:
         """See `Kernels`."""
         fits = weight.dtype == torch.bfloat16 and weight.shape[0] % 16 == 0 and weight.shape[1] % 32 == 0
         if self.int8_weights or not fits or not weight.is_contiguous():
             return super().pack(weight, bias)
-        return Matrix(weight, bias, weight.data_ptr(), 0 if bias is None else bias.data_ptr())
+        bias_address = 0 if bias is None else bias.data_ptr()
+        return Matrix(weight, bias, weight.data_ptr(), bias_address, self.multiply)
 
     def plan(self, layout: AttentionLayout) -> Any:
         """See `Kernels`."""

@@ -6,6 +6,8 @@ always made of the same number of rows, norms of more than one, and each query a
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,8 +23,14 @@ _BLOCK = 16
 class InvariantKernels(ReferenceKernels):
     """See `Kernels`. A row's bits depend on nothing but its own sequence: not on the batch, not on what was cached."""
 
-    def __init__(self, device: torch.device, *, int8_weights: bool = False) -> None:
-        super().__init__(device, int8_weights=int8_weights)
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        int8_weights: bool = False,
+        widened: Collection[torch.dtype] | None = None,
+    ) -> None:
+        super().__init__(device, int8_weights=int8_weights, widened=widened)
         self._block = _BLOCK  # rows of every product
         self._tried: set[tuple[int, ...]] = set()
 

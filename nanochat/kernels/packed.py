@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nanochat.kernels.widened import Widened, emulated
+
 _mkldnn = torch.ops.mkldnn
 
 
@@ -15,9 +17,7 @@ def can_pack(weight: Tensor) -> bool:
     """Whether a weight [out, in] gains from packing here: bfloat16 or float16 that the processor multiplies itself."""
     if weight.device.type != "cpu" or weight.dim() != 2 or not torch.backends.mkldnn.is_available():
         return False
-    if weight.dtype == torch.bfloat16:
-        return bool(_mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float16 and bool(_mkldnn._is_mkldnn_fp16_supported())
+    return weight.dtype in (torch.bfloat16, torch.float16) and weight.dtype not in emulated()
 
 
 class PackedLinear:
@@ -47,11 +47,11 @@ class Int8Linear:
     by at most 1/254 of its row's largest; activations and sums are not quantized.
     """
 
-    __slots__ = ("_bias", "_scale", "_weight")
+    __slots__ = ("_bias", "_multiply", "_scale", "_weight")
 
     _FEW = 32  # rows up to which the product reads the 8 bits themselves
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, multiply: Widened) -> None:
         largest = torch.maximum(weight.amax(dim=1), weight.amin(dim=1).neg_()).float()
         self._scale = (largest / 127).clamp_(min=torch.finfo(torch.float32).tiny).to(weight.dtype)
         self._weight = torch.empty(weight.shape, dtype=torch.int8)
@@ -62,11 +62,12 @@ class Int8Linear:
             levels = weight[part].float().div_(self._scale[part, None].float()).round_().clamp_(-127, 127)
             self._weight[part].copy_(levels)
         self._bias = bias
+        self._multiply = multiply
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, in] -> [T, out]."""
         if x.shape[0] <= self._FEW:
             product = torch.ops.aten._weight_int8pack_mm(x.contiguous(), self._weight, self._scale)
         else:
-            product = torch.nn.functional.linear(x, self._weight.to(x.dtype)).mul_(self._scale)
+            product = self._multiply(x, self._weight).mul_(self._scale)
         return product if self._bias is None else product.add_(self._bias)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.packed import Int8Linear, PackedLinear, can_pack
 from nanochat.kernels.paged_attention import PagedPlan, attend, write_kv
 from nanochat.kernels.routing import run_experts
+from nanochat.kernels.widened import FEW, Widened, emulated
 
 Weight = Callable[[Tensor], Tensor] | tuple[Tensor, Tensor | None]
 
@@ -22,11 +23,21 @@ class ReferenceKernels:
 
     Args:
         int8_weights: on a CPU, matrices that are packed are quantized to 8 bits.
+        widened: the dtypes that are multiplied in float32; those that the CPU does not multiply itself, if not given.
     """
 
-    def __init__(self, device: torch.device, *, int8_weights: bool = False) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        int8_weights: bool = False,
+        widened: Collection[torch.dtype] | None = None,
+    ) -> None:
         self.device = device
         self.int8_weights = int8_weights
+        if widened is None:
+            widened = emulated() if device.type == "cpu" else ()
+        self.multiply = Widened(widened)
 
     def describe(self, dtype: torch.dtype) -> str:
         """See `Kernels`."""
@@ -35,6 +46,8 @@ class ReferenceKernels:
             return f"plain torch, {name} matrices"
         if self.int8_weights and dtype in (torch.bfloat16, torch.float16):
             return "torch on the CPU, int8 matrices with a scale a row"
+        if dtype in self.multiply.dtypes:
+            return f"torch on the CPU, {name} matrices, multiplied in float32 from {FEW} rows on"
         packed = can_pack(torch.empty(1, 1, dtype=dtype))
         return f"torch on the CPU, {name} matrices" + (" packed by oneDNN" if packed else "")
 
@@ -45,8 +58,9 @@ class ReferenceKernels:
             and weight.device.type == "cpu"
             and weight.dtype in (torch.bfloat16, torch.float16)
         ):
-            return Int8Linear(weight, bias)
-        return PackedLinear(weight, bias) if can_pack(weight) else (weight, bias)
+            return Int8Linear(weight, bias, self.multiply)
+        packs = weight.dtype not in self.multiply.dtypes and can_pack(weight)
+        return PackedLinear(weight, bias) if packs else (weight, bias)
 
     def plan(self, layout: AttentionLayout) -> PagedPlan:
         """See `Kernels`."""
@@ -71,7 +85,7 @@ class ReferenceKernels:
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         """See `Kernels`."""
-        return F.linear(x, weight[0], weight[1]) if isinstance(weight, tuple) else weight(x)
+        return self.multiply(x, weight[0], weight[1]) if isinstance(weight, tuple) else weight(x)
 
     def gated(self, x: Tensor, weight: Weight, activation: str) -> Tensor:
         """See `Kernels`."""
@@ -126,7 +140,8 @@ class ReferenceKernels:
         activation: str,
     ) -> Tensor:
         """See `Kernels`."""
-        return run_experts(x, router, gate_up, down, per_token, normalized, activation)
+        product = self.multiply if self.device.type == "cpu" else None
+        return run_experts(x, router, gate_up, down, per_token, normalized, activation, product)
 
 
 def _norm_one_row(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -27,8 +27,11 @@ def test_a_norm_of_one_row_is_that_of_many(width: int, dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(("n", "k"), [(960, 576), (130, 200)])
-def test_a_product_of_one_row_is_that_of_many(n: int, k: int, dtype: torch.dtype) -> None:
-    kernels, x = InvariantKernels(CPU), rows(45, k, dtype)
+@pytest.mark.parametrize("widened", [(), (torch.bfloat16,)], ids=["own", "widened"])
+def test_a_product_of_one_row_is_that_of_many(
+    n: int, k: int, dtype: torch.dtype, widened: tuple[torch.dtype, ...]
+) -> None:
+    kernels, x = InvariantKernels(CPU, widened=widened), rows(45, k, dtype)
     packed = kernels.pack(rows(n, k, dtype), rows(1, n, dtype)[0])
     whole = kernels.linear(x, packed)
     assert (

@@ -16,6 +16,7 @@ from nanochat.kernels.layout import BLOCK_SIZE, AttentionLayout
 from nanochat.kernels.packed import Int8Linear
 from nanochat.kernels.reference import ReferenceKernels
 from nanochat.kernels.routing import all_at_once, one_by_one
+from nanochat.kernels.widened import Widened
 
 CPU = torch.device("cpu")
 NUM_BLOCKS = 24
@@ -194,11 +195,12 @@ def test_a_packed_matrix_multiplies_like_the_plain_one(kernels, dtype, rows, bia
 
 
 @pytest.mark.parametrize("rows", [1, 32, 33, 70])
-def test_eight_bits_multiply_within_their_rounding(rows):
+@pytest.mark.parametrize("widened", [(), (torch.bfloat16,)], ids=["own", "widened"])
+def test_eight_bits_multiply_within_their_rounding(rows, widened):
     weight, x = (torch.randn(48, 256) * torch.rand(48, 1)).bfloat16(), torch.randn(rows, 256).bfloat16()
     weight[5] = 0
     bias = torch.randn(48).bfloat16()
-    found = Int8Linear(weight, bias)(x).double()
+    found = Int8Linear(weight, bias, Widened(widened))(x).double()
     exact = F.linear(x.double(), weight.double(), bias.double())
     step = weight.double().abs().amax(1) / 127
     noise = step * x.double().norm(dim=1, keepdim=True) / math.sqrt(12)
