@@ -86,7 +86,7 @@ def pull(
     except KeyboardInterrupt:
         queue.close()
         for one in queue.all():
-            if one.state is State.PAUSED:
+            if one.state is State.INTERRUPTED:
                 again = f"nanochat models pull {one.repo_id}"
                 display.say(f"stopped at {one.fraction:.0%}; every byte is kept, and `{again}` goes on there")
         raise

@@ -25,12 +25,15 @@ class State(StrEnum):
     VERIFYING = "verifying"
     READY = "ready"
     PAUSED = "paused"
+    """By the user: it waits until the user goes on with it."""
+    INTERRUPTED = "interrupted"
+    """By the end of the process that fetched it: the next start goes on with it."""
     FAILED = "failed"
     CANCELLED = "cancelled"
 
 
 RUNNING = (State.RESOLVING, State.DOWNLOADING, State.VERIFYING)
-RESTING = (State.READY, State.PAUSED, State.FAILED, State.CANCELLED)
+RESTING = (State.READY, State.PAUSED, State.INTERRUPTED, State.FAILED, State.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

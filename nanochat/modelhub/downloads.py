@@ -60,7 +60,8 @@ class Downloads:
             for entry in self.journal.entries():
                 if entry.id in self._jobs or (claim := self.journal.claim(entry)) is None:
                     continue
-                state = State.QUEUED if start and not entry.paused else State.PAUSED
+                resting = State.QUEUED if start else State.INTERRUPTED
+                state = State.PAUSED if entry.paused else resting
                 self._jobs[entry.id] = Job.of(self._counted(entry), state, claim)
             self._fill()
         self._ring()
@@ -98,10 +99,10 @@ class Downloads:
         return self.get(download_id)
 
     def resume(self, download_id: str) -> Download:
-        """Go on with one that is paused or failed."""
+        """Go on with one that is paused, interrupted or failed."""
         with self._changed:
             job = self._job(download_id)
-            if job.state in (State.PAUSED, State.FAILED):
+            if job.state in (State.PAUSED, State.INTERRUPTED, State.FAILED):
                 job.state, job.note, job.error = State.QUEUED, "", None
                 self._write(job, paused=False)
                 self._fill()
@@ -142,7 +143,7 @@ class Downloads:
             return self._job(download_id).view(self._clock())
 
     def wait(self, download_id: str, timeout: float | None = None) -> Download:
-        """Block until it rests (ready, paused, failed, cancelled) and its process is gone, or the time is over."""
+        """Block until it rests (see `RESTING`) and its process is gone, or the time is over."""
         with self._changed:
             job = self._job(download_id)
             self._changed.wait_for(lambda: job.state in RESTING and not job.busy, timeout)
@@ -154,7 +155,7 @@ class Downloads:
             self._closed = True
             for job in self._jobs.values():
                 if job.state in RUNNING or job.state is State.QUEUED:
-                    job.rest(State.PAUSED)
+                    job.rest(State.INTERRUPTED)
                     self._write(job)
             self._changed.wait_for(lambda: not any(job.busy for job in self._jobs.values()), timeout)
             for job in self._jobs.values():

@@ -94,7 +94,7 @@ class ModelActs:
         one = self._flow.download_of(row)
         if one is None:
             return
-        if one.state in (State.PAUSED, State.FAILED):
+        if one.state in (State.PAUSED, State.INTERRUPTED, State.FAILED):
             await self._flow.downloads.resume(one.id)
         else:
             await self._flow.downloads.pause(one.id)

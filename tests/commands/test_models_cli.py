@@ -160,6 +160,7 @@ def test_ctrl_c_keeps_every_byte_and_the_next_pull_goes_on(hub: Hub, home: Home)
         assert first.wait(10) == 130 and "every byte is kept" in text and "Traceback" not in text
     (unfinished,) = [row for row in told("list") if row["group"] == "unfinished"]
     assert unfinished["name"] == "org/tiny" and unfinished["done"] >= 40000
+    assert unfinished["state"] == "interrupted"
     second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert second.returncode == 0 and "org/tiny is ready" in second.stdout
     assert [seen.range for seen in hub.gets("*model.safetensors*", origin="cdn")] == [None, "bytes=40000-"]

@@ -136,6 +136,10 @@ def test_cancelling_a_second_version_keeps_the_first(home: Home, bell: Bell, hub
 def test_quitting_keeps_the_bytes_and_the_next_start_goes_on(home: Home, bell: Bell, hub: Hub) -> None:
     name = half_way(bell, hub)
     bell.queue.close()
+    assert bell.queue.get(name).state is State.INTERRUPTED
+    listing = Downloads(home.data, home.cache)  # as `models list` looks, without going on
+    assert [one.state for one in listing.restore(start=False)] == [State.INTERRUPTED]
+    listing.close()
     hub.requests.clear()
     queue = Downloads(home.data, home.cache, policy=PATIENT)
     (restored,) = queue.restore()
@@ -149,6 +153,9 @@ def test_what_the_user_paused_stays_paused_after_a_restart(home: Home, bell: Bel
     name = half_way(bell, hub)
     bell.queue.pause(name)
     bell.queue.close()
+    listing = Downloads(home.data, home.cache)
+    assert [one.state for one in listing.restore(start=False)] == [State.PAUSED]
+    listing.close()
     queue = Downloads(home.data, home.cache)
     (restored,) = queue.restore()
     assert restored.state is State.PAUSED and restored.fraction > 0.4
