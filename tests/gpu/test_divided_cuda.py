@@ -93,7 +93,7 @@ class OneGpu:
 
 
 class Simulated(DividedSampler):
-    """Draws as so many ranks would, each from its part of the vocabulary; `deaf` ranks are not heard."""
+    """Draws as so many ranks would, each from its part of the vocabulary."""
 
     def __init__(self, model, shares: list[slice]) -> None:
         super().__init__(model, OneGpu())  # type: ignore[arg-type]
@@ -142,7 +142,10 @@ def load(folder: Path) -> LLM:
 
 
 def ids_of(llm: LLM, wishes: list[SamplingParams]) -> list[tuple[int, ...]]:
-    return [output.token_ids for output in llm.generate(PROMPTS, wishes, use_tqdm=False)]
+    """Of all prompts at once, and of one alone, whose prefill is a graph's."""
+    outputs = llm.generate(PROMPTS, wishes, use_tqdm=False)
+    outputs += llm.generate([PROMPTS[1]], wishes[1], use_tqdm=False)
+    return [output.token_ids for output in outputs]
 
 
 def divide(llm: LLM, sampler: DividedSampler) -> None:

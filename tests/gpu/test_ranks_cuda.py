@@ -104,7 +104,7 @@ def test_the_first_tokens_survive_a_second_load(folder: Path, alone) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_rank_that_is_lost_ends_the_engine_in_seconds(folder: Path, sent: signal.Signals) -> None:
     llm = load(folder, 2)
-    endless = SamplingParams(temperature=0.0, max_tokens=900, ignore_eos=True)
+    endless = SamplingParams(temperature=0.0, max_tokens=600, ignore_eos=True)
     llm.generate([PROMPTS[0]], WISHES["greedy"], use_tqdm=False)
     pid = llm.core.group.pids[0]
     os.kill(pid, sent)
