@@ -30,10 +30,11 @@ def seconds(time: float) -> str:
 
 
 def size(number_of_bytes: float) -> str:
-    """Bytes in GiB or MiB, as device tools count them: `17.2G`, `412M`."""
-    if number_of_bytes >= 1 << 30:
-        return f"{number_of_bytes / (1 << 30):.1f}G"
-    return f"{number_of_bytes / (1 << 20):.0f}M"
+    """Bytes in GiB or MiB, as device tools count them, with three digits: `412M`, `1.21G`, `17.2G`, `141G`."""
+    if number_of_bytes < 999.5 * (1 << 20):
+        return f"{number_of_bytes / (1 << 20):.0f}M"
+    gib = number_of_bytes / (1 << 30)
+    return f"{gib:.2f}G" if gib < 9.995 else f"{gib:.1f}G" if gib < 99.95 else f"{gib:.0f}G"
 
 
 def percent(part: float, whole: float) -> int:

@@ -13,6 +13,8 @@ from typing import Any
 log = logging.getLogger("nanochat.monitor")
 
 _RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+_MEMORY_STEP = 4 << 20  # bytes
+_POWER_STEP = 3.0  # watts
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,24 @@ class Reading:
     power: float | None = None
     busy: float | None = None
     temperature: float | None = None
+
+    def moved_from(self, shown: Reading) -> bool:
+        """Whether it is worth drawing in the place of what is shown.
+
+        Measured from what is shown, not in fixed steps: on the edge of a step a figure would flicker.
+        """
+        return (
+            (self.device, self.memory_total) != (shown.device, shown.memory_total)
+            or _moved(self.memory_used, shown.memory_used, _MEMORY_STEP, 0.002)
+            or _moved(self.power, shown.power, _POWER_STEP, 0.02)
+        )
+
+
+def _moved(now: float | None, shown: float | None, step: float, share: float) -> bool:
+    """By a step, or by a share of a large figure."""
+    if now is None or shown is None:
+        return now is not shown
+    return abs(now - shown) >= max(step, share * shown)
 
 
 class Monitor:
@@ -53,7 +73,7 @@ class Monitor:
             except Exception as error:  # a driver that goes away must not take anything with it
                 log.warning("the device cannot be read any more: %s", error)
                 return
-            if last is None or _shown(reading) != _shown(last):
+            if last is None or reading.moved_from(last):
                 last = reading
                 self._on_reading(reading)
             self._stopped.wait(self._seconds)
@@ -137,12 +157,3 @@ def _first_visible() -> int:
 
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     return int(first) if first.isdigit() else 0
-
-
-def _shown(reading: Reading) -> tuple[object, ...]:
-    """A reading as coarsely as it is shown: smaller changes are not worth drawing."""
-    return (
-        None if reading.memory_used is None else reading.memory_used // (1 << 27),
-        None if reading.power is None else round(reading.power / 5),
-        None if reading.busy is None else round(reading.busy / 10),
-    )

@@ -51,6 +51,35 @@ def test_a_wait_takes_six_cells_at_most(wait: float) -> None:
     assert len(figures.seconds(wait)) <= 6
 
 
+@pytest.mark.parametrize(
+    ("mib", "text"),
+    [
+        (412, "412M"),
+        (999, "999M"),
+        (1000, "0.98G"),
+        (1240, "1.21G"),
+        (10_235, "10.0G"),
+        (17_613, "17.2G"),
+        (144_384, "141G"),
+    ],
+)
+def test_memory_has_three_digits(mib: int, text: str) -> None:
+    assert figures.size(mib << 20) == text
+
+
+def test_memory_is_drawn_again_when_it_moved_a_little_and_never_flickers() -> None:
+    shown = Reading("RAM", 640 << 20, 24 << 30)
+    assert not replace(shown, memory_used=(640 << 20) + (3 << 20)).moved_from(shown)
+    assert not replace(shown, memory_used=(640 << 20) - (3 << 20)).moved_from(shown)
+    assert replace(shown, memory_used=(640 << 20) + (5 << 20)).moved_from(shown)
+    large = Reading("VRAM", 80 << 30, 141 << 30, 400.0)
+    assert not replace(large, memory_used=(80 << 30) + (100 << 20), power=405.0).moved_from(large)
+    assert replace(large, memory_used=(80 << 30) + (200 << 20)).moved_from(large)
+    assert replace(large, power=409.0).moved_from(large)
+    assert replace(large, power=None).moved_from(large)
+    assert not replace(large, busy=50.0, temperature=60.0).moved_from(large)  # shown nowhere
+
+
 def test_the_footer_is_the_line_that_stays() -> None:
     metrics = RequestMetrics(
         prompt_tokens=8120, cached_tokens=7904, output_tokens=512, ttft=0.21, decode_time=511 / 143
@@ -141,6 +170,6 @@ def test_the_numbers_page_says_what_each_rank_holds_and_how_they_are_linked() ->
         ranks=2, rank_bytes=(3 << 30, 2 << 30), link="gloo over loopback", collective_seconds=1.5
     )
     said = dict(_ranks(stats))
-    assert said["rank 0"].startswith("3.0G") and said["rank 1"].startswith("2.0G")
+    assert said["rank 0"].startswith("3.00G") and said["rank 1"].startswith("2.00G")
     assert said["link"] == "gloo over loopback." and said["in collectives"].startswith("1.50 s")
     assert _ranks(EngineStats()) == ()
