@@ -88,18 +88,23 @@ class Sums(FusedReduce):
 
     def close(self) -> None:
         """Free the inbox, once the device is through with it; the other ranks have ended."""
-        self.give_up()
-        stream, until = torch.cuda.current_stream(self._end.failed.device), time.monotonic() + 1.0
-        while not stream.query():
-            if time.monotonic() > until:  # something else hangs there: freeing would wait for it
-                return
-            time.sleep(0.001)
-        with contextlib.suppress(DriverError):  # a context that is broken has no memory to give back
+        with contextlib.suppress(
+            DriverError, RuntimeError
+        ):  # a context that is broken has nothing to give back
+            self.give_up()
+            stream, until = torch.cuda.current_stream(self._end.failed.device), time.monotonic() + 1.0
+            while not stream.query():
+                if time.monotonic() > until:  # something else hangs there: freeing would wait for it
+                    return
+                time.sleep(0.001)
             self._memory.close()
 
 
 def connect(collectives: Collectives, device: torch.device, width: int, dtype: torch.dtype) -> Sums | None:
-    """Sums for messages of up to `width` columns; None, on every rank alike, where NCCL is as fast or there is no other way."""
+    """Sums for messages of up to `width` columns; None, on every rank alike, where NCCL is as fast or there is no other way.
+
+    Not run yet on a machine with several GPUs.
+    """
     rows = min(_SIZES[-1], torch.cuda.get_device_properties(device).multi_processor_count)
     joined = _join(collectives, device, rows, max(width * dtype.itemsize // 4, 1))
     if joined is None:
