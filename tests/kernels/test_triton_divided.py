@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import interpreted  # noqa: F401  # first: it turns the interpreter on
 import pytest
 import torch
 
+from nanochat.engine.cuda_graphs import DecodeGraphs
+from nanochat.engine.parallel.divided_sampler import DividedSampler
 from nanochat.engine.parallel.shares import vocabulary_share
 from nanochat.kernels.triton_divided import choose_rows, offer_rows
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
+from nanochat.kernels.triton_step import DecodeRows
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # integer hashes wrap
 
@@ -48,3 +53,37 @@ def test_a_row_with_nan_or_inf_on_any_rank_is_flagged_and_no_other(poison: float
     ids, finite = divided(logits, rows, 2)
     assert finite.tolist() == [True, False, True, False, True]
     assert ids[[0, 2, 4]].tolist() == clean[[0, 2, 4]].tolist() and ids[1] == ids[3] == 0
+
+
+@pytest.mark.parametrize("divided", [True, False])
+def test_what_a_graph_records_exchanges_offers_or_all_logits_once(divided: bool) -> None:
+    """One rank's step up to the next one's ids; the other rank is there in what the exchanges give back."""
+    logits, sampling = torch.randn(3, 1001, generator=torch.Generator().manual_seed(4)) * 3, rows_of(3, 8)
+    logits[:, 600] = 20.0  # the likeliest token is on the other rank
+    mine, theirs = (vocabulary_share(1001, rank, 2) for rank in range(2))
+    asked: list[str] = []
+
+    def exchange(offers: torch.Tensor) -> torch.Tensor:
+        asked.append("offers")
+        return torch.stack([offers, offer_rows(logits[:, theirs], sampling, theirs.start)])
+
+    def whole(share: torch.Tensor) -> torch.Tensor:
+        asked.append("logits")
+        return torch.cat([share, logits[:, theirs]], dim=1)
+
+    decoder = SimpleNamespace(config=SimpleNamespace(vocab_size=1001), whole_logits=whole)
+    ranks = SimpleNamespace(rank=0, ranks=2, exchange=exchange)
+    rows = DecodeRows(
+        ids=torch.zeros(3, dtype=torch.int64), positions=torch.zeros(3, dtype=torch.int64),
+        context_lens=torch.ones(3, dtype=torch.int32), slots=torch.arange(3), counter=sampling.counter,
+        block_tables=torch.arange(3, dtype=torch.int32)[:, None], stop_ids=torch.full((3, 1), -1, dtype=torch.int32),
+        last_position=torch.full((3,), 9),
+    )  # fmt: skip
+    expected, _ = sample_rows(logits, sampling)
+    graphs = SimpleNamespace(
+        _rows=SimpleNamespace(decode=rows, sampling=sampling), _logits=lambda rows, size: logits[:, mine],
+        _divided=DividedSampler(decoder, ranks), _model=decoder,  # type: ignore[arg-type]
+    )  # fmt: skip
+    drawn = DecodeGraphs._step(graphs, 3, divided)  # type: ignore[arg-type]
+    assert drawn.tolist() == rows.ids.tolist() == expected.tolist()
+    assert asked == (["offers"] if divided else ["logits"])
