@@ -48,10 +48,11 @@ class Part:
 def parts(model: Path | None) -> dict[str, Part]:
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--target-processes", "all"]
     kernels = [f"{HERE}/test_kernels_{name}.py" for name in ("attention", "dense", "sampling", "step")]
+    engines = [f"{HERE}/test_{name}.py" for name in ("engine_cuda", "divided_cuda", "one_shot", "ranks_cuda")]
     few = [*PYTEST, *kernels, "-k", FEW]
     random_06b = [*BENCH, "--random", "qwen3-0.6b"]
     made = {
-        "tests": Part([*PYTEST, *kernels, f"{HERE}/test_engine_cuda.py"], 420),
+        "tests": Part([*PYTEST, *kernels, *engines], 480),
         "bits": Part([*PYTEST, f"{HERE}/test_bits_cuda.py"], 420),
         "gap": Part([*random_06b, "--workload", "gap", "--repeat", "3"], 120),
         "bench": Part([*random_06b, *(word for name in WORKLOADS for word in ("--workload", name))], 240),
