@@ -32,6 +32,8 @@ def state_word(session: ChatSession, host: ModelHost) -> str:
     """What the visible chat is doing, in a word or two of at most 12 cells."""
     if session.reply is not None and session.reply.stopping:
         return "stopping"
+    if session.summing is not None:
+        return "summing up"
     if session.reply is not None and session.state is not TabState.QUEUED:
         return _WORDS[session.state]
     if host.state is HostState.LOADING:

@@ -88,6 +88,7 @@ class OpenChats:
     async def close(self, session: ChatSession) -> None:
         """Close a tab: its reply stops and is saved. The last tab leaves an empty one."""
         await session.close()
+        await self.save()  # what stands in its prompt stays with the chat
         if session not in self._sessions:
             return
         place = self._sessions.index(session)
@@ -131,7 +132,7 @@ class OpenChats:
     async def save(self) -> None:
         """Save tabs and drafts now."""
         tabs = [
-            Tab(session.chat.id if session.chat else None, session.draft.full, active=session is self.active)
+            Tab(session.chat.id if session.chat else None, session.unsent, active=session is self.active)
             for session in self._sessions
         ]
         try:
@@ -145,6 +146,7 @@ class OpenChats:
             self._saving.cancel()
         await self.save()
         await asyncio.gather(*(session.close() for session in self._sessions))
+        await self.save()  # a message that waited for a summary is a draft again
 
     async def _save_later(self) -> None:
         await asyncio.sleep(SAVE_SECONDS)

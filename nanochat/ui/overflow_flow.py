@@ -13,7 +13,7 @@ from nanochat.ui.commands.settings import about_model
 from nanochat.ui.draft import Draft
 from nanochat.ui.overflow import Overflow
 from nanochat.ui.screens.question import Answer, Question
-from nanochat.ui.services import Choice
+from nanochat.ui.services import Choice, Summing
 from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import reference
 from nanochat.ui.summary import summarise
@@ -90,22 +90,41 @@ def taken_back(app: NanochatApp, session: ChatSession, text: str, choice: Choice
 
 
 async def fork_with_summary(app: NanochatApp, session: ChatSession, text: str) -> None:
-    """A new chat whose system prompt holds a summary of this one; the message goes there."""
-    app.say("Summing the chat up; the new one opens when it is done.")
+    """A new chat whose system prompt holds a summary of this one; the message goes there.
 
+    Esc stops it as it stops a reply; then, and when it fails, the message is back in the prompt.
+    """
+    task = asyncio.create_task(_summary(app, session))
+    session.summing = Summing(text, task)
+    app.chats.save_soon()
+    app.chat_screen.refresh_chrome()
+    app.say("Summing the chat up; the new one opens when it is done. Esc stops that.")
+    try:
+        await asyncio.wait({task})
+    finally:
+        task.cancel()
+        session.summing, app.note = None, ""
+    if task.cancelled() or task.exception() is not None:
+        taken_back(app, session, text, None)
+    app.chat_screen.refresh_chrome()
+    if task.cancelled():
+        app.say("The summary was stopped: the message is in its chat's prompt again.")
+    else:
+        await _go_on(app, session, task.result(), text)
+
+
+async def _summary(app: NanochatApp, session: ChatSession) -> str:
     def report(done: int, total: int) -> None:
         app.note = f"summing up {figures.percent(done, total)} %"
         app.chat_screen.refresh_status(at_once=True)
 
-    try:
-        ready = await app.host.ready(session.settings.model)
-        messages = session.records.messages if session.records else ()
-        summary = await summarise(ready, messages, app.host.submit, report)
-    except NanochatError:
-        taken_back(app, session, text, None)
-        raise
-    finally:
-        app.note = ""
+    ready = await app.host.ready(session.settings.model)
+    return await summarise(
+        ready, session.records.messages if session.records else (), app.host.submit, report
+    )
+
+
+async def _go_on(app: NanochatApp, session: ChatSession, summary: str, text: str) -> None:
     prompt = "\n\n".join(filter(None, (session.settings.system_prompt, f"{_LEAD}\n{summary}")))
     app.chat_screen.keep_draft()
     fresh = app.chats.new(settings=replace(session.settings, system_prompt=prompt))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,6 +31,14 @@ class TabState(StrEnum):
 
 Choice = Literal["drop", "fork", "model"]
 """What to do about a chat that is longer than the context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summing:
+    """A summary of a chat that is being written, and the message that goes on with it in a new one."""
+
+    text: str
+    task: asyncio.Task[str]
 
 
 @dataclass(frozen=True, slots=True)

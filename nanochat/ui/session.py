@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -16,8 +16,8 @@ from nanochat.ui.draft import Draft
 from nanochat.ui.overflow import measure
 from nanochat.ui.prompting import ask, drop_oldest
 from nanochat.ui.reply import Prepared, Reply, Stopped
-from nanochat.ui.services import Choice, Services, TabState
-from nanochat.ui.session_view import view, views
+from nanochat.ui.services import Choice, Services, Summing, TabState
+from nanochat.ui.session_view import tokens_in, view, views
 from nanochat.ui.shelf import reference
 
 VISIBLE, HIDDEN = 0, 1  # priorities in the engine; lower goes first
@@ -48,6 +48,7 @@ class ChatSession:
         self.unseen = self.failed = False
         self.context_tokens = 0
         self.editing = ""  # the message that the draft will replace
+        self.summing: Summing | None = None
         self._task: asyncio.Task[None] | None = None
         self._starting = False
         self._taken_back: tuple[str, Choice | None] | None = None
@@ -73,8 +74,13 @@ class ChatSession:
 
     @property
     def busy(self) -> bool:
-        """Whether a reply is on its way."""
-        return self._starting or self.reply is not None
+        """Whether a reply, or a summary, is on its way."""
+        return self._starting or self.reply is not None or self.summing is not None
+
+    @property
+    def unsent(self) -> str:
+        """What would be lost with the tab: the draft, and before it a message that waits for a summary."""
+        return "\n\n".join(filter(None, (self.summing.text if self.summing else "", self.draft.full)))
 
     @property
     def stopping(self) -> bool:
@@ -99,7 +105,7 @@ class ChatSession:
             return
         self.records = await asyncio.to_thread(self._services.history.messages.open, self.chat.id)
         self.chat = self.records.chat
-        self.context_tokens = _tokens_in(self.records.messages)
+        self.context_tokens = tokens_in(self.records.messages)
         shown = list(views(self.records))
         if self.reply is not None and self.reply.running.id in self.conversation:
             shown.append(self.conversation.get(self.reply.running.id))
@@ -194,11 +200,12 @@ class ChatSession:
             self._services.changed(self)
 
     def stop(self) -> bool:
-        """Stop the reply; its text stays. Returns whether there was one."""
-        if self.reply is None:
-            return False
-        self.reply.stop()
-        return True
+        """Stop the reply, whose text stays, or the summary. Returns whether there was one."""
+        if self.summing is not None:
+            self.summing.task.cancel()
+        if self.reply is not None:
+            self.reply.stop()
+        return self.reply is not None or self.summing is not None
 
     def show(self, visible: bool) -> None:
         """The chat came into view, or left it: who is seen goes first in the engine."""
@@ -214,6 +221,8 @@ class ChatSession:
     async def close(self) -> None:
         """Stop and wait until the reply is saved."""
         self.stop()
+        if self.summing is not None:
+            await asyncio.wait({self.summing.task})
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 
@@ -327,11 +336,3 @@ class ChatSession:
             yield
         finally:
             self._starting = False
-
-
-def _tokens_in(messages: Sequence[Message]) -> int:
-    """Tokens of the chat as far as its last reply, as the engine counted them."""
-    last = next((record for record in reversed(messages) if record.figures.get("prompt_tokens")), None)
-    return (
-        0 if last is None else int(last.figures["prompt_tokens"]) + int(last.figures.get("output_tokens", 0))
-    )

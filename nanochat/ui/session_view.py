@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from nanochat.storage.records import Conversation as Records
 from nanochat.storage.records import Message, Role, Running, Status
@@ -72,3 +72,11 @@ def ending(record: Message) -> str:
     if record.status is Status.FAILED:
         return "failed"
     return "cut at its longest · /continue" if record.finish_reason == "length" else ""
+
+
+def tokens_in(messages: Sequence[Message]) -> int:
+    """Tokens of the chat as far as its last reply, as the engine counted them."""
+    last = next((record for record in reversed(messages) if record.figures.get("prompt_tokens")), None)
+    return (
+        0 if last is None else int(last.figures["prompt_tokens"]) + int(last.figures.get("output_tokens", 0))
+    )

@@ -29,7 +29,8 @@ async def summarise(
 ) -> str:  # fmt: skip
     """Sum up what fits at a time, each summary carried into the next; `report` hears messages done and all.
 
-    Raises ContextOverflow where the context is too short for that, and NanochatError when the model was taken away.
+    Cancelled, it stops the engine. Raises ContextOverflow where the context is too short for that, and NanochatError
+    when the model was taken away.
     """
     tokens = min(MOST_TOKENS, ready.context // 4)
     params = SamplingParams(temperature=0.0, max_tokens=tokens)
@@ -49,7 +50,12 @@ async def summarise(
         params = SamplingParams(
             temperature=0.0, max_tokens=tokens, skip_special_tokens=asked.skip_special_tokens
         )
-        output = await asyncio.to_thread(submit(Request(asked.ids, params), lambda: None).result)
+        stream = submit(Request(asked.ids, params), lambda: None)
+        try:
+            output = await asyncio.to_thread(stream.result)
+        except asyncio.CancelledError:
+            stream.cancel()
+            raise
         if output.finish_reason is FinishReason.ABORT:
             raise NanochatError("the summary was not finished: the model was unloaded meanwhile")
         summary = (asked.reader.push(output.text).text + asked.reader.finish().text).strip()

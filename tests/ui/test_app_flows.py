@@ -187,6 +187,17 @@ async def test_a_deleted_chat_comes_back_with_undo(tmp_path: Path) -> None:
         assert len(stage.app.history.chats.list()) == 1
 
 
+async def test_what_was_typed_last_stays_with_the_chat_of_a_closed_tab(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("a chat")
+        await stage.type("and a draft")
+        await stage.press("ctrl+w")  # before what is typed is saved by itself
+        await stage.until(lambda: not stage.texts())
+        await stage.type("/reopen")
+        await stage.press("enter")
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "and a draft")
+
+
 async def test_the_sidebar_finds_a_word_of_an_old_chat_and_opens_it(tmp_path: Path) -> None:
     async with on_stage(tmp_path) as stage:
         await stage.ask("about the marmalade")
@@ -212,7 +223,10 @@ async def test_a_found_message_is_shown_also_where_it_was_replaced(tmp_path: Pat
         await stage.type("marmal")
         await stage.press("down")
         chats = stage.app.chat_screen.query_one(ChatList)
-        await stage.until(lambda: chats.option_count == 2)
+        shown = stage.app.chat_screen.sides.list
+        await stage.until(
+            lambda: chats.option_count == 2 and shown._query == "marmal", "all of it is searched"
+        )
         await stage.press("down", "enter")
         await stage.until(lambda: stage.texts() == ["about the marmalade", "Hello there."])
         first = stage.app.chats.active.conversation.ids[0]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from fake_engine import MODEL, FakeEngine
-from stage import on_stage
+from stage import Stage, on_stage
 
+from nanochat.history import History
 from nanochat.ui.screens.question import Question
 
 
@@ -41,6 +42,56 @@ async def test_a_fork_with_a_summary_goes_on_in_a_new_chat(tmp_path: Path) -> No
         await stage.settle()
         assert stage.texts() == [long, "short summary"]
         assert "short summary" in stage.app.chats.active.settings.system_prompt
+
+
+async def outgrown(stage: Stage) -> str:
+    """A chat that is longer than its context, up to the question; returns the message that did not fit."""
+    long = " ".join(["word"] * 250)
+    while not isinstance(stage.app.screen, Question):
+        stage.app.chat_screen.prompt.load_text(long)
+        await stage.press("enter")
+        await stage.until(lambda: not stage.app.chats.busy or isinstance(stage.app.screen, Question))
+    return long
+
+
+async def summing(stage: Stage, engine: FakeEngine) -> str:
+    """A summary that is being written."""
+    long = await outgrown(stage)
+    asked = len(engine.requests)
+    engine.manual = True
+    await stage.press("down", "enter")
+    await stage.until(
+        lambda: len(engine.requests) > asked and "summing up" in stage.status, "the summary began"
+    )
+    return long
+
+
+@pytest.mark.parametrize("key", ["escape", "ctrl+c"])
+async def test_a_summary_stops_as_a_reply_does_and_the_message_is_back(tmp_path: Path, key: str) -> None:
+    engine = FakeEngine(context=1100, script=lambda request: ("short", " summary"))
+    async with on_stage(tmp_path, engine) as stage:
+        long = await summing(stage, engine)
+        summary = engine.last
+        await stage.type("typed since")
+        await stage.press(key)
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == f"{long}\n\ntyped since", "it is back")
+        assert summary.request_id in engine.cancelled and summary.finished
+        assert len(stage.app.chats) == 1 and not stage.app.chats.busy
+        assert "summing" not in stage.status and "summary was stopped" in stage.notices
+
+
+async def test_a_message_that_waits_for_a_summary_is_lost_in_no_way(tmp_path: Path) -> None:
+    engine = FakeEngine(context=1100, script=lambda request: ("short", " summary"))
+    async with on_stage(tmp_path, engine) as stage:
+        long = await summing(stage, engine)
+        with History.open(tmp_path / "data" / "chats") as other:  # as after a kill at this moment
+            await stage.until(lambda: other.chats.list()[0].draft == long, "it is saved as a draft")
+        await stage.press("ctrl+w")
+        await stage.until(lambda: engine.last.finished and not stage.texts(), "the tab is closed")
+        assert stage.app.history.chats.list()[0].draft == long
+        await stage.type("/reopen")
+        await stage.press("enter")
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == long, "the draft came back")
 
 
 @pytest.mark.parametrize("context", [120, 400])
