@@ -28,11 +28,11 @@ from nanochat.engine.step import PendingStep, Token
 from nanochat.errors import ContextOverflow, EmptyPrompt, InvalidSampling
 
 BESIDE_DECODES = {"cuda": 1024, "cpu": 128}  # prefill tokens in the first step that also decodes
-BESIDE_SECONDS = {
-    "cuda": 0.025,
-    "cpu": 0.1,
-}  # what such a step may take: the number of tokens follows (`PrefillPace`)
+# What such a step may take: the number of tokens follows (`PrefillPace`).
+BESIDE_SECONDS = {"cuda": 0.015, "cpu": 0.1}
 
+# On a GPU what one captured graph takes: beyond that every launch is paid for.
+_MOST_BESIDE = {"cuda": 1024, "cpu": 2**31}
 _LEAST_AHEAD, _MOST_AHEAD = 2, 48  # steps; 48 of a small model's are some 30 ms
 _QUIET_STEPS = 100
 
@@ -57,7 +57,7 @@ class EngineCore:
         fixed, kind = config.prefill_beside_decodes, loaded.device.type
         self._pace = PrefillPace(
             fixed or BESIDE_DECODES[kind],
-            config.max_num_batched_tokens,
+            fixed or min(config.max_num_batched_tokens, _MOST_BESIDE[kind]),
             0.0 if fixed else BESIDE_SECONDS[kind],
         )
         budget = Budget(config.max_num_seqs, config.max_num_batched_tokens, self._pace.tokens)
@@ -84,6 +84,15 @@ class EngineCore:
     def has_work(self) -> bool:
         """Whether any sequence is waiting or running."""
         return bool(self._sequences)
+
+    @property
+    def unprepared(self) -> bool:
+        """Whether `prepare` has something to do."""
+        return self._runner.unprepared
+
+    def prepare(self) -> None:
+        """While nobody waits: do a part, some tens of milliseconds, of what later steps would have to do first."""
+        self._runner.prepare()
 
     def describe(self) -> str:
         """What computes the model, in a few words: kernels, graphs."""
@@ -170,7 +179,8 @@ class EngineCore:
         if self._in_flight and self.device.type == "cuda":
             self._keep_ahead()
         while len(self._in_flight) <= self._ahead and self._dispatch():
-            pass
+            if self._in_flight and self._in_flight[0].done():
+                break  # its tokens do not wait for the launch of others
         if self._in_flight:
             step = self._in_flight.popleft()
             self._take_in(step)
@@ -184,7 +194,10 @@ class EngineCore:
 
     def _keep_ahead(self) -> None:
         """Queue more steps when the device ran dry, since something held the interpreter lock; fewer in quiet times."""
-        if self._in_flight[-1].done():
+        last = self._in_flight[-1]
+        if any(chunk.count > 1 for chunk in last.chunks):
+            return  # a prompt's step may take longer to launch than to run
+        if last.done():
             self._ahead, self._quiet = min(self._ahead * 2, _MOST_AHEAD), 0
         elif self._quiet > _QUIET_STEPS:
             self._ahead, self._quiet = max(self._ahead - 1, _LEAST_AHEAD), 0

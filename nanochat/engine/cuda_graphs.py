@@ -99,10 +99,7 @@ class DecodeGraphs:
             ordered = self._rows.upload(chunks)
             drawn = self._step(size, divided)
         else:
-            step = self._captured.get((size, divided))
-            if step is None:
-                self._rows.hand_back()  # capturing runs steps: they must find nothing to do
-                step = self._captured[size, divided] = self._capture(size, divided)
+            step = self._captured.get((size, divided)) or self._capture(size, divided)
             ordered = self._rows.upload(chunks)
             step.graph.replay()
             drawn = step.ids
@@ -116,7 +113,18 @@ class DecodeGraphs:
         """Before a step outside of graphs: what this knows of the running sequences becomes everybody's."""
         self._rows.hand_back()
 
+    @property
+    def uncaptured(self) -> list[int]:
+        """The sizes of a few chats side by side that have no graph yet."""
+        few = [] if self._eager else self._sizes[: len(batch_sizes(_FUSED_ROWS))]
+        return [size for size in few if (size, False) not in self._captured]
+
+    def prepare(self) -> None:
+        """Capture the smallest of `uncaptured`."""
+        self._capture(self.uncaptured[0], divided=False)
+
     def _capture(self, size: int, divided: bool) -> CapturedStep:
+        self._rows.hand_back()  # capturing runs steps: they must find nothing to do
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # kernels are compiled and tuned outside of the capture
@@ -127,7 +135,8 @@ class DecodeGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=capture_mode(self._model)):
             ids = self._step(size, divided)
-        return CapturedStep(graph, ids)
+        step = self._captured[size, divided] = CapturedStep(graph, ids)
+        return step
 
     def _tune(self, size: int) -> None:
         """Measure this size's products once, where its step has any that are tuned."""

@@ -75,7 +75,7 @@ class PrefillGraphs:
         size = next(size for size in SIZES if size >= chunk.count)
         step = self._captured.get(size)
         if step is None:
-            step = self._captured[size] = self._inputs(size) if self._eager else self._capture(size)
+            step = self._inputs(size) if self._eager else self._capture(size)
         sequence, blocks = chunk.sequence, chunk.sequence.blocks
         positions = range(chunk.start, chunk.start + chunk.count)
         slots = [blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in positions]
@@ -98,6 +98,15 @@ class PrefillGraphs:
         """All logits of a run, float32 [1, vocab]: every rank must ask."""
         return self._model.whole_logits(share)
 
+    @property
+    def uncaptured(self) -> list[int]:
+        """The sizes that have no graph yet."""
+        return [] if self._eager else [size for size in SIZES if size not in self._captured]
+
+    def prepare(self) -> None:
+        """Capture the smallest of `uncaptured`."""
+        self._capture(self.uncaptured[0])
+
     def _inputs(self, size: int) -> CapturedPrefill:
         tokens = torch.zeros(3, size, dtype=torch.int64, device=self._device)
         tokens[2] = -1
@@ -117,7 +126,8 @@ class PrefillGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=capture_mode(self._model)):
             hidden, share = self._step(tokens, table, bounds)
-        return CapturedPrefill(tokens, table, bounds, graph, hidden, share)
+        step = self._captured[size] = CapturedPrefill(tokens, table, bounds, graph, hidden, share)
+        return step
 
     def _step(self, tokens: Tensor, table: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
         size, longest = tokens.shape[1], self._max_blocks * BLOCK_SIZE

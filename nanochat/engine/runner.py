@@ -11,7 +11,7 @@ from nanochat.engine.config import BLOCK_SIZE, EngineConfig
 from nanochat.engine.sampler import Sampled, sample
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.steady_sampler import sample_steadily
-from nanochat.engine.step import EagerStep, KVTensors, PendingStep
+from nanochat.engine.step import EagerStep, KVTensors, PendingStep, StepInParts
 from nanochat.kernels.layout import AttentionLayout
 
 if TYPE_CHECKING:
@@ -70,21 +70,45 @@ class ModelRunner:
             words += f", CUDA graphs ({self._graphs.describe()})"
         return words
 
+    @property
+    def unprepared(self) -> bool:
+        """Whether `prepare` has something to do."""
+        return any(graphs is not None and graphs.uncaptured for graphs in (self._graphs, self._prefills))
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Capture one of the graphs that a chat will ask for: a reply's own first, then a prompt's."""
+        for graphs in (self._graphs, self._prefills):
+            if graphs is not None and graphs.uncaptured:
+                graphs.prepare()
+                return
+
     @torch.inference_mode()
     def dispatch(self, chunks: list[Chunk]) -> PendingStep:
         """Run one step over `chunks`. Their sequences' blocks must cover every position."""
-        if self._graphs is not None and all(map(_graphable, chunks)):
-            return self._graphs.dispatch(chunks)
-        if self._graphs is not None:
+        if self._graphs is not None and self._prefills is not None:
+            decodes, others = _parted(chunks)
+            if not others:
+                return self._graphs.dispatch(decodes)
+            if self._prefills.takes(
+                others
+            ):  # two replays, where the same as one batch is a thousand launches
+                first = [self._graphs.dispatch(decodes)] if decodes else []
+                return StepInParts([*first, self._prefill(self._prefills, others)])
             self._graphs.hand_back()
-        if self._prefills is not None and self._prefills.takes(chunks):
-            hidden, share = self._prefills.run(chunks[0])
-            healthy = torch.isfinite(hidden.float().sum(dim=-1))
-            if not chunks[0].samples:
-                return self._finish(chunks, healthy, None)
-            if self._divided is not None and self._divided.takes([chunks[0].sequence]):
-                return self._keep(chunks, healthy, self._divided.draw_from(share, [chunks[0].sequence]))
-            return self._finish(chunks, healthy, self._prefills.whole(share))
+        return self._run(chunks)
+
+    def _prefill(self, prefills: PrefillGraphs, chunks: list[Chunk]) -> EagerStep:
+        hidden, share = prefills.run(chunks[0])
+        healthy = torch.isfinite(hidden.float().sum(dim=-1))
+        if not chunks[0].samples:
+            return self._finish(chunks, healthy, None)
+        if self._divided is not None and self._divided.takes([chunks[0].sequence]):
+            return self._keep(chunks, healthy, self._divided.draw_from(share, [chunks[0].sequence]))
+        return self._finish(chunks, healthy, prefills.whole(share))
+
+    def _run(self, chunks: list[Chunk]) -> EagerStep:
+        """One step over any chunks, operation by operation."""
         layout, positions = lay_out(chunks, self.device)
         hidden = self.model.forward(self._token_ids(chunks), positions, layout, self.kv_cache)
         last = hidden[(layout.query_start[1:] - 1).long()]
@@ -149,10 +173,14 @@ def _capturable(model: Model) -> TypeGuard[Decoder]:
     return all(isinstance(layer.mlp, Mlp) for layer in model.weights.layers)
 
 
-def _graphable(chunk: Chunk) -> bool:
-    """Whether a chunk is one decoded token that is sampled by nothing but its seat's parameters."""
-    decodes = chunk.count == 1 and chunk.samples and chunk.start >= len(chunk.sequence.prompt)
-    return decodes and chunk.sequence.plain
+def _parted(chunks: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
+    """Those that are one decoded token, sampled by nothing but its seat's parameters; and the others."""
+    decodes: list[Chunk] = []
+    others: list[Chunk] = []
+    for chunk in chunks:
+        one = chunk.count == 1 and chunk.samples and chunk.start >= len(chunk.sequence.prompt)
+        (decodes if one and chunk.sequence.plain else others).append(chunk)
+    return decodes, others
 
 
 def lay_out(chunks: list[Chunk], device: torch.device) -> tuple[AttentionLayout, Tensor]:

@@ -190,7 +190,9 @@ class EngineService:
             with self._bell:
                 self._bell.wait_for(
                     lambda: (
-                        self._commands or self._closing or (self._core is not None and self._core.has_work)
+                        self._commands
+                        or self._closing
+                        or (self._core is not None and (self._core.has_work or self._core.unprepared))
                     ),
                     timeout=_RANKS_SECONDS if self._core is not None and self._core.ranks > 1 else None,
                 )
@@ -200,8 +202,21 @@ class EngineService:
                     return
             for command in commands:
                 command()
-            if self._core is not None:
+            if self._core is not None and (self._core.has_work or not self._core.unprepared):
                 self._step(self._core)
+            elif self._core is not None and not self._commands:
+                self._prepare(self._core)
+
+    def _prepare(self, core: EngineCore) -> None:
+        try:
+            core.prepare()
+        except (
+            Exception
+        ) as error:  # a device that fails here fails every reply: who waits for one must learn of it
+            log.exception("preparing failed")
+            self._die(
+                EngineDead(f"the engine stopped: {type(error).__name__}: {error}. Load the model again")
+            )
 
     def _step(self, core: EngineCore) -> None:
         try:

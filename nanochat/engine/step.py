@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -88,6 +89,23 @@ class EagerStep:
             table.setdefault(ids[row], Logprob(chosen[row], ranks[row]))
             tokens.append(Token(ids[row], finite[row], chosen[row], table))
         return tokens
+
+
+class StepInParts:
+    """A step that the device does in parts, one after the other."""
+
+    def __init__(self, parts: Sequence[PendingStep]) -> None:
+        self.chunks = [chunk for part in parts for chunk in part.chunks]
+        self._parts = parts
+
+    def done(self) -> bool:
+        """Whether the device is through with it."""
+        return self._parts[-1].done()
+
+    def read(self) -> tuple[list[bool], list[Token]]:
+        """See `PendingStep`."""
+        results = [part.read() for part in self._parts]
+        return [ok for healthy, _ in results for ok in healthy], [t for _, tokens in results for t in tokens]
 
 
 def to_host(tensor: Tensor | None) -> Any:

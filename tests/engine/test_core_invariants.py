@@ -7,6 +7,7 @@ from hash_model import HashModel, hash_core, reply
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from lagging_device import lag
 
 from nanochat.engine.outputs import FinishReason
 from nanochat.engine.request import Request
@@ -27,7 +28,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.core = hash_core(
             blocks, max_num_seqs=seats, max_num_batched_tokens=tokens, enable_prefix_caching=caching
         )
-        self.core._ahead = ahead
+        lag(self.core, ahead)
         self.open: dict[str, Request] = {}
         self.cancelled: set[str] = set()
         self.prompts: list[list[int]] = [[1, 2, 3]]

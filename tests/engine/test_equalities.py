@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lagging_device import lag
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nanochat.engine.llm import LLM
@@ -139,7 +140,7 @@ def test_steps_dispatched_ahead_change_nothing(
     folder: Path, params: SamplingParams, alone: list[RequestOutput], ahead: int
 ) -> None:
     llm = load(folder)
-    llm.core._ahead = ahead
+    lag(llm.core, ahead)
     assert_same(generate(llm, prompts(), params), alone)
 
 

@@ -2,8 +2,8 @@
 
     python tests/gpu/interference.py --shape qwen3-0.6b [--device cuda] [--tokens 2000]
 
-Decode must lose at most 3 %, a new request must start within 10 ms, and a stop must be there within 20. Prints one
-line of JSON.
+Decode must lose at most 3 %, a new request must start within 10 ms, and a stop must be there within 20. The interpreter
+is asked for its lock as often as in the application (`--switch`). Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.service import EngineService
 
 MOST_LOST, MOST_TO_START, MOST_TO_STOP = 0.03, 10.0, 20.0  # a share; milliseconds
+_BEGAN = time.perf_counter()
 HELD, EVERY = 0.020, 0.050
 _LIBRARY = ctypes.PyDLL(None)  # its calls keep the lock
 
@@ -119,16 +120,19 @@ def measure(engine: Engine, tokens: int, repeats: int, requests: int) -> dict[st
     """Rates in turns, so that a drift of the machine's own speed falls on all alike; then starts and stops."""
     kinds = {"alone": None, "spinning": spin, "holding": hold}
     engine.rate(tokens)
+    say("warm")
     rates: dict[str, list[float]] = {name: [] for name in kinds}
     for _ in range(repeats):
         for name, work in kinds.items():
             with beside(work):
                 rates[name].append(engine.rate(tokens))
+                say(f"{name}: {rates[name][-1]:.0f} tok/s")
     found: dict[str, Any] = {"part": "interference", "ok": True}
     alone = statistics.median(rates["alone"])
     for name, work in kinds.items():
         with beside(work):
             starts, stops = engine.starts(requests, tokens), engine.stops(requests, tokens)
+        say(f"{name}: starts {spread(starts)}, stops {spread(stops)}")
         rate = statistics.median(rates[name])
         found[name] = {
             "tok/s": round(rate, 1), "lost": round(1 - rate / alone, 4), "start ms": spread(starts),
@@ -139,6 +143,11 @@ def measure(engine: Engine, tokens: int, repeats: int, requests: int) -> dict[st
             and statistics.median(starts) <= MOST_TO_START and statistics.median(stops) <= MOST_TO_STOP
         )  # fmt: skip
     return found
+
+
+def say(text: str) -> None:
+    """How far it is, for who reads the log of a run that was cut off."""
+    print(f"{time.perf_counter() - _BEGAN:.1f} s: {text}", flush=True)
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -154,8 +163,11 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--requests", type=int, default=20)
+    parser.add_argument("--switch", type=float, default=0.0005, help="seconds; Python's own is 0.005")
     options = parser.parse_args()
+    sys.setswitchinterval(options.switch)
     with tempfile.TemporaryDirectory() as made:
+        say("loading")
         engine = Engine(write_shape(options.shape, Path(made)), options.device, options.tokens + 64)
         result = measure(engine, options.tokens, options.repeats, options.requests)
         engine.service.close()

@@ -61,3 +61,9 @@ def test_every_part_names_files_that_are_there() -> None:
     for name, part in session.parts(Path("model")).items():
         files = [word for word in part.command if word.startswith("tests/")]
         assert all((session.ROOT / file).is_file() for file in files), name
+
+
+def test_the_drawn_reply_is_read_by_what_the_benchmark_reads_it_with() -> None:
+    drawing = script("drawing")
+    assert drawing.drawing_cost._Plain is drawing.PLAIN
+    assert len(drawing.FenceReader().push("abcd").text) > 100_000

@@ -185,6 +185,8 @@ class RankGroup:
 class ParallelRunner:
     """A `ModelRunner` on rank 0 whose every step the other ranks do too."""
 
+    unprepared = False  # the ranks capture together, when a step needs a graph
+
     def __init__(self, runner: ModelRunner, group: RankGroup) -> None:
         self._runner = runner
         self.group = group
@@ -203,6 +205,9 @@ class ParallelRunner:
         finally:
             self.group.rest()
         return step if self._runner.device.type == "cpu" else WatchedStep(step, self.group)
+
+    def prepare(self) -> None:
+        """Nothing, see `unprepared`."""
 
     def describe(self, dtype: torch.dtype) -> str:
         """See `ModelRunner`; and how the ranks are linked."""

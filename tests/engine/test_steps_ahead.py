@@ -1,0 +1,151 @@
+"""Steps queued ahead of the one that is read: when more are queued, when not, and what is done while nobody waits."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hash_model import hash_config, hash_core, hash_loaded, reply
+from lagging_device import LaggingStep, lag
+
+from nanochat.engine import loading
+from nanochat.engine.core import EngineCore
+from nanochat.engine.request import Request
+from nanochat.engine.sampling_params import SamplingParams
+from nanochat.engine.scheduler import Chunk
+from nanochat.engine.service import EngineService
+from nanochat.errors import EngineDead
+
+WAIT = 30.0
+
+
+def request(length: int, max_tokens: int = 100) -> Request:
+    return Request(
+        [*range(1, length + 1)], SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+    )
+
+
+def on_gpu(core: EngineCore) -> EngineCore:
+    core.device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
+    core._ahead = 2
+    return core
+
+
+def test_tokens_that_are_there_do_not_wait_for_the_launch_of_other_steps() -> None:
+    core = hash_core(32)
+    core._ahead = 8
+    core.add(request(3))
+    core.step()
+    assert [len(update.token_ids) for update in core.step()] == [1]
+    assert not core._in_flight, "more steps were queued before the finished one was read"
+
+
+def test_a_device_that_is_behind_has_steps_queued() -> None:
+    core = hash_core(32)
+    lag(core, 4)
+    core.add(request(3))
+    core.step()
+    core.step()
+    assert len(core._in_flight) == 4
+
+
+class Device:
+    """Answers whether its last step is done as it is told."""
+
+    def __init__(self, core: EngineCore) -> None:
+        self._runner, self.dry = core._runner, False
+
+    def dispatch(self, chunks: list[Chunk]) -> Any:
+        step = LaggingStep(self._runner.dispatch(chunks))
+        step.done = lambda: self.dry  # type: ignore[method-assign]
+        return step
+
+
+def test_a_device_that_ran_dry_gets_more_steps_ahead_but_not_for_a_prompts_launches() -> None:
+    core = on_gpu(hash_core(64, max_num_batched_tokens=16, prefill_beside_decodes=16))
+    device = core._runner = Device(core)  # type: ignore[assignment]
+    core.add(request(44))
+    core.step()
+    assert core._in_flight[-1].chunks[0].count > 1
+    device.dry = True
+    before = core._ahead
+    core.step()
+    assert core._ahead == before, "a prompt's step was taken for one that ran dry"
+    while core._in_flight and core._in_flight[-1].chunks[0].count > 1:
+        core.step()
+    device.dry = False
+    core.step()
+    device.dry = True
+    core.step()
+    assert core._ahead == 2 * before
+
+
+class Prepared:
+    """A runner with `parts` of work to do beforehand."""
+
+    def __init__(self, runner: Any, parts: int, fails: bool = False) -> None:
+        self._runner, self._parts, self._fails = runner, parts, fails
+        self.done, self.finished = 0, threading.Event()
+        self.order: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    @property
+    def unprepared(self) -> bool:
+        return self.done < self._parts
+
+    def prepare(self) -> None:
+        if self._fails:
+            raise RuntimeError("no more of it")
+        self.done += 1
+        self.order.append("prepare")
+        if self.done == self._parts:
+            self.finished.set()
+
+    def dispatch(self, chunks: list[Chunk]) -> Any:
+        self.order.append("step")
+        return self._runner.dispatch(chunks)
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[EngineService, Prepared, threading.Event]:
+    loaded = hash_loaded(hash_config())
+    runner = Prepared(loaded.runner, **options)
+    loaded = loading.Loaded(**{**{n: getattr(loaded, n) for n in loaded.__slots__}, "runner": runner})
+    opened = threading.Event()
+
+    def load(config: Any, progress: Any = None) -> loading.Loaded:
+        assert opened.wait(WAIT)
+        return loaded
+
+    monkeypatch.setattr(loading, "load", load)
+    return EngineService(), runner, opened
+
+
+def test_a_service_prepares_while_nobody_waits_and_a_message_goes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service, runner, opened = serve(monkeypatch, parts=3)
+    service.load(hash_config())
+    stream = service.submit(
+        Request([1, 2, 3], SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True))
+    )
+    opened.set()
+    assert list(stream.result(WAIT).token_ids) == reply([1, 2, 3], 5)
+    assert runner.finished.wait(WAIT)
+    assert runner.order == ["step"] * 5 + ["prepare"] * 3
+    service.close()
+
+
+def test_a_device_that_fails_while_it_prepares_ends_the_engine_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service, _, opened = serve(monkeypatch, parts=1, fails=True)
+    opened.set()
+    service.load(hash_config()).wait(WAIT)
+    with pytest.raises(EngineDead, match="no more of it"):
+        while True:
+            service.submit(request(3)).result(WAIT)
+    service.close()
