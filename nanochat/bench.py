@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.benchmarks.measuring import Bench, Progress, measure_case
 from nanochat.benchmarks.peers import check_peer
-from nanochat.benchmarks.plan import SCREEN, START, Plan, engine_options
+from nanochat.benchmarks.plan import SCREEN, START, Plan, engine_options, paced
 from nanochat.benchmarks.presets import PRESETS, WORKLOADS, Sizes
 from nanochat.benchmarks.result import Row, Run
 from nanochat.errors import UsageError
@@ -245,6 +245,8 @@ def _own_engine(
     from nanochat.engine.llm import LLM
 
     llm = LLM(plan.model, **engine_options(plan, longest, sequences))
+    while paced(plan) and llm.core.unprepared:
+        llm.core.prepare()  # as the chat's engine does while nobody waits
     facts["kernels"] = llm.core.describe()
     group = llm.core.group
     collectives = (lambda: group.collective_seconds) if group is not None else None

@@ -53,6 +53,11 @@ class Plan:
         return cases_of(SCREEN, self.sizes) if SCREEN in self.names else []
 
 
+def paced(plan: Plan) -> bool:
+    """Whether replies are watched beside prompts, at the chat's pace."""
+    return set(plan.names) <= PACED
+
+
 def engine_options(plan: Plan, longest: int, sequences: int) -> dict[str, Any]:
     """How our own engine is set up for a plan. Beside peers, memory is shared out evenly."""
     return {
@@ -64,7 +69,7 @@ def engine_options(plan: Plan, longest: int, sequences: int) -> dict[str, Any]:
         "max_num_seqs": max(sequences, 1),
         "gpu_memory_utilization": 0.9 / (1 + len(plan.against)),
         # A reply that is watched while a prompt is read: by the pace of the chat, not as fast as prompts can be read.
-        **({"prefill_beside_decodes": None} if set(plan.names) <= PACED else {}),
+        **({"prefill_beside_decodes": None} if paced(plan) else {}),
         "skip_tokenizer": True,
         "random_weights": plan.drawn,
     }

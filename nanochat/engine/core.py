@@ -25,6 +25,7 @@ from nanochat.engine.scheduler import Budget, Chunk, Scheduler
 from nanochat.engine.sequence import Sequence, Status
 from nanochat.engine.statistics import Statistics
 from nanochat.engine.step import PendingStep, Token
+from nanochat.engine.steps_ahead import StepsAhead
 from nanochat.errors import ContextOverflow, EmptyPrompt, InvalidSampling
 
 BESIDE_DECODES = {"cuda": 1024, "cpu": 128}  # prefill tokens in the first step that also decodes
@@ -33,8 +34,6 @@ BESIDE_SECONDS = {"cuda": 0.015, "cpu": 0.1}
 
 # On a GPU what one captured graph takes: beyond that every launch is paid for.
 _MOST_BESIDE = {"cuda": 1024, "cpu": 2**31}
-_LEAST_AHEAD, _MOST_AHEAD = 2, 48  # steps; 48 of a small model's are some 30 ms
-_QUIET_STEPS = 100
 
 _NOT_FINITE = (
     "the model's logits are NaN or Inf, so the reply was ended and nothing of it was cached: "
@@ -71,9 +70,7 @@ class EngineCore:
         self._sequences: dict[str, list[Sequence]] = {}
         self._updates: list[Update] = []
         self._in_flight: deque[PendingStep] = deque()
-        # Steps dispatched beyond the one whose tokens are being read: what keeps the device busy meanwhile.
-        self._ahead = _LEAST_AHEAD if loaded.device.type == "cuda" else 0
-        self._quiet = 0
+        self._ahead = StepsAhead(loaded.device.type == "cuda")
 
     @property
     def ranks(self) -> int:
@@ -176,9 +173,8 @@ class EngineCore:
 
     def step(self) -> list[Update]:
         """Run one step and return what it brought, finished and aborted replies included."""
-        if self._in_flight and self.device.type == "cuda":
-            self._keep_ahead()
-        while len(self._in_flight) <= self._ahead and self._dispatch():
+        self._ahead.look(self._in_flight)
+        while self._ahead.takes(self._in_flight) and self._dispatch():
             if self._in_flight and self._in_flight[0].done():
                 break  # its tokens do not wait for the launch of others
         if self._in_flight:
@@ -191,18 +187,6 @@ class EngineCore:
         self._check_idle()
         updates, self._updates = self._updates, []
         return updates
-
-    def _keep_ahead(self) -> None:
-        """Queue more steps when the device ran dry, since something held the interpreter lock; fewer in quiet times."""
-        last = self._in_flight[-1]
-        if any(chunk.count > 1 for chunk in last.chunks):
-            return  # a prompt's step may take longer to launch than to run
-        if last.done():
-            self._ahead, self._quiet = min(self._ahead * 2, _MOST_AHEAD), 0
-        elif self._quiet > _QUIET_STEPS:
-            self._ahead, self._quiet = max(self._ahead - 1, _LEAST_AHEAD), 0
-        else:
-            self._quiet += 1
 
     def _dispatch(self) -> bool:
         chunks = self.scheduler.schedule()

@@ -8,6 +8,7 @@ launched anew each time: the same kernels over the same rows, so the same bits.
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,7 @@ from nanochat.engine.fused_step import fused_decoder
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.step import KVTensors, Token
 from nanochat.kernels.layout import AttentionLayout
+from nanochat.kernels.stream_calls import ExecutableGraph, Staging, StreamCalls
 from nanochat.kernels.triton_sampling import sample_rows
 from nanochat.kernels.triton_step import DecodeRows, advance
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from nanochat.engine.parallel.divided_sampler import DividedSampler
 
 _RING = 64  # steps whose ids may wait to be read
+_STAGED = 64  # new blocks of a step that go to the device by the way that keeps the interpreter's lock
 _FUSED_ROWS = 8  # the matrix-vector kernels go so far
 
 
@@ -34,26 +37,52 @@ _FUSED_ROWS = 8  # the matrix-vector kernels go so far
 class CapturedStep:
     """A graph and where it leaves its ids, int64 [batch]: -1 where the logits are not finite."""
 
-    graph: torch.cuda.CUDAGraph
+    graph: ExecutableGraph
     ids: Tensor
+
+
+class HostIds:
+    """Where a step's ids arrive on the host, and the event that says that they are there."""
+
+    def __init__(self, rows: int, calls: StreamCalls) -> None:
+        self._pinned = torch.empty(rows, dtype=torch.int64, pin_memory=True)
+        self._address = self._pinned.data_ptr()
+        self._numbers = (ctypes.c_int64 * rows).from_address(self._address)
+        self._event = torch.cuda.Event()
+        self._event.record()  # torch makes the driver's event only now
+        self._handle: int = self._event.cuda_event
+        self._calls = calls
+
+    def fetch(self, ids: Tensor, stream: int) -> None:
+        """Queue the way of `ids` (int64, rows at most) here."""
+        self._calls.copy_to_host(self._address, ids.data_ptr(), 8 * ids.shape[0], stream)
+        self._calls.record(self._handle, stream)
+
+    def there(self) -> bool:
+        """Whether they have arrived."""
+        return self._calls.is_done(self._handle)
+
+    def wait(self, count: int) -> list[int]:
+        """The first `count`, when they are there."""
+        if not self.there():
+            self._event.synchronize()
+        return self._numbers[:count]
 
 
 class GraphStep:
     """A replayed step whose tokens were not read yet."""
 
-    def __init__(self, chunks: list[Chunk], ids: Tensor, event: torch.cuda.Event) -> None:
+    def __init__(self, chunks: list[Chunk], ids: HostIds) -> None:
         self.chunks = chunks
         self._ids = ids
-        self._event = event
 
     def done(self) -> bool:
         """Whether the device is through with it."""
-        return self._event.query()
+        return self._ids.there()
 
     def read(self) -> tuple[list[bool], list[Token]]:
         """Wait for the device: whether each chunk is sound, and its token."""
-        self._event.synchronize()
-        ids: list[int] = self._ids[: len(self.chunks)].tolist()
+        ids = self._ids.wait(len(self.chunks))
         return [i >= 0 for i in ids], [Token(i, i >= 0) for i in ids]
 
 
@@ -77,13 +106,14 @@ class DecodeGraphs:
         self._model = model
         self._kv_cache = kv_cache
         self._sizes = batch_sizes(max_seqs)
-        self._rows = DeviceRows(self._sizes[-1], max_blocks, last_ids)
+        self._calls = StreamCalls()
+        staging = Staging(self._calls, _RING, _STAGED)
+        self._rows = DeviceRows(self._sizes[-1], max_blocks, last_ids, staging)
         self._query_start = torch.arange(self._sizes[-1] + 1, dtype=torch.int32, device=last_ids.device)
         self._fused = fused_decoder(model)
         self._captured: dict[tuple[int, bool], CapturedStep] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        self._ring = [torch.empty(self._sizes[-1], dtype=torch.int64, pin_memory=True) for _ in range(_RING)]
-        self._events = [torch.cuda.Event() for _ in range(_RING)]
+        self._ring = [HostIds(self._sizes[-1], self._calls) for _ in range(_RING)]
         self._turn = 0
 
     def describe(self) -> str:
@@ -93,6 +123,7 @@ class DecodeGraphs:
     def dispatch(self, chunks: list[Chunk]) -> GraphStep:
         """Queue one decode step for `chunks` behind whatever the device still does."""
         size = next(size for size in self._sizes if size >= len(chunks))
+        stream = torch.cuda.current_stream().cuda_stream
         divided = self._divided is not None and self._divided.takes([chunk.sequence for chunk in chunks])
         if self._eager:
             self._tune(size)
@@ -101,13 +132,12 @@ class DecodeGraphs:
         else:
             step = self._captured.get((size, divided)) or self._capture(size, divided)
             ordered = self._rows.upload(chunks)
-            step.graph.replay()
+            self._calls.launch(step.graph.handle, stream)
             drawn = step.ids
-        ids, event = self._ring[self._turn], self._events[self._turn]
+        ids = self._ring[self._turn]
         self._turn = (self._turn + 1) % _RING
-        ids[:size].copy_(drawn, non_blocking=True)
-        event.record()
-        return GraphStep(ordered, ids, event)
+        ids.fetch(drawn, stream)
+        return GraphStep(ordered, ids)
 
     def hand_back(self) -> None:
         """Before a step outside of graphs: what this knows of the running sequences becomes everybody's."""
@@ -132,10 +162,10 @@ class DecodeGraphs:
             self._step(size, divided)
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=capture_mode(self._model)):
             ids = self._step(size, divided)
-        step = self._captured[size, divided] = CapturedStep(graph, ids)
+        step = self._captured[size, divided] = CapturedStep(ExecutableGraph(graph), ids)
         return step
 
     def _tune(self, size: int) -> None:

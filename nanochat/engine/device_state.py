@@ -17,6 +17,7 @@ from torch import Tensor
 from nanochat.engine.config import BLOCK_SIZE
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.sequence import Sequence
+from nanochat.kernels.stream_calls import Staging
 from nanochat.kernels.triton_sampling import SamplingRows
 from nanochat.kernels.triton_step import DecodeRows
 
@@ -27,7 +28,8 @@ _FAR = 2**62
 class DeviceRows:
     """The tensors, and the host's mirror of them."""
 
-    def __init__(self, num_rows: int, max_blocks: int, last_ids: Tensor) -> None:
+    def __init__(self, num_rows: int, max_blocks: int, last_ids: Tensor, staging: Staging) -> None:
+        self._staging = staging
         device = last_ids.device
         self._last_ids = last_ids
         counter = torch.zeros(num_rows, dtype=torch.int64, device=device)
@@ -136,22 +138,40 @@ class DeviceRows:
         draw.temperature[rows], draw.top_p[rows], draw.min_p[rows] = temperature, top_p, min_p
 
     def _extend_tables(self) -> None:
-        width = self.decode.block_tables.shape[1]
-        news: list[tuple[int, int]] = []
+        changed: list[tuple[int, int]] = []  # (row, the first of its blocks that the device does not know)
         for row, sequence in enumerate(self._owners):
-            known = self._tables[sequence]
-            if len(known) == len(sequence.blocks) and not sequence.table_changed:
+            known, blocks = self._tables[sequence], sequence.blocks
+            if len(known) == len(blocks) and not sequence.table_changed:
                 continue
-            news += [
-                (row * width + i, block)
-                for i, block in enumerate(sequence.blocks)
-                if i >= len(known) or known[i] != block
-            ]
+            same = len(known)
+            if sequence.table_changed or blocks[:same] != known:
+                same = next((i for i, (a, b) in enumerate(zip(known, blocks, strict=False)) if a != b), same)
             sequence.table_changed = False
-            self._tables[sequence] = list(sequence.blocks)
-        if news:
-            at, blocks = send(news, torch.int64, self._last_ids.device).T
-            self.decode.block_tables.view(-1).index_copy_(0, at, blocks.int())
+            self._tables[sequence] = list(blocks)
+            if same < len(blocks):
+                changed.append((row, same))
+        if sum(len(self._owners[row].blocks) - same for row, same in changed) <= self._staging.most:
+            self._stage(changed)
+        else:
+            self._send_tables(changed)
+
+    def _stage(self, changed: list[tuple[int, int]]) -> None:
+        """A few new blocks, as nearly every step has them."""
+        table = self.decode.block_tables
+        start, width = table.data_ptr(), table.shape[1]
+        stream = torch.cuda.current_stream(table.device).cuda_stream if changed else 0
+        for row, first in changed:
+            self._staging.send(self._owners[row].blocks[first:], start + 4 * (row * width + first), stream)
+
+    def _send_tables(self, changed: list[tuple[int, int]]) -> None:
+        width = self.decode.block_tables.shape[1]
+        news = [
+            (row * width + i, self._owners[row].blocks[i])
+            for row, first in changed
+            for i in range(first, len(self._owners[row].blocks))
+        ]
+        at, blocks = send(news, torch.int64, self._last_ids.device).T
+        self.decode.block_tables.view(-1).index_copy_(0, at, blocks.int())
 
 
 def first_rows(rows: DecodeRows, sampling: SamplingRows, count: int) -> tuple[DecodeRows, SamplingRows]:

@@ -19,6 +19,7 @@ from nanochat.engine.device_state import send
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.step import KVTensors
 from nanochat.kernels.layout import AttentionLayout
+from nanochat.kernels.stream_calls import ExecutableGraph, StreamCalls
 
 if TYPE_CHECKING:
     from nanochat.engine.models.decoder import Decoder
@@ -41,7 +42,7 @@ class CapturedPrefill:
     tokens: Tensor
     table: Tensor
     bounds: Tensor
-    graph: torch.cuda.CUDAGraph | None = None
+    graph: ExecutableGraph | None = None
     hidden: Tensor | None = None
     share: Tensor | None = None
 
@@ -65,6 +66,7 @@ class PrefillGraphs:
         self._device = device
         self._captured: dict[int, CapturedPrefill] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        self._calls = StreamCalls()
 
     def takes(self, chunks: list[Chunk]) -> bool:
         """Whether a step is one chunk that fits."""
@@ -91,7 +93,7 @@ class PrefillGraphs:
         step.bounds.copy_(send(bounds, torch.int32, self._device), non_blocking=True)
         if step.graph is None or step.hidden is None or step.share is None:
             return self._step(step.tokens, step.table, step.bounds)
-        step.graph.replay()
+        self._calls.launch(step.graph.handle, torch.cuda.current_stream(self._device).cuda_stream)
         return step.hidden, step.share
 
     def whole(self, share: Tensor) -> Tensor:
@@ -123,10 +125,12 @@ class PrefillGraphs:
             self._step(tokens, table, bounds)
         torch.cuda.current_stream(self._device).wait_stream(stream)
         torch.cuda.synchronize(self._device)
-        graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=capture_mode(self._model)):
             hidden, share = self._step(tokens, table, bounds)
-        step = self._captured[size] = CapturedPrefill(tokens, table, bounds, graph, hidden, share)
+        step = self._captured[size] = CapturedPrefill(
+            tokens, table, bounds, ExecutableGraph(graph), hidden, share
+        )
         return step
 
     def _step(self, tokens: Tensor, table: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,5 +36,5 @@ class LaggingDevice:
 
 def lag(core: EngineCore, ahead: int) -> None:
     """Let `core` queue `ahead` steps beyond the one that it reads."""
-    core._ahead = ahead
+    core._ahead.depth = ahead
     core._runner = LaggingDevice(core._runner)  # type: ignore[assignment]

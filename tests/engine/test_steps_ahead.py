@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from nanochat.engine.request import Request
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.service import EngineService
+from nanochat.engine.steps_ahead import StepsAhead
 from nanochat.errors import EngineDead
 
 WAIT = 30.0
@@ -28,14 +28,13 @@ def request(length: int, max_tokens: int = 100) -> Request:
 
 
 def on_gpu(core: EngineCore) -> EngineCore:
-    core.device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
-    core._ahead = 2
+    core._ahead = StepsAhead(on_gpu=True)
     return core
 
 
 def test_tokens_that_are_there_do_not_wait_for_the_launch_of_other_steps() -> None:
     core = hash_core(32)
-    core._ahead = 8
+    core._ahead.depth = 8
     core.add(request(3))
     core.step()
     assert [len(update.token_ids) for update in core.step()] == [1]
@@ -70,16 +69,27 @@ def test_a_device_that_ran_dry_gets_more_steps_ahead_but_not_for_a_prompts_launc
     core.step()
     assert core._in_flight[-1].chunks[0].count > 1
     device.dry = True
-    before = core._ahead
+    before = core._ahead.depth
     core.step()
-    assert core._ahead == before, "a prompt's step was taken for one that ran dry"
+    assert core._ahead.depth == before, "a prompt's step was taken for one that ran dry"
     while core._in_flight and core._in_flight[-1].chunks[0].count > 1:
         core.step()
     device.dry = False
     core.step()
     device.dry = True
     core.step()
-    assert core._ahead == 2 * before
+    assert core._ahead.depth == 2 * before
+
+
+def test_of_the_long_steps_that_read_a_prompt_two_are_in_flight() -> None:
+    """A stop and another request wait for what is queued."""
+    core = on_gpu(hash_core(64, max_num_batched_tokens=8, prefill_beside_decodes=8))
+    core._runner = Device(core)  # type: ignore[assignment]
+    core._ahead.depth = 48
+    core.add(request(60))
+    for _ in range(4):
+        core.step()
+        assert [step.chunks[-1].count for step in core._in_flight] == [8]
 
 
 class Prepared:
