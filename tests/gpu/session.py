@@ -2,8 +2,8 @@
 
     python tests/gpu/session.py [--out FOLDER] [--model FOLDER] [--within SECONDS] [PART ...]
 
-Parts, in this order when none is named: tests, bits, gap, bench, large, start, drawing, interference, divergence, memcheck,
-racecheck.
+Parts, in this order when none is named: tests, bits, gap, bench, large, start, drawing, interference, compiled, divergence,
+memcheck, racecheck.
 `--model` is for divergence (see divergence.py) and may be left out with it. A part that would begin after `--within` is
 skipped and says so. The whole output of each part is kept in FOLDER/PART.log, and the lines in FOLDER/results.jsonl.
 """
@@ -61,6 +61,7 @@ def parts(model: Path | None) -> dict[str, Part]:
         "start": Part([*random_06b, "--workload", "start", "--repeat", "3"], 120),
         "drawing": Part([sys.executable, f"{HERE}/drawing.py"], 180),
         "interference": Part([sys.executable, f"{HERE}/interference.py"], 150),
+        "compiled": Part([sys.executable, f"{HERE}/compiled.py"], 150),
         "divergence": Part([sys.executable, f"{HERE}/divergence.py", "--model", str(model)], 240),
         "memcheck": Part([*sanitizer, "--tool", "memcheck", *few], 240),
         "racecheck": Part([*sanitizer, "--tool", "racecheck", *few], 240),

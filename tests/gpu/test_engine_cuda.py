@@ -10,7 +10,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from nanochat.engine.llm import LLM
+from nanochat.engine.request import Request, Update
 from nanochat.engine.sampling_params import SamplingParams
+from nanochat.engine.scheduler import Chunk
+from nanochat.engine.step import PendingStep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -76,6 +79,59 @@ def test_greedy_ids_are_those_of_transformers(folder: Path) -> None:
         with torch.inference_mode():
             logits = oracle(torch.tensor([[*prompt, *ids]], device="cuda")).logits[0, len(prompt) - 1 : -1]
         assert tuple(logits.argmax(dim=-1).tolist()) == ids
+
+
+def test_a_prompt_beside_replies_is_replayed_and_changes_nothing(folder: Path) -> None:
+    """Decodes and a prompt's chunk in one step: two graphs, the same ids as alone."""
+    llm = load(folder, enable_prefix_caching=False)
+    core, batch = llm.core, prompts()
+    alone = [ids_of(llm, [prompt], DRAWN)[0] for prompt in batch]
+    seen: list[str] = []
+    dispatch = core._runner.dispatch
+
+    def watched(chunks: list[Chunk]) -> PendingStep:
+        step = dispatch(chunks)
+        seen.append(type(step).__name__)
+        return step
+
+    core._runner.dispatch = watched  # type: ignore[method-assign]
+    replies: dict[str, list[int]] = {}
+    requests = [Request(prompt, DRAWN) for prompt in batch]
+    for request in requests:  # each comes when the ones before it are under way
+        core.add(request)
+        for _ in range(3):
+            note(core.step(), replies)
+    while core.has_work:
+        note(core.step(), replies)
+    assert "StepInParts" in seen and "GraphStep" in seen
+    assert [tuple(replies[request.request_id]) for request in requests] == alone
+    llm.close()
+
+
+def test_a_cancelled_reply_frees_its_blocks_and_leaves_the_others_alone(folder: Path) -> None:
+    llm = load(folder)
+    core, batch = llm.core, prompts()
+    alone = [ids_of(llm, [prompt], GREEDY)[0] for prompt in batch]
+    replies: dict[str, list[int]] = {}
+    requests = [Request(prompt, GREEDY) for prompt in batch]
+    for request in requests:
+        core.add(request)
+    for steps, request in enumerate(requests[::3]):
+        for _ in range(2 + steps):
+            note(core.step(), replies)
+        core.abort(request.request_id)
+    while core.has_work:
+        note(core.step(), replies)
+    assert core.cache.num_used == 0
+    for place, (request, whole) in enumerate(zip(requests, alone, strict=True)):
+        got = tuple(replies.get(request.request_id, ()))
+        assert got == (whole[: len(got)] if place % 3 == 0 else whole)
+    llm.close()
+
+
+def note(updates: list[Update], replies: dict[str, list[int]]) -> None:
+    for update in updates:
+        replies.setdefault(update.request_id, []).extend(update.token_ids)
 
 
 def test_replies_that_end_early_leave_the_others_alone(folder: Path) -> None:
