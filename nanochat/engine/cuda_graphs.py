@@ -145,9 +145,14 @@ class DecodeGraphs:
 
     @property
     def uncaptured(self) -> list[int]:
-        """The sizes of a few chats side by side that have no graph yet."""
-        few = [] if self._eager else self._sizes[: len(batch_sizes(_FUSED_ROWS))]
-        return [size for size in few if (size, False) not in self._captured]
+        """The sizes of a few chats side by side that have no graph yet, and need no measurements of seconds for it."""
+        few = [] if self._eager else [size for size in self._sizes if size <= _FUSED_ROWS]
+        fused = self._fused
+        return [
+            size
+            for size in few
+            if (size, False) not in self._captured and (fused is None or fused.is_tuned(size))
+        ]
 
     def prepare(self) -> None:
         """Capture the smallest of `uncaptured`."""

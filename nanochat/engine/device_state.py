@@ -23,6 +23,7 @@ from nanochat.kernels.triton_step import DecodeRows
 
 MAX_STOPS = 8  # ids that end a row on the device; further ones are only seen by the host
 _FAR = 2**62
+_STAGED_ROWS = 2
 
 
 class DeviceRows:
@@ -150,7 +151,8 @@ class DeviceRows:
             self._tables[sequence] = list(blocks)
             if same < len(blocks):
                 changed.append((row, same))
-        if sum(len(self._owners[row].blocks) - same for row, same in changed) <= self._staging.most:
+        few = len(changed) <= _STAGED_ROWS  # of many rows one copy and one kernel cost the device less
+        if few and sum(len(self._owners[row].blocks) - same for row, same in changed) <= self._staging.most:
             self._stage(changed)
         else:
             self._send_tables(changed)

@@ -43,6 +43,10 @@ class FusedStep:
         if measured:
             kernels.tuning.save()
 
+    def is_tuned(self, rows: int) -> bool:
+        """Whether `tune` has nothing left to measure."""
+        return all(self._kernels.tuning.get(shape) is not None for shape in self._decoder.shapes(rows))
+
     def logits(self, rows: DecodeRows, query_start: Tensor, kv_cache: KVTensors) -> Tensor:
         """Float32 [rows, vocab_size], on several ranks this one's part of them."""
         return self._decoder.logits(rows, query_start, kv_cache)

@@ -102,8 +102,10 @@ class PrefillGraphs:
 
     @property
     def uncaptured(self) -> list[int]:
-        """The sizes that have no graph yet."""
-        return [] if self._eager else [size for size in SIZES if size not in self._captured]
+        """The sizes that have no graph yet, up to the context's."""
+        longest = self._max_blocks * BLOCK_SIZE
+        sizes = [] if self._eager else [size for size in SIZES if size <= max(longest, SIZES[0])]
+        return [size for size in sizes if size not in self._captured]
 
     def prepare(self) -> None:
         """Capture the smallest of `uncaptured`."""

@@ -1,17 +1,21 @@
 """How many steps are dispatched beyond the one whose tokens are being read: what keeps the device busy meanwhile.
 
-Enough to cover the longest time for which another thread holds the interpreter's lock, and no more: a new request and a
-stop wait for what is queued.
+Enough to cover the longest time for which another thread held the interpreter's lock of late, and no more: a new
+request and a stop wait for what is queued.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from math import ceil
 
 from nanochat.engine.step import PendingStep
 
 _LEAST, _MOST = 2, 48  # steps; 48 of a small model's are some 30 ms
-_QUIET_STEPS = 100
+_MARGIN = 1.25
+_HALF_LIFE = 1.0  # seconds: so fast a hold is forgotten that does not come again
+_FIRST_WINDOW, _WINDOW = 16, 64  # steps whose time is taken together
 
 
 class StepsAhead:
@@ -21,27 +25,50 @@ class StepsAhead:
         depth: steps in flight besides the one that is read; 0 where the processor itself computes them.
     """
 
-    def __init__(self, on_gpu: bool) -> None:
+    def __init__(self, on_gpu: bool, clock: Callable[[], float] = time.perf_counter) -> None:
+        """`clock`: seconds, only forward."""
         self.depth = _LEAST if on_gpu else 0
         self._on_gpu = on_gpu
-        self._quiet = 0
+        self._clock = clock
+        self._held = 0.0  # the longest time between two looks, as far as it is remembered
+        self._step = 0.0  # seconds of a decode step, 0 as long as they are unknown
+        self._last: float | None = None
+        self._window: tuple[float, int] = (0.0, 0)  # when it began, and looks since
 
     def look(self, in_flight: Sequence[PendingStep]) -> None:
-        """Before new steps: go deeper when the device ran dry, since something held the lock; less deep in quiet times."""
-        if not self._on_gpu or not in_flight or _reads(in_flight[-1]):
-            return  # a prompt's step may take longer to launch than to run
+        """Before new steps: go as deep as the longest hold asks for, and deeper when the device ran dry."""
+        if not self._on_gpu:
+            return
+        now, last = self._clock(), self._last
+        if not in_flight or _reads(in_flight[-1]):  # a prompt's step may take longer to launch than to run
+            self._last = None
+            return
+        self._last = now
+        if last is None:
+            self._window = (now, 0)
+            return
+        self._time(now)
+        gap = now - last
+        self._held = max(gap, self._held * 0.5 ** (gap / _HALF_LIFE))
+        wanted = ceil(_MARGIN * self._held / self._step) + 1 if self._step else self.depth
         if in_flight[-1].done():
-            self.depth, self._quiet = min(self.depth * 2, _MOST), 0
-        elif self._quiet > _QUIET_STEPS:
-            self.depth, self._quiet = max(self.depth - self.depth // 8 - 1, _LEAST), 0
-        else:
-            self._quiet += 1
+            wanted = max(wanted, self.depth * 2)
+            self._held = max(self._held, (wanted - 1) * self._step / _MARGIN)
+        self.depth = min(max(wanted, _LEAST), _MOST)
 
     def takes(self, in_flight: Sequence[PendingStep]) -> bool:
         """Whether another step may be dispatched. Steps that read a prompt are long: two keep the device busy."""
         if len(in_flight) > self.depth:
             return False
         return not self._on_gpu or sum(map(_reads, in_flight)) < _LEAST
+
+    def _time(self, now: float) -> None:
+        began, looks = self._window
+        if looks + 1 < (_WINDOW if self._step else _FIRST_WINDOW):
+            self._window = (began, looks + 1)
+            return
+        self._step = (now - began) / (looks + 1)
+        self._window = (now, 0)
 
 
 def _reads(step: PendingStep) -> bool:

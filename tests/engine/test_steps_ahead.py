@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,6 +91,62 @@ def test_of_the_long_steps_that_read_a_prompt_two_are_in_flight() -> None:
     for _ in range(4):
         core.step()
         assert [step.chunks[-1].count for step in core._in_flight] == [8]
+
+
+class Chip:
+    """A device whose steps take `STEP`, and an engine that cannot run while somebody holds the interpreter's lock."""
+
+    STEP, HOST = 0.00065, 0.00015
+
+    def __init__(self, hold: float, every: float) -> None:
+        self.now, self.free = 0.0, 0.0  # the clock, and when the device is through with what is queued
+        self._hold, self._every = hold, every
+        self.ahead = StepsAhead(on_gpu=True, clock=lambda: self.now)
+        self._queue: list[Any] = []
+        self.deepest = 0
+
+    def run(self, seconds: float) -> int:
+        """Steps that were read in that time."""
+        end, read = self.now + seconds, 0
+        while self.now < end:
+            self.ahead.look(self._queue)
+            while self.ahead.takes(self._queue):
+                self._queue.append(self._dispatch())
+                if self._queue[0].done():
+                    break
+            self.deepest = max(self.deepest, len(self._queue))
+            self._wait(max(self._queue.pop(0).end - self.now, 0.0))
+            read += 1
+        return read
+
+    def _dispatch(self) -> Any:
+        self._wait(self.HOST)
+        self.free = end = max(self.free, self.now) + self.STEP
+        chunk = SimpleNamespace(count=1)
+        return SimpleNamespace(chunks=[chunk], end=end, done=lambda: self.now >= end)
+
+    def _wait(self, seconds: float) -> None:
+        """Time goes on; who wants to go on in a hold waits for its end."""
+        self.now += seconds
+        if self._hold and self.now % self._every < self._hold:
+            self.now += self._hold - self.now % self._every
+
+
+def test_a_thread_that_holds_the_lock_for_20_ms_of_50_costs_a_reply_three_percent_at_most() -> None:
+    held, alone = Chip(0.020, 0.050), Chip(0.0, 1.0)
+    assert held.run(2.0) >= 0.97 * alone.run(2.0), "from the first step on"
+    assert held.run(5.0) >= 0.99 * alone.run(5.0), "when the hold is known"
+
+
+def test_what_is_queued_for_a_hold_is_not_queued_any_more_when_it_does_not_come_again() -> None:
+    chip = Chip(0.020, 0.050)
+    chip.run(1.0)
+    assert chip.deepest > 30
+    chip._hold, chip.deepest = 0.0, 0
+    chip.run(5.0)
+    chip.deepest = 0
+    chip.run(1.0)
+    assert chip.deepest <= 5
 
 
 class Prepared:

@@ -120,6 +120,8 @@ def measure(engine: Engine, tokens: int, repeats: int, requests: int) -> dict[st
     """Rates in turns, so that a drift of the machine's own speed falls on all alike; then starts and stops."""
     kinds = {"alone": None, "spinning": spin, "holding": hold}
     engine.rate(tokens)
+    while (core := engine.service.core) is not None and core.unprepared:
+        time.sleep(0.1)
     say("warm")
     rates: dict[str, list[float]] = {name: [] for name in kinds}
     for _ in range(repeats):
