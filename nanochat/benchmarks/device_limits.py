@@ -23,6 +23,7 @@ from nanochat.settings import Paths, private_folder
 _READ_BYTES = {"cuda": 4 * 2**30, "cpu": 256 * 2**20}  # far beyond any cache
 _SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices that are multiplied
 _SECONDS = {"cuda": 0.3, "cpu": 0.5}
+_METHOD = 2  # counts up when another thing is measured: figures of an older method are measured again
 
 
 def device_limits(
@@ -34,7 +35,8 @@ def device_limits(
         key: names device and driver; another key is another measurement.
     """
     file = Paths.find().cache / "ceilings.json"
-    name = f"{key}|{str(dtype).removeprefix('torch.')}|torch {torch.__version__}|{torch.get_num_threads()} threads"
+    threads = f"{torch.get_num_threads()} threads"
+    name = f"{key}|{str(dtype).removeprefix('torch.')}|torch {torch.__version__}|{threads}|method {_METHOD}"
     known = _read(file)
     found = known.get(name)
     if not anew and isinstance(found, dict) and found.get("read", 0) > 0 and found.get("matrix", 0) > 0:

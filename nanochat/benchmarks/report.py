@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nanochat.benchmarks.comparison import Comparison
 from nanochat.benchmarks.result import Row, Run
@@ -46,17 +47,29 @@ def header(run: Run) -> list[str]:
         f"on {surroundings['device']}; nanochat {surroundings['nanochat']}{commit}, {software}",
         *([f"kernels: {surroundings['kernels']}"] if surroundings.get("kernels") else []),
         *(f"{name}: {about}" for name, about in surroundings.get("engines", {}).items() if about),
-        f"ceilings: reads {run.ceilings['read'] / 1e9:,.0f} GB/s, "
-        f"multiplies {run.ceilings['matrix'] / 1e12:,.2f} TFLOP/s"
-        + "".join(
-            f"; too low where this disturbed them: {flag}" for flag in run.ceilings.get("disturbed", ())
-        ),
+        f"ceilings{_of_each(run)}: {_ceilings(run.ceilings)}",
+        *(f"ceilings of {name}: {_ceilings(own)}" for name, own in run.ceilings.get("engines", {}).items()),
         f"medians and quartiles of {run.settings['repeats']} after a warm-up; {run.excluded}",
     ]
     lines += [f"careful: {flag}" for flag in run.flags]
     if run.partial:
         lines.append("PARTIAL: the run was stopped before its end")
     return lines
+
+
+def _ceilings(found: Mapping[str, Any]) -> str:
+    """What a device can do, and what disturbed the measurement of that."""
+    rates = f"reads {found['read'] / 1e9:,.0f} GB/s, multiplies {found['matrix'] / 1e12:,.2f} TFLOP/s"
+    return rates + "".join(
+        f"; too low where this disturbed them: {flag}" for flag in found.get("disturbed", ())
+    )
+
+
+def _of_each(run: Run) -> str:
+    """Ranks on GPUs have a device each; on a CPU they share one."""
+    ranks = run.settings.get("tensor_parallel_size", 1)
+    alone = ranks in (1, [1]) or "capability" not in run.environment
+    return "" if alone else " of each device"
 
 
 def cells(row: Row) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from nanochat.bench import Hooks, Plan, Progress, Row, Run, check_plan, run_benchmark
 
@@ -65,11 +67,23 @@ def _joined(before: Run | None, run: Run, plan: Plan, numbers: tuple[int, ...]) 
         head,
         rows=(*(before.rows if before is not None else ()), *rows),
         environment=environment | {"engines": engines},
+        ceilings=_ceilings(before, run, plan),
         settings={**head.settings, "tensor_parallel_size": list(numbers)},
         flags=tuple(dict.fromkeys((*(before.flags if before is not None else ()), *run.flags))),
         partial=run.partial,
         finished=run.finished,
     )
+
+
+def _ceilings(before: Run | None, run: Run, plan: Plan) -> Mapping[str, Any]:
+    """The first run's, and those of a number of devices for which others were measured."""
+    if before is None or before.ceilings == run.ceilings:
+        return (before or run).ceilings
+    own = {name: value for name, value in before.ceilings.items() if name != "engines"}
+    others = dict(before.ceilings.get("engines", {}))
+    if own != run.ceilings:
+        others[_name(plan)] = run.ceilings
+    return {**own, "engines": others} if others else own
 
 
 def _named(row: Row, plan: Plan) -> Row:

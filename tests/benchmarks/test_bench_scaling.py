@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from nanochat.bench import Hooks, Plan, Progress, Sizes
 from nanochat.benchmarks import scaling
 from nanochat.benchmarks.known_shapes import write_shape
+from nanochat.benchmarks.report import header
 from nanochat.benchmarks.scaling import run_over
 from nanochat.commands.bench import bench
 from nanochat.errors import UsageError
@@ -55,6 +56,24 @@ def test_a_run_that_is_stopped_stays_partial_and_no_further_one_begins(plan, mon
     assert begun == [(1, ("vllm",)), (2, ())]
     assert [row.engine for row in run.rows] == ["nanochat, 1 rank", "vllm", "nanochat, 2 ranks"]
     assert run.partial
+
+
+def test_ceilings_that_differ_are_told_for_each_number(plan, monkeypatch) -> None:
+    reads = {1: 60e9, 2: 60e9, 4: 90e9}
+
+    def measured(plan: Plan, hooks: Hooks):
+        gpus = {"device": "a GPU", "nanochat": "0.1.0", "capability": "9.0"}
+        found = {"read": reads[plan.tensor_parallel_size], "matrix": 2e12, "disturbed": []}
+        return a_run(a_row("tg4", 50, 100, work=(1e9, 1e6)), environment=gpus, ceilings=found)
+
+    monkeypatch.setattr(scaling, "run_benchmark", measured)
+    monkeypatch.setattr(scaling, "check_plan", lambda plan: None)
+    lines = header(run_over(plan, (1, 2, 4), Hooks()))
+    assert [line for line in lines if line.startswith("ceilings")] == [
+        "ceilings of each device: reads 60 GB/s, multiplies 2.00 TFLOP/s",
+        "ceilings of nanochat, 4 ranks: reads 90 GB/s, multiplies 2.00 TFLOP/s",
+    ]
+    assert any(line.startswith("ceilings: reads 60 GB/s") for line in header(run_over(plan, (1,), Hooks())))
 
 
 def test_a_number_that_cannot_be_had_is_refused_before_anything_is_measured(plan, monkeypatch) -> None:
