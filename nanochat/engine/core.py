@@ -318,6 +318,7 @@ class EngineCore:
 
     def _check_idle(self) -> None:
         if not self.has_work:
+            self._ahead.rest()
             self.cache.check_idle()
 
     def _draw_seed(self) -> int:

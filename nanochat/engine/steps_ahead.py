@@ -39,10 +39,10 @@ class StepsAhead:
         """Before new steps: go as deep as the longest hold asks for, and deeper when the device ran dry."""
         if not self._on_gpu:
             return
-        now, last = self._clock(), self._last
         if not in_flight or _reads(in_flight[-1]):  # a prompt's step may take longer to launch than to run
-            self._last = None
+            self.rest()
             return
+        now, last = self._clock(), self._last
         self._last = now
         if last is None:
             self._window = (now, 0)
@@ -55,6 +55,10 @@ class StepsAhead:
             wanted = max(wanted, self.depth * 2)
             self._held = max(self._held, (wanted - 1) * self._step / _MARGIN)
         self.depth = min(max(wanted, _LEAST), _MOST)
+
+    def rest(self) -> None:
+        """What goes by from here to the next look is no hold."""
+        self._last = None
 
     def takes(self, in_flight: Sequence[PendingStep]) -> bool:
         """Whether another step may be dispatched. Steps that read a prompt are long: two keep the device busy."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hash_model import hash_config, hash_core, hash_loaded, reply
-from lagging_device import LaggingStep, lag
+from lagging_device import LaggingDevice, LaggingStep, lag
 
 from nanochat.engine import loading
 from nanochat.engine.core import EngineCore
@@ -147,6 +147,21 @@ def test_what_is_queued_for_a_hold_is_not_queued_any_more_when_it_does_not_come_
     chip.deepest = 0
     chip.run(1.0)
     assert chip.deepest <= 5
+
+
+def test_a_minute_in_which_nobody_asks_is_no_hold() -> None:
+    core = on_gpu(hash_core(64))
+    now = 0.0
+    core._ahead = StepsAhead(on_gpu=True, clock=lambda: now)
+    lag_runner = LaggingDevice(core._runner)
+    core._runner = lag_runner  # type: ignore[assignment]
+    for _ in range(3):
+        core.add(request(3, max_tokens=40))
+        while core.has_work:
+            core.step()
+            now += 0.001
+        now += 60.0
+        assert core._ahead.depth <= 5
 
 
 class Prepared:
