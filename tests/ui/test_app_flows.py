@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
+from time import monotonic
 
 import pytest
+from busy import BUSY
 from fake_engine import MODEL, OTHER, FakeEngine
-from stage import on_stage
+from stage import Stage, on_stage
 from textual import events
 from textual.widgets import Static
 
@@ -77,6 +80,38 @@ async def test_two_tabs_stream_at_once_and_the_hidden_one_is_whole_when_shown(tm
         assert stage.app.chats.active.state is TabState.IDLE
         engine.finish(two)
         await stage.settle()
+
+
+async def test_a_clock_that_is_set_back_while_a_reply_streams_hangs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine(manual=True)
+    async with on_stage(tmp_path, engine) as stage:
+        await stage.send("what time is it?")
+        await stage.until(lambda: engine.requests)
+        engine.emit(engine.last, "before ")
+        await stage.until(lambda: stage.texts()[-1] == "before ")
+        yesterday = time.time() - 86_400
+        monkeypatch.setattr(time, "time", lambda: yesterday)
+        stage.app.history.database.clock = time.time
+        engine.emit(engine.last, "after ")
+        await stage.until(lambda: stage.texts()[-1] == "before after ", "it streams on")
+        await stage.until(lambda: saved(stage) == "before after ", "it is saved on")
+        pressed = monotonic()
+        await stage.press("escape")
+        await stage.settle()
+        assert monotonic() - pressed < BUSY
+        await stage.send("and now?")
+        await stage.until(lambda: len(engine.requests) == 2)
+        engine.finish(engine.last)
+        await stage.settle()
+        assert stage.texts()[:3] == ["what time is it?", "before after ", "and now?"]
+
+
+def saved(stage: Stage) -> str:
+    """The reply that is being written, as it is on disk."""
+    chat = stage.app.chats.active.chat
+    return "" if chat is None else stage.app.history.messages.open(chat.id).running[0].content
 
 
 async def test_the_figures_of_the_prompt_are_there_from_the_first_token_on(tmp_path: Path) -> None:
