@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from thread_ranks import ThreadWorkers
 
 from nanochat import SamplingParams
 from nanochat.engine import llm as engine
@@ -18,7 +16,10 @@ from nanochat.engine import loading
 from nanochat.engine.parallel import group
 from nanochat.engine.parallel.collectives import Collectives
 from nanochat.engine.parallel.messages import StepReader
+from nanochat.engine.request import Request
 from nanochat.errors import EngineDead, OutOfMemory, UnsupportedModel, UsageError
+
+pytestmark = pytest.mark.usefixtures("rank_threads")
 
 LENGTH = 128
 SHARED = list(range(3, 43))  # two full blocks and a half
@@ -39,18 +40,9 @@ def wishes(length: int) -> list[SamplingParams]:
     return [greedy, greedy, free, drawn, bent]
 
 
-@pytest.fixture(autouse=True)
-def ranks_are_threads(monkeypatch):
-    monkeypatch.setattr(group, "Workers", ThreadWorkers)
-    threads, interval = torch.get_num_threads(), sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)  # threads hand each other the interpreter at every collective
-    yield
-    sys.setswitchinterval(interval)
-    torch.set_num_threads(threads)
-
-
 def replies(folder: Path, ranks: int, length: int, **options):
     """Everything that a run says: ids of each reply, log-probabilities, and what was cached and preempted."""
+    torch.set_num_threads(1)
     llm = engine.LLM(
         folder, dtype="float32", device="cpu", tensor_parallel_size=ranks, skip_tokenizer=True, **options
     )
@@ -58,7 +50,8 @@ def replies(folder: Path, ranks: int, length: int, **options):
         outputs = llm.generate(PROMPTS, wishes(length), use_tqdm=False)
         again = llm.generate([[*SHARED, 9]], wishes(9)[0], use_tqdm=False)
         return (
-            [reply.token_ids for output in [*outputs, *again] for reply in output.outputs],
+            [reply.token_ids for output in [*outputs, *again] for reply in output.outputs]
+            + beside_a_cancelled_one(llm.core, min(length, 24)),
             outputs[4].outputs[0].logprobs,
             (again[0].num_cached_tokens, llm.core.scheduler.preemptions),
         )
@@ -66,43 +59,56 @@ def replies(folder: Path, ranks: int, length: int, **options):
         llm.close()
 
 
-def same(folder: Path, ranks: int, length: int, **options):
-    alone, split = replies(folder, 1, length, **options), replies(folder, ranks, length, **options)
-    assert all(len(ids) == length for ids in split[0][:3])
+def beside_a_cancelled_one(core, length: int):
+    """Ids of two replies, of which the first is cancelled in the middle."""
+    cancelled, other = Request(PROMPTS[0], wishes(length)[2]), Request(PROMPTS[1], wishes(length)[2])
+    ids = {cancelled.request_id: (), other.request_id: ()}
+    for request in (cancelled, other):
+        core.add(request)
+    while core.has_work:
+        for update in core.step():
+            ids[update.request_id] += tuple(update.token_ids)
+        if len(ids[cancelled.request_id]) == length // 2:
+            core.abort(cancelled.request_id)
+    assert len(ids[cancelled.request_id]) < length == len(ids[other.request_id])
+    return list(ids.values())
+
+
+def same(alone, split, cached: int = 32) -> None:
     assert split[0] == alone[0]
-    assert split[2] == alone[2] and split[2][0] == 32
+    assert split[2] == alone[2] and split[2][0] == cached
     for one, other in zip(alone[1], split[1], strict=True):
         assert one.keys() == other.keys()
         assert all(abs(one[token].logprob - other[token].logprob) < 1e-3 for token in one)
-    return split
 
 
-@pytest.mark.parametrize("name", ["smollm2", "qwen3_moe", "gemma3_capped"])
-def test_two_ranks_say_what_one_says(name: str, tiny_folder) -> None:
-    same(tiny_folder(name), 2, LENGTH)
+FAMILIES = [
+    "smollm2", "llama_biases", "qwen2", "qwen3", "qwen3_moe", "mistral_window", "smollm3", "phi3", "gemma3_capped",
+]  # fmt: skip
+THROUGH_TRANSFORMERS = ["gemma2", "olmo2", "starcoder2", "mixtral"]
 
 
-@pytest.mark.parametrize("name", ["llama_biases", "qwen2", "qwen3", "mistral_window", "phi3", "smollm3"])
-def test_every_family_is_divided(name: str, tiny_folder) -> None:
-    same(tiny_folder(name), 2, 24)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_two_and_four_ranks_say_what_one_says(name: str, tiny_folder) -> None:
+    """Three key-value heads over two and four ranks, two of them over four, and nine query heads are among these."""
+    alone = replies(tiny_folder(name), 1, LENGTH)
+    for ranks in (2, 4):
+        same(alone, replies(tiny_folder(name), ranks, LENGTH))
 
 
-def test_four_ranks_say_what_one_says(tiny_folder) -> None:
-    same(tiny_folder("llama_gqa_128_tied"), 4, LENGTH)  # two key-value heads: each is on two ranks
+@pytest.mark.parametrize(("ranks", "length"), [(2, LENGTH), (4, 24)])
+@pytest.mark.parametrize("name", THROUGH_TRANSFORMERS)
+def test_what_transformers_runs_is_divided_by_its_plan(
+    name: str, ranks: int, length: int, tiny_folder
+) -> None:
+    same(replies(tiny_folder(name), 1, length), replies(tiny_folder(name), ranks, length))
 
 
 @pytest.mark.parametrize("name", ["smollm2", "qwen3_moe_raw"])
-def test_four_ranks_share_out_what_does_not_divide(name: str, tiny_folder) -> None:
-    same(tiny_folder(name), 4, 16)
-
-
-@pytest.mark.parametrize("name", ["gemma2", "olmo2", "starcoder2", "mixtral"])
-def test_what_transformers_runs_is_divided_by_its_plan(name: str, tiny_folder) -> None:
-    same(tiny_folder(name), 2, 16)
-
-
-def test_four_ranks_share_two_key_value_heads_in_what_transformers_runs(tiny_folder) -> None:
-    same(tiny_folder("gemma2"), 4, 32)
+def test_any_number_of_ranks_shares_out_what_does_not_divide(name: str, tiny_folder) -> None:
+    alone = replies(tiny_folder(name), 1, 16)
+    for ranks in (3, 4):
+        same(alone, replies(tiny_folder(name), ranks, 16))
 
 
 # OLMo 2's plan gathers queries, keys and values for the norms over whole queries and keys. Values have no norm: a
@@ -183,8 +189,10 @@ def test_of_equal_tokens_on_two_ranks_the_first_is_taken_as_on_one(tiny_folder, 
 
 
 def test_preempted_replies_go_on_as_on_one_rank(tiny_folder) -> None:
-    found = same(tiny_folder("qwen3"), 2, 100, num_blocks=24)
-    assert found[2][1] > 0
+    alone = replies(tiny_folder("qwen3"), 1, 100, num_blocks=24)
+    assert alone[2][1] > 0
+    for ranks in (2, 4):
+        same(alone, replies(tiny_folder("qwen3"), ranks, 100, num_blocks=24))
 
 
 def test_engines_in_one_process_do_not_collide(tiny_folder) -> None:

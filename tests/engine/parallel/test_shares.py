@@ -6,11 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nanochat.engine.config import EngineConfig
-from nanochat.engine.models.config import ModelConfig
-from nanochat.engine.parallel.placement import choose_ranks, divides
 from nanochat.engine.parallel.shares import column_share, head_share, vocabulary_share
-from nanochat.errors import UsageError
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 16))
@@ -37,18 +33,3 @@ def test_columns_and_vocabulary_are_covered_once(divide, size: int, ranks: int) 
 def test_columns_go_in_units_that_kernels_like() -> None:
     assert [column_share(96, rank, 4) for rank in range(4)] == [slice(24 * r, 24 * r + 24) for r in range(4)]
     assert all(column_share(1536, rank, 5).start % 16 == 0 for rank in range(5))
-
-
-def test_a_cpu_gets_one_rank_unless_more_are_asked_for(tiny_folder) -> None:
-    import torch
-
-    folder = tiny_folder("qwen3")
-    model, cpu = ModelConfig.from_folder(folder), torch.device("cpu")
-
-    def ranks(asked: int | None) -> int:
-        return choose_ranks(EngineConfig(model=folder, tensor_parallel_size=asked), model, cpu, torch.float32)
-
-    assert ranks(None) == 1 and ranks(3) == 3
-    assert [divides(model, count) for count in (1, 2, 3, 4)] == [True, True, False, True]
-    with pytest.raises(UsageError, match="at least 1, not 0"):
-        ranks(0)
