@@ -23,11 +23,11 @@ from measured_app import FenceReader
 
 from nanochat.benchmarks.case import Ask
 from nanochat.benchmarks.known_shapes import write_shape
-from nanochat.ui import drawing_cost
+from nanochat.ui import drawn_parts
 from nanochat.ui.drawing_cost import DrawingCost
 
 LEAST_KEPT = 0.97
-PLAIN = drawing_cost._Plain
+PLAIN = drawn_parts.PlainReader
 
 
 def rate(target: Any, ask: Ask) -> float:
@@ -40,7 +40,7 @@ def measure(cost: DrawingCost, ask: Ask, repeats: int) -> dict[str, Any]:
     alone, drawn = cost.targets
     found: dict[str, Any] = {"part": "drawing", "ok": True, "tokens": ask.output}
     for name, reader in (("prose", PLAIN), ("fence", FenceReader)):
-        drawing_cost._Plain = reader  # type: ignore[misc, assignment]
+        drawn_parts.PlainReader = reader  # type: ignore[misc, assignment]
         turns = [(rate(alone, ask), rate(drawn, ask)) for _ in range(repeats + 1)][1:]
         kept = statistics.median(after / before for before, after in turns)
         found[name] = {

@@ -65,5 +65,5 @@ def test_every_part_names_files_that_are_there() -> None:
 
 def test_the_drawn_reply_is_read_by_what_the_benchmark_reads_it_with() -> None:
     drawing = script("drawing")
-    assert drawing.drawing_cost._Plain is drawing.PLAIN
+    assert drawing.drawn_parts.PlainReader is drawing.PLAIN
     assert len(drawing.FenceReader().push("abcd").text) > 100_000
