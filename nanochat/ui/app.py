@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Awaitable, Coroutine, Iterable
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import BindingType
-from textual.css.query import NoMatches
 from textual.screen import ModalScreen, Screen
 
 from nanochat.errors import NanochatError
@@ -28,12 +25,14 @@ from nanochat.ui.commands import REGISTRY
 from nanochat.ui.desk import Desk
 from nanochat.ui.draft import Draft
 from nanochat.ui.engine_port import Engine
+from nanochat.ui.errands import Errands
 from nanochat.ui.idle_work import IdleWork
 from nanochat.ui.input_history import InputHistory
 from nanochat.ui.interrupts import Interrupts
 from nanochat.ui.keymap import as_textual
 from nanochat.ui.model_host import ModelHost
 from nanochat.ui.monitor import Reading
+from nanochat.ui.notices import Notices, Severity
 from nanochat.ui.open_chats import OpenChats
 from nanochat.ui.screens.chat import ChatScreen
 from nanochat.ui.session import ChatSession
@@ -45,10 +44,7 @@ from nanochat.ui.widgets.prompt_box import PromptBox
 if TYPE_CHECKING:
     from nanochat.history import History
 
-log = logging.getLogger("nanochat.app")
-
 TICK_SECONDS = 0.2
-Severity = Literal["information", "warning", "error"]
 
 
 class NanochatApp(App[None], inherit_bindings=False):
@@ -84,14 +80,13 @@ class NanochatApp(App[None], inherit_bindings=False):
         self.inputs = InputHistory(desk.paths.data / "prompt-history.jsonl")
         self.reading = Reading()
         self.note = ""
-        self._said = ("", 0.0)
         self.failure: NanochatError | None = None
         self.benchmark = Benchmark(self)
         self.undo = UndoStack()
         self.tokens = TokenCount(self)
-        self._interrupts = Interrupts()
+        self._interrupts, self._notices = Interrupts(self), Notices(self)
+        self._errands = Errands(self, self._handle_exception)
         self._ticks = 0
-        self.spawned: set[asyncio.Task[Any]] = set()
         for each in theme.THEMES:
             self.register_theme(each)
         self._unknown_theme = not self._take_theme(self.settings.theme)
@@ -192,33 +187,15 @@ class NanochatApp(App[None], inherit_bindings=False):
 
     def attempt(self, work: Awaitable[object]) -> None:
         """Run this beside everything else; an error of ours becomes a word to the user."""
-        self.run_worker(self._attempt(work), exit_on_error=True)
-
-    async def _attempt(self, work: Awaitable[object]) -> None:
-        try:
-            await work
-        except NanochatError as error:
-            log.info("%s: %s", type(error).__name__, error)
-            self.say(str(error), severity="warning")
-        except NoMatches:
-            if not self.desk.is_closing:
-                raise
-            log.debug("the screen was taken down before this was done")
+        self.run_worker(self._errands.attempt(work), exit_on_error=True)
 
     def spawn(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
         """Run this in the background; nobody waits for it. The end of the application cancels it."""
-        task = asyncio.ensure_future(work)
-        self.spawned.add(task)
-        task.add_done_callback(self._spawned_ended)
-        return task
+        return self._errands.spawn(work)
 
-    def _spawned_ended(self, task: asyncio.Task[Any]) -> None:
-        self.spawned.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, NanochatError):
-            self.say(str(error), severity="warning")
-        elif isinstance(error, Exception):
-            self._handle_exception(error)  # as for any other fault of our own: nothing goes on half alive
+    def cancel_spawned(self) -> None:
+        """End what runs in the background."""
+        self._errands.cancel()
 
     def run_registered(self, action_id: str, argument: str = "") -> None:
         """Do one of the registry's actions."""
@@ -253,30 +230,14 @@ class NanochatApp(App[None], inherit_bindings=False):
         await sending.send(self, draft)
 
     def interrupt(self) -> None:
-        """Ctrl-C: copy what is selected, else stop the reply, else quit at the second time."""
-        selected = self._interrupts.selected(self)
-        if selected:
-            self.copy(selected, "the selection")
-        elif self.benchmark.running:
-            self.attempt(self.benchmark.stop())
-        elif self.desk.is_open and self.chats.active.busy and not self.chats.active.stopping:
-            self.chats.active.stop()
-            self.chat_screen.refresh_chrome()
-        elif self._interrupts.again():
-            self.attempt(self.leave(ask=False))
-        else:
-            self.say("Press Ctrl+C again to quit.")
+        """Ctrl-C."""
+        self._interrupts.press()
 
     # Saying and asking -------------------------------------------------------------------------
 
     def say(self, text: str, *, severity: Severity = "information") -> None:
         """A word to the user, for some seconds; once, where two parts of the application meet the same error."""
-        stays = 4 if severity == "information" else 8  # seconds
-        again = text == self._said[0] and monotonic() - self._said[1] < stays
-        if again and severity != "information":
-            return
-        self._said = (text, monotonic())
-        self.notify(sanitize(text), severity=severity, markup=False, timeout=stays)
+        self._notices.say(text, severity)
 
     async def ask(self, question: ModalScreen[str | None]) -> str | None:
         """Ask, and wait for the answer."""

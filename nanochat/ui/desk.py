@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -19,13 +18,13 @@ from textual.driver import Driver
 from nanochat.engine.config import EngineConfig
 from nanochat.errors import HistoryError, ModelError, UsageError
 from nanochat.hub import LocalModel
-from nanochat.modelhub.fit import free_memory
 from nanochat.settings import Paths, Settings
 from nanochat.storage.records import Message
 from nanochat.ui import keymap, overflow_flow
 from nanochat.ui.chat_model import ChatModel
 from nanochat.ui.chat_settings import ChatSettings
 from nanochat.ui.engine_port import Engine
+from nanochat.ui.engine_settings import screen_config
 from nanochat.ui.idle_work import IdleWork
 from nanochat.ui.model_host import HostState, ModelHost
 from nanochat.ui.monitor import Monitor, Reading
@@ -47,8 +46,6 @@ log = logging.getLogger("nanochat.desk")
 
 CLOSE_SECONDS = 5.0
 ENGINE_SECONDS = 2.0
-# A step cannot be interrupted: a prompt is read in parts of under 0.2 s, so that Esc and progress come between.
-CPU_STEP_TOKENS = 128
 GPU_SWITCH_INTERVAL = 0.0005  # a drawing screen costs a GPU engine least so (measured)
 
 
@@ -183,8 +180,7 @@ class Desk:
             await asyncio.wait_for(self.chats.close_all(), CLOSE_SECONDS)
         except TimeoutError:
             log.error("not every reply could be ended within %s s", CLOSE_SECONDS)
-        for task in app.spawned:
-            task.cancel()
+        app.cancel_spawned()
         await asyncio.to_thread(self.models.close)
         await asyncio.to_thread(self.engine.close, ENGINE_SECONDS)
         await asyncio.to_thread(self.history.close)
@@ -277,13 +273,9 @@ class Desk:
     def _configure(self, app: NanochatApp, folder: Path) -> EngineConfig:
         """How a model is loaded; in a worker, right before it is: then it is also measured whether it fits."""
         self.models.measure(folder)
-        config = replace(
-            engine_config(folder, app.settings), overcommit=folder in self.insisted,
-            tensor_parallel_size=self.tensor_parallel_size,
-        )  # fmt: skip
-        if free_memory(app.settings.device).kind == "cpu":
-            return replace(config, max_num_batched_tokens=CPU_STEP_TOKENS)
-        return config
+        return screen_config(
+            folder, app.settings, overcommit=folder in self.insisted, ranks=self.tensor_parallel_size
+        )
 
     async def _may_unload(self, app: NanochatApp, wanted: str) -> bool:
         """Ask, where replies use the loaded model; `wanted` is what would take its place, "" for nothing."""
@@ -310,15 +302,6 @@ class Desk:
         if await self._may_unload(app, ""):
             self.host.unload()
             app.say("Unloaded. The next message loads the model again.")
-
-
-def engine_config(folder: Path, settings: Settings) -> EngineConfig:
-    """How a model is loaded, by the settings."""
-    return EngineConfig(
-        model=folder, dtype=settings.dtype, device=settings.device, max_model_len=settings.max_model_len or None,
-        gpu_memory_utilization=settings.gpu_memory_utilization,
-        kv_cache_bytes=int(settings.kv_cache_gib * 2**30) or None, deterministic=settings.deterministic,
-    )  # fmt: skip
 
 
 def _open_history(folder: Path) -> History:
