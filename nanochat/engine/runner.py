@@ -158,7 +158,7 @@ class ModelRunner:
     def close(self) -> None:
         """Drop the tensors."""
         self.kv_cache = []
-        self._graphs = self._prefills = None
+        self._graphs = self._prefills = self._divided = None
         del self.model
 
 

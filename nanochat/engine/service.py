@@ -11,6 +11,7 @@ import atexit
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
@@ -307,12 +308,21 @@ class EngineService:
 
     def _die(self, error: NanochatError) -> None:
         core, self._core = self._core, None
+        _forget_frames(error)
         self._state, self._failure = "dead", error
         streams, self._streams = list(self._streams.values()), {}
         for stream in streams:
             stream.fail(error)
         if core is not None:
             core.close()
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Empty the frames that an error came through: as long as somebody keeps it they hold the model's memory."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _snapshot(core: EngineCore, state: str, load_seconds: float) -> EngineStats:

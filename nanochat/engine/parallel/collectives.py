@@ -47,7 +47,7 @@ class Collectives:
         self.seconds = 0.0
         self.count = 0
         self.one_shot: Sums | None = None
-        self._group = group
+        self._group: Any = group
         self._device = device
         self._pulse = pulse
         self._sums = AllreduceOptions()
@@ -102,6 +102,10 @@ class Collectives:
         if self.one_shot is not None:
             self.one_shot.close()
             self.one_shot = None
+        if (
+            self._device.type == "cpu"
+        ):  # gloo gives its port back when nobody holds it: not when all else is collected
+            self._group = None
 
     @contextmanager
     def counted(self) -> Generator[None]:

@@ -176,6 +176,7 @@ class RankGroup:
         """End the workers. May be called twice."""
         if self._end.detach() is not None:
             self._workers.close()
+            self._workers.on_failure = None
             if hasattr(self, "collectives"):
                 self.collectives.close()
             if self._device.type == "cpu":

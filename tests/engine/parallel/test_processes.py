@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
 
 import psutil
@@ -136,15 +137,42 @@ def test_a_cancelled_reply_ends_and_the_next_one_runs(starter: EngineService) ->
 def test_nothing_listens_but_on_loopback_and_nothing_has_a_name(
     starter: EngineService, scratch: Path
 ) -> None:
-    listening = [
-        connection.laddr.ip
-        for pid in (os.getpid(), *group_of(starter).pids)
+    found = listening([os.getpid(), *group_of(starter).pids])
+    assert found and {address.ip for address in found} == {"127.0.0.1"}
+    assert not list(scratch.iterdir())
+    assert not [name for name in os.listdir("/dev/shm") if "nanochat" in name]
+
+
+def listening(pids) -> list:
+    return [
+        connection.laddr
+        for pid in pids
         for connection in psutil.Process(pid).net_connections()
         if connection.status == psutil.CONN_LISTEN
     ]
-    assert listening and set(listening) == {"127.0.0.1"}
-    assert not list(scratch.iterdir())
-    assert not [name for name in os.listdir("/dev/shm") if "nanochat" in name]
+
+
+@pytest.mark.parametrize("end", ["a lost rank", "unload"])
+def test_an_engine_that_has_ended_holds_no_port_and_no_memory_although_its_error_is_kept(
+    end: str, tiny_folder
+) -> None:
+    before, service = listening([os.getpid()]), EngineService()
+    service.load(config(tiny_folder("llama_biases"))).wait(WAIT)
+    stream = service.submit(Request([3, 4, 5], ENDLESS))
+    next(iter(stream))
+    model, (worker,) = weakref.ref(service.core._runner._runner.model), group_of(service).pids
+    assert len(listening([os.getpid()])) == len(before) + 1
+    if end == "unload":
+        service.unload()
+        list(stream)
+    else:
+        os.kill(worker, signal.SIGKILL)
+        with pytest.raises(EngineDead) as kept:
+            list(stream)
+        assert kept.value is not None
+    wait_until(lambda: service.core is None and listening([os.getpid()]) == before)
+    wait_until(lambda: model() is None)
+    service.close()
 
 
 def test_a_killed_rank_ends_the_engine_with_one_error_and_a_fresh_load_works(
