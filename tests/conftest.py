@@ -16,6 +16,9 @@ os.environ.setdefault(
     "GOMP_SPINCOUNT", "1000"
 )  # two test processes on two cores: waiting threads must not spin
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop(
+    "PYTHONDONTWRITEBYTECODE", None
+)  # a hundred programs are started: each would compile all of it again
 if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, by whoever is first
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -23,12 +26,34 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Where the tests are started in the background, Ctrl-C is ignored, and every program that they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 REAL_PATHS = Paths.find()
+TESTS = Path(__file__).parent
+#: The files that take longest begin first: a long one that begins last leaves the other processes without work.
+LONGEST = (
+    "engine/test_starter_oracle.py",
+    "engine/parallel/test_ids_agree.py",
+    "test_cli.py",
+    "e2e/test_app_tmux.py",
+    "ui/test_app_flows.py",
+    "engine/parallel/test_watch.py",
+    "ui/test_transcript.py",
+    "ui/test_models_screen.py",
+    "ui/test_hostile_output.py",
+    "commands/test_bench_cli.py",
+    "engine/test_llm.py",
+    "benchmarks/test_bench_child.py",
+    "commands/test_repl.py",
+    "ui/test_app_terminal.py",
+    "ui/test_bench_screen.py",
+    "engine/parallel/test_processes.py",
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes an hour runs only when it is asked for."""
+    """What takes an hour runs only when it is asked for; the longest of the rest comes first."""
     if "full_compile" not in str(config.getoption("-m")):
         items[:] = [item for item in items if item.get_closest_marker("full_compile") is None]
+    places = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
