@@ -100,7 +100,8 @@ def waiting_footer(session: ChatSession, host: ModelHost) -> str:
 
 def frame_figures(session: ChatSession, host: ModelHost, draft_tokens: int | None) -> tuple[str, str]:
     """(what the prompt's frame says about tokens, its tone): the draft's own, and the chat's with it."""
-    used, limit = session.context_tokens + (draft_tokens or 0), host.context
+    coming = session.reply.num_tokens if session.reply is not None else 0
+    used, limit = session.context_tokens + coming + (draft_tokens or 0), host.context
     own = f"{draft_tokens:,} tok" if draft_tokens else ""
     if not limit:
         return own, ""

@@ -130,6 +130,19 @@ async def test_the_figures_of_the_prompt_are_there_from_the_first_token_on(tmp_p
         assert "prefill 50/s" in stage.status
 
 
+async def test_the_prompts_frame_counts_the_reply_that_streams(tmp_path: Path) -> None:
+    engine = FakeEngine(manual=True)
+    async with on_stage(tmp_path, engine) as stage:
+        await stage.send("a prompt of six words here")
+        await stage.until(lambda: engine.requests)
+        engine.emit(engine.last, *["word "] * 20)
+        await stage.until(lambda: "ctx 30/1.0k 3 %" in stage.status)
+        frame = stage.app.chat_screen.prompt
+        await stage.until(lambda: str(frame.border_subtitle) == "30/1.0k 3 %", "the frame says the same")
+        engine.finish(engine.last)
+        await stage.settle()
+
+
 async def test_esc_stops_and_keeps_the_text(tmp_path: Path) -> None:
     engine = FakeEngine(manual=True)
     async with on_stage(tmp_path, engine) as stage:
