@@ -235,6 +235,8 @@ class Desk:
     def _chat_changed(self, app: NanochatApp, session: ChatSession) -> None:
         if self.is_open and not self._closing:
             app.chat_screen.refresh_chrome()
+            if session.chat is not None:
+                self.sidebar.chat_changed(session.chat.id)
 
     def _reply_ended(self, app: NanochatApp, session: ChatSession, record: Message | None) -> None:
         if self._closing:

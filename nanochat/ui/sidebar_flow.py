@@ -25,6 +25,7 @@ class SidebarFlow:
         self._reading: asyncio.Task[None] | None = None
         self.today: Callable[[], date] = date.today
         self._day = self.today()
+        self._known: set[str] = set()
 
     def refresh(self) -> None:
         """Read again what is shown; costs nothing while the sidebar is hidden."""
@@ -38,6 +39,12 @@ class SidebarFlow:
         """At midnight today becomes yesterday."""
         if self._day != self.today():
             self._day = self.today()
+            self.refresh()
+
+    def chat_changed(self, chat_id: str) -> None:
+        """A chat that was not in the list yet comes into it with its first message, not with its first reply."""
+        if chat_id not in self._known:
+            self._known.add(chat_id)
             self.refresh()
 
     async def open_found(self) -> None:
@@ -85,5 +92,6 @@ class SidebarFlow:
             sidebar.show_found(await asyncio.to_thread(history.search, query), query)
             return
         listed = await asyncio.to_thread(history.chats.list)
+        self._known |= {chat.id for chat in listed}
         active = self._app.chats.active.chat
         sidebar.show_days(by_day(listed), active=active.id if active else None, today=self.today())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date, timedelta
 from pathlib import Path
 
+from fake_engine import FakeEngine
 from stage import Stage, on_stage
 
 from nanochat.ui.widgets.sidebar import ChatList
@@ -38,6 +39,19 @@ async def test_at_midnight_today_becomes_yesterday(tmp_path: Path) -> None:
         await stage.until(lambda: rows(stage)[:1] == ["Today"])
         stage.app.desk.sidebar.today = lambda: date.today() + timedelta(days=1)
         await stage.until(lambda: rows(stage)[:1] == ["Yesterday"])
+
+
+async def test_a_chat_is_in_the_list_as_soon_as_its_first_message_is_sent(tmp_path: Path) -> None:
+    engine = FakeEngine(manual=True)
+    async with on_stage(tmp_path, engine) as stage:
+        await stage.press("f2")
+        await stage.until(lambda: "No chats yet" in rows(stage)[0])
+        await stage.press("escape")
+        await stage.send("the first message")
+        await stage.until(lambda: rows(stage)[1:] == ["› the first message"], "it is in the list")
+        assert stage.app.chats.busy
+        engine.finish(engine.last)
+        await stage.settle()
 
 
 async def test_its_cursor_begins_at_the_open_chat_and_stays_where_the_user_put_it(tmp_path: Path) -> None:
