@@ -34,26 +34,36 @@ def device_limits(
     Args:
         key: names device and driver; another key is another measurement.
     """
-    file = Paths.find().cache / "ceilings.json"
-    threads = f"{torch.get_num_threads()} threads"
-    name = f"{key}|{str(dtype).removeprefix('torch.')}|torch {torch.__version__}|{threads}|method {_METHOD}"
-    known = _read(file)
-    found = known.get(name)
+    found = _read(_file()).get(_name(dtype, key))
     if not anew and isinstance(found, dict) and found.get("read", 0) > 0 and found.get("matrix", 0) > 0:
         return Ceilings(float(found["read"]), float(found["matrix"])), ()
     watch = Watch((device.index or 0) if device.type == "cuda" else None)
     before = watch.look(time.perf_counter())
     ceilings = measure(device, dtype)
     disturbed = watch.between(before, watch.look(time.perf_counter())).flags
-    if disturbed:
-        return ceilings, disturbed
-    known[name] = {
+    if not disturbed:
+        keep(ceilings, dtype, key)
+    return ceilings, disturbed
+
+
+def keep(ceilings: Ceilings, dtype: torch.dtype, key: str) -> None:
+    """From now on these are the device's ceilings."""
+    found = {
         "read": ceilings.read,
         "matrix": ceilings.matrix,
         "measured": time.strftime("%Y-%m-%d %H:%M"),
     }
-    _write(file, known)
-    return ceilings, ()
+    _write(_file(), _read(_file()) | {_name(dtype, key): found})
+
+
+def _file() -> Path:
+    return Paths.find().cache / "ceilings.json"
+
+
+def _name(dtype: torch.dtype, key: str) -> str:
+    """Names all that a measurement holds for."""
+    threads = f"{torch.get_num_threads()} threads"
+    return f"{key}|{str(dtype).removeprefix('torch.')}|torch {torch.__version__}|{threads}|method {_METHOD}"
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:

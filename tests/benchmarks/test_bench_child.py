@@ -24,6 +24,8 @@ from nanochat.environment import own_module
 from nanochat.errors import NanochatError
 from nanochat.kernels import pick
 
+pytestmark = pytest.mark.usefixtures("known_ceilings")
+
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:

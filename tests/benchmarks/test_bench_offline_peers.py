@@ -23,6 +23,8 @@ from nanochat.benchmarks.report import header
 from nanochat.benchmarks.result import Row, Run
 from nanochat.errors import NanochatError
 
+pytestmark = pytest.mark.usefixtures("known_ceilings")
+
 
 @dataclass
 class NanoConfig:

@@ -19,6 +19,8 @@ from nanochat.benchmarks.peers import open_peer
 from nanochat.benchmarks.server_peer import ServerTarget
 from nanochat.errors import NanochatError
 
+pytestmark = pytest.mark.usefixtures("known_ceilings")
+
 
 class FakeServer(BaseHTTPRequestHandler):
     """Streams as many tokens as are asked for; notes every request."""

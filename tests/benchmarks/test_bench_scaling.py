@@ -16,6 +16,8 @@ from nanochat.benchmarks.scaling import run_over
 from nanochat.commands.bench import bench
 from nanochat.errors import UsageError
 
+pytestmark = pytest.mark.usefixtures("known_ceilings")
+
 
 @pytest.fixture
 def plan(tmp_path) -> Plan:

@@ -92,7 +92,7 @@ def test_a_quick_run_of_the_starter_model_is_kept_and_compared(starter_home: Pat
 
 
 def test_everything_runs_where_only_the_engine_is_installed(
-    nanochat_home: Path, tmp_path: Path, bare: None
+    nanochat_home: Path, known_ceilings: None, tmp_path: Path, bare: None
 ) -> None:
     picture = tmp_path / "out.svg"
     presets = ("--preset", "quick", "--preset", "throughput", "--preset", "chat", "--preset", "interference")
@@ -122,7 +122,9 @@ def test_what_cannot_be_is_refused_in_one_line(arguments: tuple[str, ...], said:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_ctrl_c_keeps_what_was_finished_and_marks_it_partial(nanochat_home: Path) -> None:
+def test_ctrl_c_keeps_what_was_finished_and_marks_it_partial(
+    nanochat_home: Path, known_ceilings: None
+) -> None:
     command = [sys.executable, "-m", "nanochat", "bench", *TINY, "--repeat", "100000", "--json"]
     ours, theirs = os.openpty()  # progress is only shown to a terminal
     process = subprocess.Popen(

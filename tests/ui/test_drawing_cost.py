@@ -6,10 +6,14 @@ import gc
 import sys
 from pathlib import Path
 
+import pytest
+
 from nanochat.bench import Hooks, Plan, Row, Run, Sizes, run_benchmark
 from nanochat.benchmarks.known_shapes import write_shape
 from nanochat.benchmarks.made_vocabulary import write_vocabulary
 from nanochat.engine.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.usefixtures("known_ceilings")
 
 
 def test_the_same_reply_is_measured_with_and_without_the_screen(tmp_path: Path) -> None:

@@ -145,8 +145,8 @@ BEFORE_READY = "loading.allocate_kv = lambda *_: hang()"
     [
         (IN_THE_WEIGHTS, SLEEP, Bounds(idle=10), "did nothing for 2 s while loading its weights"),
         (BEFORE_READY, SLEEP, Bounds(idle=10), "did nothing for 2 s while getting ready"),
-        (IN_THE_WEIGHTS, SPIN, Bounds(unmoved=50), "came no further for 10 s while loading its weights"),
-        (BEFORE_READY, SPIN, Bounds(unmoved=50), "came no further for 10 s while getting ready"),
+        (IN_THE_WEIGHTS, SPIN, Bounds(unmoved=25), "came no further for 5 s while loading its weights"),
+        (BEFORE_READY, SPIN, Bounds(unmoved=25), "came no further for 5 s while getting ready"),
     ],
 )
 def test_a_worker_that_hangs_while_it_loads_ends_the_load(
