@@ -25,7 +25,7 @@ class OpenChats:
         self._defaults = defaults
         self._sessions: list[ChatSession] = []
         self._active = 0
-        self._closed: list[str] = []  # chats of closed tabs, the latest last
+        self._closed: list[Tab] = []  # the latest last
         self._saving: asyncio.Task[None] | None = None
 
     def __iter__(self) -> Iterator[ChatSession]:
@@ -80,10 +80,7 @@ class OpenChats:
         chat = await asyncio.to_thread(self._services.history.chats.get, chat_id)
         session = self._session_of(chat)
         await session.load()
-        if self._sessions and self.active.chat is None and self.active.draft.empty and not self.active.busy:
-            self._sessions[self._active] = session
-            return self.activate(self._active)
-        return self._add(session)
+        return self._put(session)
 
     async def close(self, session: ChatSession) -> None:
         """Close a tab: its reply stops and is saved. The last tab leaves an empty one."""
@@ -93,8 +90,8 @@ class OpenChats:
             return
         place = self._sessions.index(session)
         self._sessions.remove(session)
-        if session.chat is not None:
-            self._closed.append(session.chat.id)
+        if session.chat is not None or session.unsent:
+            self._closed.append(Tab(session.chat.id if session.chat else None, session.unsent))
         if not self._sessions:
             self._sessions.append(ChatSession(self._services, settings=self._defaults))
         self.activate(
@@ -102,10 +99,13 @@ class OpenChats:
         )
 
     async def reopen(self) -> ChatSession | None:
-        """Open the chat of the tab closed last; None when there is none."""
+        """Open the tab closed last, also one of which nothing was sent; None when there is none."""
         while self._closed:
+            tab = self._closed.pop()
+            if tab.chat is None:
+                return self._put(ChatSession(self._services, settings=self._defaults, draft=tab.draft))
             try:
-                return await self.open(self._closed.pop())
+                return await self.open(tab.chat)
             except NanochatError as error:
                 log.info("a closed tab cannot be opened again: %s", error)
         return None
@@ -151,6 +151,13 @@ class OpenChats:
     async def _save_later(self) -> None:
         await asyncio.sleep(SAVE_SECONDS)
         await self.save()
+
+    def _put(self, session: ChatSession) -> ChatSession:
+        """Show a session in the place of an empty tab, else in one of its own."""
+        if self._sessions and self.active.chat is None and self.active.draft.empty and not self.active.busy:
+            self._sessions[self._active] = session
+            return self.activate(self._active)
+        return self._add(session)
 
     def _add(self, session: ChatSession) -> ChatSession:
         place = self._active + 1 if self._sessions else 0

@@ -235,6 +235,17 @@ async def test_a_deleted_chat_comes_back_with_undo(tmp_path: Path) -> None:
         assert len(stage.app.history.chats.list()) == 1
 
 
+async def test_a_closed_tab_of_which_nothing_was_sent_comes_back_with_its_text(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.type("never sent")
+        await stage.press("ctrl+w")
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "")
+        await stage.type("/reopen")
+        await stage.press("enter")
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "never sent")
+        assert len(stage.app.chats) == 1
+
+
 async def test_what_was_typed_last_stays_with_the_chat_of_a_closed_tab(tmp_path: Path) -> None:
     async with on_stage(tmp_path) as stage:
         await stage.ask("a chat")
