@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from stage import Stage, on_stage
+from textual.widgets import OptionList
 
 from nanochat.ui import overflow_flow
 from nanochat.ui.overflow import Overflow
@@ -61,8 +62,21 @@ async def test_without_a_long_text_the_page_keys_are_the_answers(tmp_path: Path)
     async with on_stage(tmp_path, size=(60, 20)) as stage:
         await ask(stage, Question("A question", "Which?", ANSWERS))
         assert "PgDn" not in visible(stage)
-        await stage.press("end", "pageup")
-        await stage.until(lambda: "Answer 7" not in visible(stage) or "Answer 4" in visible(stage))
+        await stage.press("end")
+        await stage.until(lambda: "Answer 7" in visible(stage) and "Answer 3" not in visible(stage))
+        await stage.press("pageup")
+        await stage.until(lambda: "Answer 3" in visible(stage), "a page up")
+        assert stage.app.screen.query_one(OptionList).highlighted != len(ANSWERS) - 1
+
+
+async def test_a_page_key_while_a_question_opens_does_nothing(tmp_path: Path) -> None:
+    async with on_stage(tmp_path, size=(60, 20)) as stage:
+        question = Question("A question", LONG, ANSWERS)
+        shown = stage.app.push_screen(question)
+        assert stage.app.screen is question and not question.query("*"), "it is on top, but not composed"
+        await stage.app._check_bindings("pagedown", priority=True)
+        await shown
+        await stage.until(lambda: "PgUp PgDn read" in visible(stage), "it opened")
 
 
 async def test_a_notice_beside_a_question_is_there_once(tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ class Question(ModalScreen[str | None]):
         self.query_one(".dialog-hint", Static).update(f"{_HINT} · PgUp PgDn read" if scrolls else _HINT)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """The page keys are the list's where all of the text is in view."""
-        return action != "read" or self.query_one(".dialog-text").max_scroll_y > 0
+        """The page keys are the list's where all of the text is in view, or nothing is yet: keys come early."""
+        return action != "read" or any(text.max_scroll_y > 0 for text in self.query(".dialog-text"))
 
     def action_read(self, direction: int) -> None:
         """Scroll the text."""
