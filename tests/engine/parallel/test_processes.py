@@ -26,7 +26,7 @@ from nanochat.engine.service import EngineService
 from nanochat.engine.weights import Checkpoint
 from nanochat.errors import EngineDead
 
-LENGTH = 16
+LENGTH = 128
 GREEDY = SamplingParams(temperature=0.0, max_tokens=LENGTH, ignore_eos=True)
 ENDLESS = SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True)
 PROMPTS = [[504, 2988, 314, 42], [33, 28, 216, 34, 28, 216, 35, 28]]

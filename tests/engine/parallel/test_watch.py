@@ -16,7 +16,7 @@ from nanochat.engine.parallel import group, watch
 from nanochat.engine.parallel.channel import SharedMemory, allocate
 from nanochat.engine.parallel.processes import Workers
 from nanochat.engine.parallel.watch import Bounds, Idle, Silence, Stage, Stall, Standing, Unmoved
-from nanochat.errors import EngineDead
+from nanochat.errors import EngineDead, OutOfMemory
 
 RANKS = 3
 SOON = Bounds(silence=4, idle=4, unmoved=4, stall=0.05)
@@ -161,3 +161,13 @@ def test_a_worker_that_hangs_while_it_loads_ends_the_load(
     with pytest.raises(EngineDead, match=rf"^rank 1 of 2 \(process \d+\) {why}: load the model again$"):
         engine.LLM(folder, device="cpu", tensor_parallel_size=2, skip_tokenizer=True)
     assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_worker_that_runs_out_of_memory_while_it_gets_ready_says_so(
+    tiny_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takes_too_much = "loading.allocate_kv = lambda *_: __import__('torch').empty(1 << 55)"
+    (tmp_path / "sitecustomize.py").write_text(FAULT.format(fault=takes_too_much, hang=SLEEP))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(OutOfMemory, match=r"^rank 1: it ran out of memory \(.*can't allocate memory"):
+        engine.LLM(tiny_folder("llama_biases"), device="cpu", tensor_parallel_size=2, skip_tokenizer=True)
