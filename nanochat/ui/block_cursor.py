@@ -19,7 +19,7 @@ class BlockCursor:
 
     def span(self, view: ConversationView) -> tuple[int, int]:
         """The first row that is selected, and the row after the last; nothing when the message is gone."""
-        if self.message_id not in view.conversation:
+        if self.message_id not in view:
             return 0, 0
         first, end = view.span(self.message_id)
         for stop in view.view(self.message_id).stops():

@@ -45,7 +45,8 @@ class ConversationView:
         self.following = True
         self.place: Place | None = None  # the first row on screen, when not following
         self.unseen = 0  # rows that have come since the reader left the end, and were not on screen
-        self.cursor: BlockCursor | None = None
+        self._cursor: BlockCursor | None = None
+        self._cursor_place = 0  # among the messages
         self._folded: bool | None = None  # what the reader last wanted for all messages
         self._renderer = renderer
         self._width = 0
@@ -60,6 +61,25 @@ class ConversationView:
         view = kept if isinstance(kept, ConversationView) else cls(conversation, renderer)
         conversation.kept_view = view
         return view
+
+    @property
+    def cursor(self) -> BlockCursor | None:
+        """What is selected; where that message is gone, the one in its place: another version, or what is left."""
+        if self._cursor is not None and self._cursor.message_id not in self.conversation:
+            ids = self.conversation.ids
+            if ids == tuple(entry.message_id for entry in self._entries):  # else it is reconciled in a moment
+                self._cursor = BlockCursor(ids[min(self._cursor_place, len(ids) - 1)]) if ids else None
+        return self._cursor
+
+    @cursor.setter
+    def cursor(self, cursor: BlockCursor | None) -> None:
+        ids = self.conversation.ids
+        if cursor is not None and cursor.message_id in ids:
+            self._cursor_place = ids.index(cursor.message_id)
+        self._cursor = cursor
+
+    def __contains__(self, message_id: str) -> bool:
+        return message_id in self.conversation and message_id in self._index
 
     @property
     def height(self) -> int:

@@ -257,6 +257,39 @@ async def test_what_was_typed_last_stays_with_the_chat_of_a_closed_tab(tmp_path:
         await stage.until(lambda: stage.app.chat_screen.prompt.text == "and a draft")
 
 
+async def test_the_block_cursor_stays_at_its_place_when_the_message_there_is_another(tmp_path: Path) -> None:
+    replies = iter(("one", "two", "three", "four"))
+    engine = FakeEngine(script=lambda request: (next(replies),))
+    async with on_stage(tmp_path, engine) as stage:
+        await stage.ask("count")
+        for text in ("two", "three"):
+            await stage.press("ctrl+r")
+            await stage.until(lambda text=text: stage.texts() == ["count", text])
+            await stage.settle()
+        await stage.press("alt+up")
+        for key, text in (("[", "two"), ("[", "one"), ("]", "two"), ("r", "four")):
+            await stage.press({"[": "left_square_bracket", "]": "right_square_bracket"}.get(key, key))
+            await stage.until(lambda text=text: stage.texts() == ["count", text], text)
+            await stage.settle()
+        cursor = stage.app.chat_screen.transcript.cursor
+        assert cursor is not None and cursor.message_id == stage.app.chats.active.conversation.ids[-1]
+
+
+async def test_after_a_delete_the_block_cursor_is_at_what_is_left(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("first")
+        await stage.ask("second")
+        await stage.press("alt+up", "alt+up", "d")
+        await stage.until(lambda: stage.texts() == ["first", "Hello there."])
+        await stage.press("d")
+        await stage.until(lambda: stage.texts() == ["first"])
+        await stage.press("d")
+        await stage.until(lambda: stage.texts() == [] and stage.app.chat_screen.prompt.has_focus)
+        await stage.type("/undo")
+        await stage.press("enter")
+        await stage.until(lambda: stage.texts() == ["first"])
+
+
 async def test_the_sidebar_finds_a_word_of_an_old_chat_and_opens_it(tmp_path: Path) -> None:
     async with on_stage(tmp_path) as stage:
         await stage.ask("about the marmalade")

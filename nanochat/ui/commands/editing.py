@@ -71,6 +71,8 @@ async def delete_message(app: NanochatApp, message_id: str) -> None:
     """Hide a message and what follows it; `/undo` brings it back."""
     session = app.chats.active
     hidden = await session.delete(message_id)
+    if not session.conversation.ids:
+        app.chat_screen.focus_prompt()
 
     async def undo() -> None:
         await session.undelete(hidden)
