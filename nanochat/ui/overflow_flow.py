@@ -92,7 +92,8 @@ def taken_back(app: NanochatApp, session: ChatSession, text: str, choice: Choice
 async def fork_with_summary(app: NanochatApp, session: ChatSession, text: str) -> None:
     """A new chat whose system prompt holds a summary of this one; the message goes there.
 
-    Esc stops it as it stops a reply; then, and when it fails, the message is back in the prompt.
+    Esc stops it as it stops a reply; then, and when it fails, the message is back in the prompt. Until it is sent it
+    waits in `summing`, which is saved as this chat's draft.
     """
     task = asyncio.create_task(_summary(app, session))
     session.summing = Summing(text, task)
@@ -101,16 +102,18 @@ async def fork_with_summary(app: NanochatApp, session: ChatSession, text: str) -
     app.say("Summing the chat up; the new one opens when it is done. Esc stops that.")
     try:
         await asyncio.wait({task})
+        if task.cancelled() or task.exception() is not None:
+            taken_back(app, session, text, None)
+        else:
+            await _go_on(app, session, task.result(), text)
     finally:
         task.cancel()
         session.summing, app.note = None, ""
-    if task.cancelled() or task.exception() is not None:
-        taken_back(app, session, text, None)
-    app.chat_screen.refresh_chrome()
+        app.chat_screen.refresh_chrome()
     if task.cancelled():
         app.say("The summary was stopped: the message is in its chat's prompt again.")
     else:
-        await _go_on(app, session, task.result(), text)
+        task.result()  # raises why there is none
 
 
 async def _summary(app: NanochatApp, session: ChatSession) -> str:
@@ -129,5 +132,9 @@ async def _go_on(app: NanochatApp, session: ChatSession, summary: str, text: str
     app.chat_screen.keep_draft()
     fresh = app.chats.new(settings=replace(session.settings, system_prompt=prompt))
     app.chat_screen.show_active()
-    await fresh.send(text)
+    try:
+        await fresh.send(text)
+    except NanochatError:
+        taken_back(app, fresh, text, None)  # beside its summary: Enter tries again
+        raise
     await fresh.rename(f"{session.title} (continued)")

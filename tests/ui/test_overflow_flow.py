@@ -9,6 +9,7 @@ import pytest
 from fake_engine import MODEL, FakeEngine
 from stage import Stage, on_stage
 
+from nanochat.errors import HistoryFull
 from nanochat.history import History
 from nanochat.ui.screens.question import Question
 
@@ -92,6 +93,32 @@ async def test_a_message_that_waits_for_a_summary_is_lost_in_no_way(tmp_path: Pa
         await stage.type("/reopen")
         await stage.press("enter")
         await stage.until(lambda: stage.app.chat_screen.prompt.text == long, "the draft came back")
+
+
+async def test_a_message_that_cannot_be_sent_after_the_summary_is_back_in_the_new_chats_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine(context=1100, script=lambda request: ("short", " summary"))
+    async with on_stage(tmp_path, engine) as stage:
+        long = await outgrown(stage)
+        first = stage.app.chats.active
+        waiting: list[str] = []
+
+        def full(*_: object) -> None:
+            waiting.append(first.unsent)
+            raise HistoryFull("no space is left")
+
+        with monkeypatch.context() as disk:
+            disk.setattr(stage.app.history.messages, "add", full)
+            await stage.press("down", "enter")
+            await stage.until(lambda: "no space is left" in stage.notices and not stage.app.chats.busy)
+        assert waiting == [long], "a kill at that moment loses it"
+        assert len(stage.app.chats) == 2 and stage.app.chat_screen.prompt.text == long and not first.unsent
+        await stage.press("enter")
+        await stage.until(stage.texts, "it is sent now")
+        await stage.settle()
+        assert stage.texts() == [long, "short summary"]
+        assert "short summary" in stage.app.chats.active.settings.system_prompt
 
 
 @pytest.mark.parametrize("context", [120, 400])
