@@ -17,7 +17,7 @@ from nanochat.kernels.reference import ReferenceKernels
 from nanochat.kernels.widened import FEW, Widened, emulated
 
 CPU = torch.device("cpu")
-HALF = frozenset({torch.bfloat16, torch.float16})
+HALF = (torch.bfloat16, torch.float16)  # in one order: every test process must find the same tests
 ULP = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
