@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -98,12 +99,17 @@ def wait_until(condition, seconds: float = 10.0) -> None:
 def test_the_starter_model_says_the_same_on_two_processes(
     starter: EngineService, starter_model: Path
 ) -> None:
-    streams = [starter.submit(Request(prompt, GREEDY)) for prompt in PROMPTS]
-    split = [[token for delta in stream for token in delta.token_ids] for stream in streams]
-    alone = LLM(starter_model, dtype="float32", device="cpu", max_model_len=512, skip_tokenizer=True)
-    expected = [list(output.token_ids) for output in alone.generate(PROMPTS, GREEDY, use_tqdm=False)]
-    alone.close()
-    assert split == expected and all(len(reply) == LENGTH for reply in split)
+    """Log-probabilities too: a sum that is left out once need not change the likeliest token."""
+    wishes = [GREEDY, replace(GREEDY, logprobs=3)]
+    streams = [starter.submit(Request(prompt, wish)) for prompt, wish in zip(PROMPTS, wishes, strict=True)]
+    split = [next(delta.finished for delta in stream if delta.finished is not None) for stream in streams]
+    llm = LLM(starter_model, dtype="float32", device="cpu", max_model_len=512, skip_tokenizer=True)
+    alone = [output.outputs[0] for output in llm.generate(PROMPTS, wishes, use_tqdm=False)]
+    llm.close()
+    assert all(len(reply.token_ids) == LENGTH for reply in split)
+    assert [reply.token_ids for reply in split] == [reply.token_ids for reply in alone]
+    for one, other in zip(alone[1].logprobs, split[1].logprobs, strict=True):
+        assert all(abs(one[token].logprob - other[token].logprob) < 1e-3 for token in one)
 
 
 def test_each_rank_reads_its_share_and_no_more(starter: EngineService, starter_model: Path) -> None:
