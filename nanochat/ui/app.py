@@ -68,6 +68,7 @@ class NanochatApp(App[None], inherit_bindings=False):
     BINDINGS: ClassVar[list[BindingType]] = [*REGISTRY.bindings("app")]
     ENABLE_COMMAND_PALETTE = True
     PAUSE_GC_ON_SCROLL = True
+    SUSPENDED_SCREEN_CLASS = "-below"
 
     def __init__(self, desk: Desk) -> None:
         super().__init__(driver_class=desk.driver)

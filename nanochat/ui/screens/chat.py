@@ -271,16 +271,17 @@ class ChatScreen(Screen[None]):
 
     # The transcript's messages go by their names: its class is imported after the first frame.
 
-    def on_transcript_left(self) -> None:
+    def on_transcript_left(self, event: Transcript.Left) -> None:
         """The user writes on."""
         self.focus_prompt()
+        self.prompt.insert(event.typed)
 
     def on_transcript_copy_requested(self, event: Transcript.CopyRequested) -> None:
         """Copy."""
         self.nanochat.copy(event.text, f"the {event.what}")
 
     def on_transcript_action_requested(self, event: Transcript.ActionRequested) -> None:
-        """Edit, fork at, regenerate or delete a message."""
+        """Edit, fork at, regenerate or delete a message, or undo that."""
         app, session = self.nanochat, self.nanochat.chats.active
         match event.verb:
             case "edit":
@@ -291,6 +292,8 @@ class ChatScreen(Screen[None]):
                 app.attempt(session.regenerate(event.message_id))
             case "delete":
                 app.attempt(editing.delete_message(app, event.message_id))
+            case "undo":
+                app.attempt(editing.undo(app, ""))
 
     def on_transcript_variant_requested(self, event: Transcript.VariantRequested) -> None:
         """Another version of a message."""

@@ -23,7 +23,7 @@ from nanochat.ui.widgets.transcript_view import TranscriptView
 
 __all__ = ["Conversation", "Transcript", "TranscriptMessage", "Verb"]
 
-Verb = Literal["edit", "fork", "regenerate", "delete"]
+Verb = Literal["edit", "fork", "regenerate", "delete", "undo"]
 
 STYLES = (
     "user user_bar fold notice error footer step button dropped cursor badge "
@@ -59,6 +59,8 @@ class Transcript(TranscriptView, can_focus=True):
         Binding(
             "d,delete", "act('delete')", "Delete", id="transcript.delete", tooltip="Delete this message."
         ),
+        Binding("u", "undo", "Undo", id="transcript.undo", tooltip="Undo the last delete."),
+        Binding("slash", "command", "Command", id="transcript.command", tooltip="A command, in the prompt."),
         Binding(
             "left_square_bracket,left", "variant(-1)", "Version before", id="transcript.variant_previous"
         ),
@@ -80,10 +82,10 @@ class Transcript(TranscriptView, can_focus=True):
 
     @dataclass
     class ActionRequested(Message):
-        """The reader wants to edit, fork at, regenerate or delete this message."""
+        """The reader wants to edit, fork at, regenerate or delete this message, or to undo the last delete."""
 
         verb: Verb
-        message_id: str
+        message_id: str = ""
 
     @dataclass
     class VariantRequested(Message):
@@ -100,7 +102,9 @@ class Transcript(TranscriptView, can_focus=True):
 
     @dataclass
     class Left(Message):
-        """The reader left the block cursor: the prompt should take the focus."""
+        """The reader left the block cursor: the prompt should take the focus, and what was typed for it."""
+
+        typed: str = ""
 
     _selected = range(0)  # the rows that the block cursor selects
 
@@ -211,6 +215,15 @@ class Transcript(TranscriptView, can_focus=True):
         """Ask for something to be done with the selected message."""
         if self.cursor is not None:
             self.post_message(self.ActionRequested(verb, self.cursor.message_id))
+
+    def action_undo(self) -> None:
+        """Ask for the last delete to be undone."""
+        self.post_message(self.ActionRequested("undo"))
+
+    def action_command(self) -> None:
+        """A command is typed in the prompt."""
+        self.clear_cursor()
+        self.post_message(self.Left("/"))
 
     def action_variant(self, step: int) -> None:
         """Ask for another version of the selected message."""
