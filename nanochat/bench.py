@@ -249,7 +249,7 @@ def _own_engine(
         llm.core.prepare()  # as the chat's engine does while nobody waits
     facts["kernels"] = llm.core.describe()
     group = llm.core.group
-    collectives = (lambda: group.collective_seconds) if group is not None else None
+    collectives = group.count_seconds if group is not None else None
     return CoreTarget(llm.core, stopped=stopped, on_rate=on_rate, collectives=collectives)
 
 

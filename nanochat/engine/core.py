@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import secrets
+import logging
 import time
 from collections import deque
-from itertools import count
 
 import torch
 
+from nanochat.engine.admission import Admission
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
-from nanochat.engine.detokenizer import IncrementalDetokenizer
 from nanochat.engine.kv_cache import KVCache
 from nanochat.engine.loading import Loaded
 from nanochat.engine.memory import is_out_of_memory
 from nanochat.engine.outputs import CompletionOutput, FinishReason
 from nanochat.engine.pace import PrefillPace
 from nanochat.engine.request import Request, Update
-from nanochat.engine.sampler import reply_seed
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.scheduler import Budget, Chunk, Scheduler
 from nanochat.engine.sequence import Sequence, Status
 from nanochat.engine.statistics import Statistics
 from nanochat.engine.step import PendingStep, Token
 from nanochat.engine.steps_ahead import StepsAhead
-from nanochat.errors import ContextOverflow, EmptyPrompt, InvalidSampling
+from nanochat.errors import NanochatError
 
 BESIDE_DECODES = {"cuda": 1024, "cpu": 128}  # prefill tokens in the first step that also decodes
 # What such a step may take: the number of tokens follows (`PrefillPace`).
@@ -34,6 +31,8 @@ BESIDE_SECONDS = {"cuda": 0.015, "cpu": 0.1}
 
 # On a GPU what one captured graph takes: beyond that every launch is paid for.
 _MOST_BESIDE = {"cuda": 1024, "cpu": 2**31}
+
+log = logging.getLogger("nanochat.engine")
 
 _NOT_FINITE = (
     "the model's logits are NaN or Inf, so the reply was ended and nothing of it was cached: "
@@ -65,11 +64,13 @@ class EngineCore:
         self.statistics = Statistics()
         self.group = loaded.group
         self._runner = loaded.runner
-        self._root = hashlib.sha256(f"{loaded.fingerprint}|{config.prefix_salt}".encode()).digest()
-        self._arrivals = count()
+        self._admission = Admission(
+            config, self.model_config, loaded.tokenizer, self.max_model_len, loaded.fingerprint
+        )
         self._sequences: dict[str, list[Sequence]] = {}
         self._updates: list[Update] = []
         self._in_flight: deque[PendingStep] = deque()
+        self._prepared = False
         self._ahead = StepsAhead(loaded.device.type == "cuda")
 
     @property
@@ -85,11 +86,18 @@ class EngineCore:
     @property
     def unprepared(self) -> bool:
         """Whether `prepare` has something to do."""
-        return self._runner.unprepared
+        return not self._prepared and self._runner.unprepared
 
     def prepare(self) -> None:
-        """While nobody waits: do a part, some tens of milliseconds, of what later steps would have to do first."""
-        self._runner.prepare()
+        """While nobody waits: a part of what later steps would have to do first, tens of milliseconds unless kernels are
+        compiled in it. Where memory does not allow it, steps do without."""
+        try:
+            self._runner.prepare()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("no memory to prepare more steps: %s", str(error).splitlines()[0])
+            self._prepared = True
 
     def describe(self) -> str:
         """What computes the model, in a few words: kernels, graphs."""
@@ -98,26 +106,8 @@ class EngineCore:
     # Requests ---------------------------------------------------------------------------------
 
     def check(self, request: Request) -> SamplingParams:
-        """Refuse what can never run, before anything is queued; the parameters with the model's defaults filled in.
-
-        Raises:
-            EmptyPrompt, ContextOverflow, InvalidSampling.
-        """
-        length, vocabulary = len(request.prompt_ids), self.model_config.vocab_size
-        if length == 0:
-            raise EmptyPrompt("the prompt has no tokens: there is nothing to continue")
-        if length > self.max_model_len - (request.params.max_tokens != 0):
-            raise ContextOverflow(
-                f"the prompt has {length:,} tokens and the context holds {self.max_model_len:,}, "
-                "one of them for the reply: shorten it, or load the model with a longer context (max_model_len)"
-            )
-        worst = max(request.prompt_ids) if min(request.prompt_ids) >= 0 else min(request.prompt_ids)
-        if not 0 <= worst < vocabulary:
-            raise InvalidSampling(f"token id {worst} is outside the model's vocabulary of {vocabulary:,}")
-        for token in (*request.params.stop_token_ids, *(request.params.logit_bias or ())):
-            if token >= vocabulary:
-                raise InvalidSampling(f"token id {token} is outside the model's vocabulary of {vocabulary:,}")
-        return request.params.resolved(self.model_config.generation_defaults)
+        """See `Admission.check`."""
+        return self._admission.check(request)
 
     def add(self, request: Request, submitted: float | None = None) -> None:
         """Queue a request; it becomes `params.n` sequences.
@@ -128,34 +118,10 @@ class EngineCore:
         Raises:
             EmptyPrompt, ContextOverflow, InvalidSampling: it can never run as it is.
         """
-        params = self.check(request)
-        prompt = tuple(request.prompt_ids)
-        room = self.max_model_len - len(prompt)
-        seed = params.seed if params.seed is not None else self._draw_seed()
-        root = self._root
-        if not self.config.enable_prefix_caching:
-            root = hashlib.sha256(
-                root + request.request_id.encode()
-            ).digest()  # shared by the request's own replies only
-        sequences: list[Sequence] = []
-        for index in range(params.n):
-            sequence = Sequence(
-                request_id=request.request_id,
-                index=index,
-                prompt=prompt,
-                params=params,
-                seed=reply_seed(seed, index),
-                priority=request.priority,
-                arrival=next(self._arrivals),
-                submitted=time.perf_counter() if submitted is None else submitted,
-                max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
-                root=root,
-                eos_ids=frozenset() if params.ignore_eos else frozenset(self.model_config.eos_token_ids),
-                leader=sequences[0] if sequences else None,
-            )
-            if self.tokenizer is not None:
-                sequence.detokenizer = IncrementalDetokenizer(self.tokenizer, params, prompt)
-            sequences.append(sequence)
+        sequences = self._admission.sequences(
+            request, time.perf_counter() if submitted is None else submitted
+        )
+        for sequence in sequences:
             self.scheduler.add(sequence)
         self._sequences[request.request_id] = sequences
 
@@ -321,11 +287,6 @@ class EngineCore:
             self._ahead.rest()
             self.cache.check_idle()
 
-    def _draw_seed(self) -> int:
-        if self.config.seed is None:
-            return secrets.randbits(64)
-        return reply_seed(self.config.seed, next(self._arrivals) + 1)
-
     def check_ranks(self) -> None:
         """Raise EngineDead when another rank is lost, which may happen between steps too."""
         if self.group is not None:
@@ -337,8 +298,18 @@ class EngineCore:
         for sequence in self.sequences:
             sequence.num_published = 0
 
+    def _run_dry(self) -> None:
+        """Nobody waits for what is in flight, but over several ranks it must have ended before one of them goes."""
+        try:
+            while self._in_flight and (self.group is None or self.group.failure is None):
+                self._in_flight.popleft().read()
+        except (NanochatError, RuntimeError) as error:  # a device that failed: there is nothing to wait for
+            log.info("what was in flight at the end failed: %s", error)
+        self._in_flight.clear()
+
     def close(self) -> None:
         """Give the memory back; the core is of no use after that."""
+        self._run_dry()
         self._runner.close()
         gc.collect()
         if self.device.type == "cuda":

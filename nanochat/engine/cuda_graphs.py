@@ -1,8 +1,8 @@
 """Capture and replay of decode: one CUDA graph holds a whole step, from the last ids to the next ones.
 
-Graphs are captured when first needed, for batch sizes 1, 2, 4, 8, 16 and so on up to the maximum, in one shared
-memory pool; over several ranks once more for steps whose tokens are drawn from logits that stay divided. Rows beyond
-the batch are empty: they write nothing. Without graphs (`enforce_eager`) the same step is
+Graphs are captured when first needed, small ones also while nobody waits, for batch sizes 1, 2, 4, 8, 16 and so on up
+to the maximum, in one shared memory pool; over several ranks once more for steps whose tokens are drawn from logits that
+stay divided. Rows beyond the batch are empty: they write nothing. Without graphs (`enforce_eager`) the same step is
 launched anew each time: the same kernels over the same rows, so the same bits.
 """
 

@@ -57,6 +57,8 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     tokenizer = None if config.skip_tokenizer else Tokenizer.from_folder(config.model)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, model_config, device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # this thread's, for whatever asks for the current stream
     ranks = choose_ranks(config, model_config, device, dtype)
     if ranks > 1:
         model, runner, memory = _load_parallel(config, model_config, device, dtype, ranks, progress)
@@ -157,7 +159,7 @@ def _load_parallel(
         group.start()
     except BaseException as error:
         group.close()
-        if group.failure is not None:
+        if group.failure is not None and group.failure is not error:
             raise group.failure from error
         raise
     return model, ParallelRunner(runner, group), memory
@@ -216,7 +218,7 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"this engine runs on cpu and cuda, not on {device.type}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"{name} was asked for and there are {torch.cuda.device_count()} CUDA devices")
-    return device
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else device
 
 
 def choose_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:

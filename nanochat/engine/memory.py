@@ -43,8 +43,10 @@ def gib(size: float) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception of torch's means that an allocation failed, on a GPU or on the host."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    """Whether an exception of torch's or the driver's means that an allocation failed, on a GPU or on the host."""
+    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        return True
+    return isinstance(error, RuntimeError) and "out of memory" in str(error)
 
 
 def host_memory_free(*, swap: bool = False) -> int:

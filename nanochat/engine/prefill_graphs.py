@@ -56,10 +56,13 @@ class PrefillGraphs:
         kv_cache: KVTensors,
         max_blocks: int,
         device: torch.device,
+        largest: int = SIZES[-1],
         *,
         eager: bool = False,
     ) -> None:
+        """`largest`: tokens of a sequence in a step at most."""
         self._eager = eager
+        self._largest = largest
         self._model = model
         self._kv_cache = kv_cache
         self._max_blocks = max_blocks
@@ -102,10 +105,9 @@ class PrefillGraphs:
 
     @property
     def uncaptured(self) -> list[int]:
-        """The sizes that have no graph yet, up to the context's."""
-        longest = self._max_blocks * BLOCK_SIZE
-        sizes = [] if self._eager else [size for size in SIZES if size <= max(longest, SIZES[0])]
-        return [size for size in sizes if size not in self._captured]
+        """The sizes that have no graph yet and that a step may need."""
+        needed = 0 if self._eager else sum(size < self._largest for size in SIZES) + 1
+        return [size for size in SIZES[:needed] if size not in self._captured]
 
     def prepare(self) -> None:
         """Capture the smallest of `uncaptured`."""

@@ -60,7 +60,8 @@ class ModelRunner:
             self._graphs = DecodeGraphs(
                 model, kv_cache, self._last_ids, config.max_num_seqs, max_blocks, eager=eager, divided=divided
             )
-            self._prefills = PrefillGraphs(model, kv_cache, max_blocks, device, eager=eager)
+            largest = min(config.max_num_batched_tokens, max_model_len)
+            self._prefills = PrefillGraphs(model, kv_cache, max_blocks, device, largest, eager=eager)
 
     def describe(self, dtype: torch.dtype) -> str:
         """What computes the model, in a few words: for reports."""
@@ -90,12 +91,14 @@ class ModelRunner:
             decodes, others = _parted(chunks)
             if not others:
                 return self._graphs.dispatch(decodes)
-            if self._prefills.takes(
-                others
-            ):  # two replays, where the same as one batch is a thousand launches
-                first = [self._graphs.dispatch(decodes)] if decodes else []
-                return StepInParts([*first, self._prefill(self._prefills, others)])
-            self._graphs.hand_back()
+            if decodes and self._prefills.takes(others):
+                # Two replays, where one batch is a thousand launches. The prompt first: when memory runs out in it, no
+                # reply has moved on that would have to go back.
+                prefill = self._prefill(self._prefills, others)
+                return StepInParts([self._graphs.dispatch(decodes), prefill])
+            self._graphs.hand_back()  # also where nobody decodes: who was preempted must not find its row again
+            if self._prefills.takes(others):
+                return self._prefill(self._prefills, others)
         return self._run(chunks)
 
     def _prefill(self, prefills: PrefillGraphs, chunks: list[Chunk]) -> EagerStep:

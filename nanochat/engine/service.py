@@ -319,7 +319,9 @@ class EngineService:
 
 def _forget_frames(error: BaseException | None) -> None:
     """Empty the frames that an error came through: as long as somebody keeps it they hold the model's memory."""
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = None
         error = error.__cause__ or error.__context__

@@ -92,7 +92,7 @@ class EagerStep:
 
 
 class StepInParts:
-    """A step that the device does in parts, one after the other."""
+    """A step that the device does in parts, in any order."""
 
     def __init__(self, parts: Sequence[PendingStep]) -> None:
         self.chunks = [chunk for part in parts for chunk in part.chunks]
@@ -100,7 +100,7 @@ class StepInParts:
 
     def done(self) -> bool:
         """Whether the device is through with it."""
-        return self._parts[-1].done()
+        return all(part.done() for part in self._parts)
 
     def read(self) -> tuple[list[bool], list[Token]]:
         """See `PendingStep`."""

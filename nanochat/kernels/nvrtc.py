@@ -23,8 +23,8 @@ class CompilerMissing(NanochatError):
     """No libnvrtc was found, so kernels in CUDA C++ cannot be built; everything has a path without them."""
 
 
-class DriverError(NanochatError):
-    """The CUDA driver or compiler refused; the text holds its answer."""
+class DriverError(NanochatError, RuntimeError):
+    """The CUDA driver or compiler refused; the text holds its answer. As with torch's, memory may have run out."""
 
 
 class _LaunchAttribute(ctypes.Structure):

@@ -69,13 +69,21 @@ class PeerMemory:
         self._mapped.append(address.value)
         return address.value
 
-    def close(self) -> None:
-        """Unmap and free; waits for what the GPU still does with it. May be called twice."""
-        if not self._context:
-            return
+    def unmap(self) -> None:
+        """Let go of the other processes' memories; waits for what the GPU still does with them. May be called twice."""
         with self._current():
             while self._mapped:
                 self._call("cuIpcCloseMemHandle", c_uint64(self._mapped.pop()))
+
+    def close(self) -> None:
+        """Unmap and free; waits for what the GPU still does with it. May be called twice.
+
+        A process that still has it mapped must not use it any more, and should have let go of it.
+        """
+        if not self._context:
+            return
+        self.unmap()
+        with self._current():
             if self.address:
                 self._call("cuMemFree_v2", c_uint64(self.address))
                 self.address = 0

@@ -58,10 +58,7 @@ class StreamCalls:
         return True
 
     def _check(self, code: int, name: str) -> None:
-        if code:
-            text = c_char_p()
-            self._driver.cuGetErrorString(code, byref(text))
-            raise DriverError(f"{name}: {(text.value or b'unknown error').decode()} ({code})")
+        _check(self._driver, code, name)
 
 
 class ExecutableGraph:
@@ -78,10 +75,9 @@ class ExecutableGraph:
         instantiate = driver.cuGraphInstantiateWithFlags
         instantiate.argtypes = (c_void_p, c_void_p, c_uint64)
         code: int = instantiate(byref(handle), graph.raw_cuda_graph(), 0)
-        if code or handle.value is None:
-            raise DriverError(f"a captured graph cannot be made executable ({code})")
-        self.handle = handle.value
-        end = weakref.finalize(self, driver.cuGraphExecDestroy, c_void_p(handle.value))
+        _check(driver, code, "cuGraphInstantiate")
+        self.handle: int = handle.value or 0
+        end = weakref.finalize(self, driver.cuGraphExecDestroy, c_void_p(self.handle))
         end.atexit = False  # the context goes with the process
 
 
@@ -107,3 +103,10 @@ class Staging:
         begin, self._next = self._next, self._next + len(numbers)
         self._numbers[begin : self._next] = numbers
         self._calls.copy_to_device(device, self._pinned.data_ptr() + 4 * begin, 4 * len(numbers), stream)
+
+
+def _check(driver: Any, code: int, name: str) -> None:
+    if code:
+        text = c_char_p()
+        driver.cuGetErrorString(code, byref(text))
+        raise DriverError(f"{name}: {(text.value or b'unknown error').decode()} ({code})")

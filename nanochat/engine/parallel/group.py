@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from nanochat.engine.runner import ModelRunner
     from nanochat.engine.scheduler import Chunk
     from nanochat.engine.step import PendingStep, Token
+
+_ASKED_SECONDS = 0.25  # between two looks at what the device has counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class RankGroup:
         except BaseException:
             self.close()
             raise
+        self._spent, self._asked = 0.0, 0.0
         self._sender = Sender(self._workers.memory, self._workers.doorbells, self._workers.check)
         self._writer = StepWriter()
 
@@ -134,12 +138,22 @@ class RankGroup:
     def collective_seconds(self) -> float | None:
         """Spent in collectives since the start, waiting for slower ranks included; None where nobody counts it.
 
-        On GPUs no host waits: what goes in one shot is counted on the device, and NCCL's is not.
+        On GPUs no host waits: what goes in one shot is counted on the device, and NCCL's is not; then it is what was
+        found at the last `count_seconds`.
         """
         if self._device.type == "cpu":
             return self.collectives.seconds
-        one_shot = self.collectives.one_shot
-        return None if one_shot is None else one_shot.seconds
+        return None if self.collectives.one_shot is None else self._spent
+
+    def count_seconds(self, *, now: bool = True) -> float | None:
+        """`collective_seconds`, asked of the device, which may have to be waited for: for the engine's thread.
+
+        Without `now`, only when nobody asked for a while.
+        """
+        one_shot, moment = self.collectives.one_shot, time.monotonic()
+        if one_shot is not None and (now or moment - self._asked > _ASKED_SECONDS):
+            self._spent, self._asked = one_shot.seconds, moment
+        return self.collective_seconds
 
     def figures(self) -> dict[str, Any]:
         """What `EngineStats` says of the ranks."""
@@ -199,7 +213,10 @@ class ParallelRunner:
             self.group.send(chunks)
             step = self._runner.dispatch(chunks)
         except Exception as error:
-            raise self.group.explain(error) from error
+            failure = self.group.explain(error)
+            if failure is error:
+                raise
+            raise failure from error
         except BaseException as error:  # Ctrl-C in the middle of a step: the others went on
             self.group.explain(error)
             raise
@@ -229,8 +246,11 @@ class WatchedStep:
         self._group = group
 
     def done(self) -> bool:
-        """Whether the device is through with it."""
-        return self._step.done()
+        """Whether the device is through with it. Raises EngineDead when it never will be."""
+        try:
+            return self._step.done()
+        except RuntimeError as error:
+            raise self._group.explain(error) from error
 
     def read(self) -> tuple[list[bool], list[Token]]:
         """See `PendingStep`. Raises EngineDead when a rank is lost."""
@@ -238,8 +258,12 @@ class WatchedStep:
             with self._group.waiting():
                 results = self._step.read()
         except Exception as error:
-            raise self._group.explain(error) from error
+            failure = self._group.explain(error)
+            if failure is error:
+                raise
+            raise failure from error
         self._group.check()
+        self._group.count_seconds(now=False)
         one_shot = self._group.collectives.one_shot
         if one_shot is not None and not all(results[0]) and one_shot.lost:
             raise self._group.explain(RuntimeError("another rank did not come to a sum"))

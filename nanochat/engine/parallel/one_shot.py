@@ -114,8 +114,7 @@ def connect(collectives: Collectives, device: torch.device, width: int, dtype: t
     if _agree(collectives, device, _sound(collectives, end, device, width, dtype)):
         most, about = _measure(collectives, end, device, width, dtype)
     if most == 0:
-        torch.cuda.synchronize(device)
-        memory.close()
+        _part(collectives, device, memory)
         return None
     end.nanoseconds.zero_()
     return Sums(collectives, end, memory, most, about)
@@ -146,9 +145,18 @@ def _join(
             ]
     if _agree(collectives, device, len(inboxes) == ranks) and memory is not None:
         return OneShot(inboxes, rank, rows, words, device, LOOKS), memory
+    _part(collectives, device, memory)
+    return None
+
+
+def _part(collectives: Collectives, device: torch.device, memory: PeerMemory | None) -> None:
+    """Go without: nobody frees an inbox that another rank still has mapped. On every rank, with an inbox or not."""
+    torch.cuda.synchronize(device)
+    if memory is not None:
+        memory.unmap()
+    _agree(collectives, device, True)
     if memory is not None:
         memory.close()
-    return None
 
 
 def _reaches_all(device: torch.device, rank: int, ranks: int) -> bool:

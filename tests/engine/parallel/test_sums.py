@@ -43,14 +43,22 @@ class Memory:
     def __init__(self, size: int, device: torch.device) -> None:
         self.number = len(Memory.made)
         self.address, self.handle, self.closed = 1000 + self.number, bytes([self.number] * 64), False
+        self.mapped: set[int] = set()
         Memory.made.append(self)
 
     def map(self, handle: bytes) -> int:
         if self.number in Memory.cannot_map:
             raise DriverError("peer access is not supported")
+        self.mapped.add(handle[0])
         return 1000 + handle[0]
 
+    def unmap(self) -> None:
+        self.mapped.clear()
+
     def close(self) -> None:
+        assert not any(self.number in other.mapped for other in Memory.made), (
+            "freed while others have it mapped"
+        )
         self.closed = True
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from nanochat.engine import llm as engine
+from nanochat.engine.config import EngineConfig
 from nanochat.engine.host import Progress
 from nanochat.engine.parallel import group, watch
 from nanochat.engine.parallel.channel import SharedMemory, allocate
 from nanochat.engine.parallel.processes import Workers
 from nanochat.engine.parallel.watch import Bounds, Idle, Silence, Stage, Stall, Standing, Unmoved
+from nanochat.engine.service import EngineService
 from nanochat.errors import EngineDead, OutOfMemory
 
 RANKS = 3
@@ -145,8 +148,8 @@ BEFORE_READY = "loading.allocate_kv = lambda *_: hang()"
     [
         (IN_THE_WEIGHTS, SLEEP, Bounds(idle=10), "did nothing for 2 s while loading its weights"),
         (BEFORE_READY, SLEEP, Bounds(idle=10), "did nothing for 2 s while getting ready"),
-        (IN_THE_WEIGHTS, SPIN, Bounds(unmoved=25), "came no further for 5 s while loading its weights"),
-        (BEFORE_READY, SPIN, Bounds(unmoved=25), "came no further for 5 s while getting ready"),
+        (IN_THE_WEIGHTS, SPIN, Bounds(unmoved=60), "came no further for 12 s while loading its weights"),
+        (BEFORE_READY, SPIN, Bounds(unmoved=60), "came no further for 12 s while getting ready"),
     ],
 )
 def test_a_worker_that_hangs_while_it_loads_ends_the_load(
@@ -171,3 +174,19 @@ def test_a_worker_that_runs_out_of_memory_while_it_gets_ready_says_so(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(OutOfMemory, match=r"^rank 1: it ran out of memory \(.*can't allocate memory"):
         engine.LLM(tiny_folder("llama_biases"), device="cpu", tensor_parallel_size=2, skip_tokenizer=True)
+
+
+@pytest.mark.parametrize("fault", [IN_THE_WEIGHTS, BEFORE_READY])
+def test_a_worker_that_dies_while_a_service_loads_is_told_and_the_service_goes_on(
+    fault, tiny_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        FAULT.format(fault=fault, hang="lambda: __import__('os')._exit(3)")
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    service = EngineService()
+    config = EngineConfig(model=tiny_folder("llama_biases"), device="cpu", skip_tokenizer=True, num_blocks=8)
+    with pytest.raises(EngineDead, match="ended with code 3"):
+        service.load(replace(config, tensor_parallel_size=2)).wait(60.0)
+    service.load(replace(config, tensor_parallel_size=1)).wait(60.0)
+    service.close()
