@@ -138,7 +138,10 @@ if "nanochat.engine.parallel.worker" in sys.orig_argv:
 
     {fault}
 """
-SLEEP, SPIN = "lambda: whole.wait()", "lambda: [0 for _ in iter(int, 1)]"
+SLEEP = "lambda: whole.wait()"
+WORK = (
+    "lambda: [whole.wait(0.02) or sum(range(50_000)) for _ in iter(int, 1)]"  # for ever, a little at a time
+)
 IN_THE_WEIGHTS = "Checkpoint._fill = stops_in_the_middle"
 BEFORE_READY = "loading.allocate_kv = lambda *_: hang()"
 
@@ -148,8 +151,9 @@ BEFORE_READY = "loading.allocate_kv = lambda *_: hang()"
     [
         (IN_THE_WEIGHTS, SLEEP, Bounds(idle=10), "did nothing for 2 s while loading its weights"),
         (BEFORE_READY, SLEEP, Bounds(idle=10), "did nothing for 2 s while getting ready"),
-        (IN_THE_WEIGHTS, SPIN, Bounds(unmoved=60), "came no further for 12 s while loading its weights"),
-        (BEFORE_READY, SPIN, Bounds(unmoved=60), "came no further for 12 s while getting ready"),
+        # Long enough to start in on a busy machine.
+        (IN_THE_WEIGHTS, WORK, Bounds(unmoved=60), "came no further for 12 s while loading its weights"),
+        (BEFORE_READY, WORK, Bounds(unmoved=60), "came no further for 12 s while getting ready"),
     ],
 )
 def test_a_worker_that_hangs_while_it_loads_ends_the_load(
