@@ -12,6 +12,8 @@ from nanochat.errors import OutOfMemory
 GIB = 2**30
 LEAST_CONTEXT = 2048
 """Tokens that a chat needs at least; a model that fits with fewer is said not to fit."""
+WEIGHTS_SHARE = 0.75
+"""Of a GPU's usable memory: a model whose weights take more is split, the rest is for keys, values and the work of a step."""
 _CPU_SHARE = 0.5  # of the free memory: the rest is for the activations, the page cache and everybody else
 _CPU_CONTEXTS = 8  # by default, as much as this many conversations of full length
 _OVERCOMMIT_SHARE = 0.9  # of the free memory, for one context of LEAST_CONTEXT, where the user insists

@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
-from nanochat.engine.memory import LEAST_CONTEXT, gib, host_memory_free, plan
+from nanochat.engine.memory import LEAST_CONTEXT, WEIGHTS_SHARE, gib, plan
 from nanochat.errors import OutOfMemory
+from nanochat.modelhub.device_memory import Memory, free_memory
 from nanochat.modelhub.shape import Shape
 from nanochat.settings import Paths, Settings
 
 CUDA_SLACK = 512 << 20
 """What the engine sets aside on a GPU besides its measured step (`engine.loading`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """The memory of the device that a model would run on. Bytes."""
-
-    kind: str
-    """"cuda" or "cpu"."""
-    name: str
-    free: int
-    total: int
-    usable: int
-    """What of the free memory the engine takes, by `gpu_memory_utilization`."""
-    returned: int = 0
-    """What the model that is loaded now gives back when it makes room; counted in `free` and `usable`."""
-
-    def with_returned(self, held: int) -> Memory:
-        """The memory that a model has which takes the place of one that holds `held` bytes."""
-        return replace(self, free=self.free + held, usable=self.usable + held, returned=held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +36,8 @@ class Fit:
     """Bytes that would have to be free besides; 0 when it fits."""
     least: int
     """Tokens that it must have to be said to fit."""
+    devices: int = 1
+    """GPUs that it is split over: weights, KV cache and reserve are those of each."""
 
     @property
     def fits(self) -> bool:
@@ -73,8 +54,9 @@ class Fit:
     def arithmetic(self) -> list[str]:
         """The sum, line by line."""
         kv = self.kv_bytes_per_token * self.context
+        split = f", and {self.devices - 1} more: on each" if self.devices > 1 else ""
         lines = [
-            f"device        {self.memory.name}: {gib(self.memory.free)} of {gib(self.memory.total)} free"
+            f"device        {self.memory.name}{split}: {gib(self.memory.free)} of {gib(self.memory.total)} free"
             + (f", {gib(self.memory.usable)} for nanochat" if self.memory.usable != self.memory.free else "")
             + (
                 f", with {gib(self.memory.returned)} that the loaded model gives back"
@@ -126,12 +108,13 @@ class Limits:
     dtype: str = "auto"
     max_model_len: int | None = None
     kv_cache_bytes: int | None = None
+    devices: int | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
         """From the settings, where 0 is "no limit"."""
         cap = int(settings.kv_cache_gib * 2**30) or None
-        return cls(settings.dtype, settings.max_model_len or None, cap)
+        return cls(settings.dtype, settings.max_model_len or None, cap, settings.tensor_parallel_size or None)
 
     def least(self, model_context: int, kv_bytes_per_token: int) -> int:
         """The smallest context of use: what the user asks for, which the engine gives whole or not at all."""
@@ -157,8 +140,10 @@ def fit(
     """
     limits = limits or Limits()
     dtype = shape.run_dtype(memory.kind) if limits.dtype == "auto" else limits.dtype
-    weights, per_token = shape.weight_bytes(dtype), shape.kv_bytes_per_token(dtype)
-    on_cpu = memory.kind == "cpu"
+    on_cpu = memory.kind == "cpu"  # where ranks share the memory
+    devices = 1 if on_cpu else limits.devices or _devices(shape, memory, shape.weight_bytes(dtype))
+    weights = shape.weight_bytes(dtype) // devices
+    per_token = shape.kv_bytes_per_token(dtype) // min(devices, shape.kv_heads)
     known = reserves.of(memory.name, key) if reserves is not None else None
     reserve = 0 if on_cpu else known if known is not None else step_bytes(shape, dtype)
     wanted = limits.least(shape.context, per_token)
@@ -181,8 +166,20 @@ def fit(
     missing = max(weights + reserve + kv * (2 if on_cpu else 1) - memory.usable, 0) if room < wanted else 0
     context = room if room >= wanted else 0
     return Fit(
-        memory, dtype, weights, per_token, reserve, known is not None, context, shape.context, missing, wanted
-    )
+        memory, dtype, weights, per_token, reserve, known is not None, context, shape.context, devices * missing, wanted,
+        devices,
+    )  # fmt: skip
+
+
+def _devices(shape: Shape, memory: Memory, weights: int) -> int:
+    """Over how many GPUs a load would split it by itself: as `engine.parallel.placement` does, without asking a GPU."""
+    dividing = [
+        number
+        for number in range(1, memory.devices + 1)
+        if (shape.kv_heads % number == 0 or number % shape.kv_heads == 0) and shape.intermediate % number == 0
+    ]
+    enough = [number for number in dividing if weights / number <= memory.usable * WEIGHTS_SHARE]
+    return (enough or dividing[-1:])[0]
 
 
 def step_bytes(shape: Shape, dtype: str = "bfloat16") -> int:
@@ -253,63 +250,3 @@ class Ruler:
             return "?"
         missing = 2 * parameters - self.memory.usable
         return f"needs {missing / 1e9:.1f} GB more" if missing > 0 else "weights fit"
-
-
-def free_memory(device: str = "auto", utilization: float = 0.9) -> Memory:
-    """The memory of the device that "auto", "cpu", "cuda" or "cuda:N" means, without importing torch."""
-    gpu = None if device == "cpu" else _gpu(0 if ":" not in device else int(device.partition(":")[2]))
-    if gpu is not None:
-        name, free, total = gpu
-        return Memory("cuda", name, free, total, max(int(free - (1 - utilization) * total), 0))
-    import psutil
-
-    free = host_memory_free()
-    return Memory("cpu", "RAM", free, psutil.virtual_memory().total, free)
-
-
-def _gpu(index: int) -> tuple[str, int, int] | None:
-    """Name, free and total bytes of a GPU, as the driver tells; None when there is none that torch can use."""
-    if not _torch_has_cuda():
-        return None
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        handle = gpu_handle(pynvml, index, os.environ)
-        if handle is None:
-            return None
-        memory: Any = pynvml.nvmlDeviceGetMemoryInfo(handle)
-        name: Any = pynvml.nvmlDeviceGetName(handle)
-        return (name if isinstance(name, str) else name.decode()), int(memory.free), int(memory.total)
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _torch_has_cuda() -> bool:
-    """Without importing torch: that takes longer than everything else here."""
-    if "torch" in sys.modules:
-        return bool(sys.modules["torch"].cuda.is_available())
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return "+cpu" not in version("torch")
-    except PackageNotFoundError:
-        return False
-
-
-def gpu_handle(nvml: Any, index: int, environment: Mapping[str, str]) -> Any:
-    """The driver's handle of CUDA device `index`: CUDA_VISIBLE_DEVICES renumbers what programs see."""
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return nvml.nvmlDeviceGetHandleByIndex(index) if index < nvml.nvmlDeviceGetCount() else None
-    names = [name.strip() for name in visible.split(",") if name.strip()]
-    if index >= len(names) or names[index] == "-1":
-        return None
-    if names[index].isdigit():
-        return nvml.nvmlDeviceGetHandleByIndex(int(names[index]))
-    return nvml.nvmlDeviceGetHandleByUUID(names[index])

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanochat.engine.config import EngineConfig
-from nanochat.modelhub.fit import free_memory
+from nanochat.modelhub.device_memory import free_memory
 from nanochat.settings import Settings
 
 # A step cannot be interrupted: a prompt is read in parts of under 0.2 s, so that Esc and progress come between.

@@ -14,17 +14,8 @@ from hypothesis import strategies as st
 
 from nanochat.engine.config import EngineConfig
 from nanochat.engine.memory import plan
-from nanochat.modelhub.fit import (
-    LEAST_CONTEXT,
-    Limits,
-    Memory,
-    Reserves,
-    fit,
-    free_memory,
-    gpu_handle,
-    least,
-    tokens,
-)
+from nanochat.modelhub.device_memory import Memory, device_count, free_memory, gpu_handle
+from nanochat.modelhub.fit import LEAST_CONTEXT, Limits, Reserves, fit, least, tokens
 from nanochat.modelhub.shape import Shape
 
 GIB = 2**30
@@ -250,3 +241,40 @@ def test_cuda_visible_devices_renumbers(visible: str | None, index: int, handle:
 def test_the_memory_of_this_machine_is_read() -> None:
     memory = free_memory("cpu")
     assert memory.kind == "cpu" and 0 < memory.free <= memory.total
+
+
+def gpus(usable: float, devices: int) -> Memory:
+    return replace(gpu(usable), devices=devices)
+
+
+def test_a_model_that_one_gpu_does_not_hold_fits_on_the_two_that_are_there() -> None:
+    assert not fit(QWEN3_8B, gpu(12 * GIB)).fits
+    found = fit(QWEN3_8B, gpus(12 * GIB, 2))
+    assert found.fits and found.devices == 2
+    assert found.weights == QWEN3_8B.weight_bytes("bfloat16") // 2
+    assert "and 1 more: on each" in found.arithmetic()[0]
+
+
+def test_a_model_that_one_gpu_holds_is_on_one_and_what_is_asked_for_is_done() -> None:
+    assert fit(QWEN3_8B, gpus(80 * GIB, 8)).devices == 1
+    assert fit(QWEN3_8B, gpus(80 * GIB, 8), limits=Limits(devices=4)).devices == 4
+    assert fit(QWEN3_8B, gpus(12 * GIB, 3)).devices == 2, "three do not divide its heads"
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_what_is_missing_on_several_gpus_is_missing_exactly(devices: int) -> None:
+    large = replace(QWEN3_8B, parameters=400_000_000_000)
+    memory = gpus(20 * GIB, devices)
+    missing = fit(large, memory).missing
+    enough = gpus(20 * GIB + missing // devices + 1, devices)
+    assert missing > 0 and fit(large, enough).fits
+    assert not fit(large, gpus(enough.usable - 2**20, devices)).fits
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"), [(None, 8), ("0,1", 2), ("3", 1), ("", 0), ("0,-1,1", 1), ("GPU-abc,GPU-def", 2)]
+)
+def test_devices_are_counted_as_programs_see_them(visible: str | None, count: int) -> None:
+    nvml: Any = type("Nvml", (), {"nvmlDeviceGetCount": staticmethod(lambda: 8)})
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert device_count(nvml, environment) == count

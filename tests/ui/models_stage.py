@@ -19,7 +19,7 @@ from stage import Stage, make_app
 from nanochat.errors import ModelNotFound
 from nanochat.hub import LocalModel, resolve
 from nanochat.modelhub import catalog
-from nanochat.modelhub.fit import Memory
+from nanochat.modelhub.device_memory import Memory
 from nanochat.ui.screens.models import ModelsScreen
 from nanochat.ui.widgets.model_list import ModelList
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 
 from nanochat.engine.config import EngineConfig
+from nanochat.engine.memory import WEIGHTS_SHARE
 from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.parallel.shares import refuse_unsplittable
 from nanochat.errors import UnsupportedModel, UsageError
-
-_WEIGHTS_SHARE = 0.75  # of a GPU's usable memory: the rest is for keys, values and the work of a step
 
 
 def choose_ranks(config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> int:
@@ -63,7 +62,7 @@ def _needed(
 ) -> int:
     """The fewest GPUs that divide the heads and hold the weights; all that divide them, if none are enough."""
     assert there is not None
-    room = torch.cuda.mem_get_info(device)[0] * config.gpu_memory_utilization * _WEIGHTS_SHARE
+    room = torch.cuda.mem_get_info(device)[0] * config.gpu_memory_utilization * WEIGHTS_SHARE
     dividing = [ranks for ranks in range(1, there + 1) if divides(model, ranks)]
     enough = [ranks for ranks in dividing if model.weight_bytes(dtype) / ranks <= room]
     return (enough or dividing[-1:])[0]
