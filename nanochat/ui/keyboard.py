@@ -20,6 +20,7 @@ log = logging.getLogger("nanochat.keyboard")
 
 ESC = "\x1b"
 PASTE_START = START.encode()
+_SCREENS = {"\x1b[?1049;1$y": False, "\x1b[?1049;2$y": True}  # DECRPM; whether it is the main screen
 _LOOK_SECONDS = 0.1  # between two looks at whether to end
 _REMOTE = ("SSH_CONNECTION", "SSH_TTY", "SSH_CLIENT")
 
@@ -42,16 +43,26 @@ class Patience:
         return cls(0.1, 0.5) if any(environ.get(name) for name in _REMOTE) else cls()
 
 
+class ScreenReport(Message):
+    """The terminal says which of its screens it shows: the main or the alternate one."""
+
+    def __init__(self, *, main: bool) -> None:
+        super().__init__()
+        self.main = main
+
+
 class KeyParser(PasteParser):
     """Textual's parser with whole pastes, but alt with a letter or a digit is known at once.
 
     Textual waits whether the sequence goes on, which none that begins so does; and it reads ESC 1 as the sign that
-    Option+1 types on a Mac.
+    Option+1 types on a Mac. What a terminal says about its screen, Textual drops.
     """
 
     def _sequence_to_key_events(self, sequence: str, alt: bool = False) -> Iterable[events.Key]:
         if _is_alt_key(sequence):
             return [events.Key(f"alt+{sequence[1]}", sequence[1])]
+        if sequence in _SCREENS:
+            self._tokens.append(ScreenReport(main=_SCREENS[sequence]))
         return super()._sequence_to_key_events(sequence, alt)
 
     @property
@@ -84,10 +95,11 @@ def _is_alt_key(sequence: str) -> bool:
 
 def read_keys(
     descriptor: int, take: Callable[[Message], None], ended: Event, *, patience: Patience | None = None,
-    debug: bool = False,
+    anew: Event | None = None, debug: bool = False,
 ) -> None:  # fmt: skip
     """Read keys until the end, or until the terminal is gone. Damaged bytes are dropped, not fatal.
 
+    `anew` is set when another terminal may send them: its mouse counts cells until it says how large its pixels are.
     Time counts only while nothing can be read: on a busy machine no sequence falls apart.
     """
     patience = patience or Patience.here()
@@ -98,6 +110,9 @@ def read_keys(
             if not selector.select(seconds if parser.waits else _LOOK_SECONDS):
                 found = parser.expire()
             elif data := _read(descriptor):
+                if anew is not None and anew.is_set():
+                    anew.clear()
+                    parser.mouse_pixels = False
                 try:
                     text = decoder.decode(data)
                 except UnicodeDecodeError as error:

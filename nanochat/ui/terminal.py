@@ -12,16 +12,18 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Generator, Mapping
+import threading
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from textual.drivers.linux_driver import LinuxDriver
+from textual import constants
+from textual.drivers import linux_driver
+from textual.message import Message
 
 from nanochat.settings import private_folder
-from nanochat.ui.keyboard import read_keys
+from nanochat.ui.keyboard import ScreenReport, read_keys
 
 log = logging.getLogger("nanochat.terminal")
 
@@ -31,6 +33,13 @@ RESTORE = (
     "\x1b[?1000l\x1b[?1003l\x1b[?1015l\x1b[?1006l\x1b[?1004l\x1b[?2004l\x1b[?2048l\x1b[<u\x1b[?7h"
     "\x1b[?1049l\x1b[?25h\x1b[0m"
 )  # fmt: skip
+
+RESTORE_SECONDS = 0.1  # of silence after SIGWINCH
+_KITTY_FLAGS = (
+    linux_driver.KITTY_DISAMBIGUATE_ESCAPE_CODES
+    | linux_driver.KITTY_REPORT_ALL_KEYS
+    | linux_driver.KITTY_REPORT_ASSOCIATED_TEXT
+)
 
 
 class ScreenFile(io.TextIOWrapper):
@@ -51,40 +60,85 @@ class ScreenFile(io.TextIOWrapper):
             log.debug("the terminal is gone: %s", error)
 
 
-class TerminalDriver(LinuxDriver):
+class TerminalDriver(linux_driver.LinuxDriver):
     """Textual's driver, with what it lacks in real terminals.
 
     Keys are read by `read_keys`: it survives bytes that are not UTF-8 (X10 mouse reports after a tmux reattach), a paste
     is one text whatever is in it, Esc and alt+1 to alt+9 act at once, and a network may cut what a key sends. The
-    terminal's size is believed, not an exported COLUMNS. SIGWINCH without another size draws everything again.
+    terminal's size is believed, not an exported COLUMNS.
+
+    SIGWINCH may come from another terminal (dtach, a reload), which neither knows the screen nor has its modes. So a
+    moment after it, and once for many, all modes are set again: a few bytes that change nothing in a terminal that has
+    them. Only the alternate screen does, some clear it: where the size is another, Textual has drawn on it just now, and
+    it is entered again only in a terminal that says that it shows its main screen.
     """
 
     def start_application_mode(self) -> None:
         """Take the terminal."""
+        self._taken = False
+        self._anew = threading.Event()
+        self._restoring: asyncio.TimerHandle | None = None
+        self._drawn = self._get_terminal_size()
         super().start_application_mode()
-        signal.signal(signal.SIGWINCH, self._watched(signal.getsignal(signal.SIGWINCH)))
+        textual = signal.getsignal(signal.SIGWINCH)
+        if callable(textual):
+            self._resized = textual
+            signal.signal(signal.SIGWINCH, self._watched)
+            self._taken = True
 
-    def _watched(self, textual: Any) -> Callable[[int, FrameType | None], None]:
-        """Textual's handler of SIGWINCH; where the size is the same, there is another terminal (dtach, a reload).
+    def stop_application_mode(self) -> None:
+        """Give the terminal back."""
+        self._taken = False
+        super().stop_application_mode()
 
-        Textual then draws nothing, and the new terminal neither knows the screen nor has its modes.
-        """
-        loop = asyncio.get_running_loop()
+    def process_message(self, message: Message) -> None:
+        """Take what the terminal sent; called in the thread that reads it."""
+        if isinstance(message, ScreenReport):
+            self._loop.call_soon_threadsafe(self._draw_again if message.main else self._enable_kitty_keys)
+        else:
+            super().process_message(message)
 
-        def resized(number: int, frame: FrameType | None) -> None:
-            if callable(textual):
-                textual(number, frame)
-            if self._get_terminal_size() == self._app.size:
-                loop.call_soon_threadsafe(self._draw_again)
+    def _watched(self, number: int, frame: FrameType | None) -> None:
+        self._resized(number, frame)
+        self._loop.call_soon_threadsafe(self._restore_soon)
 
-        return resized
+    def _restore_soon(self) -> None:
+        if self._restoring is not None:
+            self._restoring.cancel()
+        self._restoring = self._loop.call_later(RESTORE_SECONDS, self._restore)
 
-    def _draw_again(self) -> None:
-        self.write("\x1b[?1049h\x1b[?25l\x1b[?1004h")  # main screen left, cursor hidden, focus reports on
+    def _restore(self) -> None:
+        """Set every mode again; what only this terminal can say (in-band resize, mouse in pixels) is asked anew."""
+        if not self._taken:
+            return
+        size, before = self._get_terminal_size(), self._drawn
+        self._drawn = size
+        if size == before:
+            self._draw_again()
+        # In-band resize off: where it was on, only its first report says how large the pixels of the mouse are.
+        self._in_band_window_resize, self._mouse_pixels = False, False
+        self._anew.set()
+        self.write("\x1b[?25l\x1b[?1004h\x1b[?2048l")  # cursor hidden, focus reports on
         self._enable_mouse_support()
         self._enable_bracketed_paste()
         self._disable_line_wrap()
-        self._app.refresh()
+        if os.environ.get("TERM_PROGRAM") != "Apple_Terminal":  # it shows the p of a question
+            self._query_in_band_window_resize()
+            self.write("\x1b[?1049$p")  # main screen, or ours?
+        # The terminal before told its size in band: Textual did not hear the signal.
+        if size != self._app.size:
+            self._resized(signal.SIGWINCH, None)
+
+    def _draw_again(self) -> None:
+        if self._taken:
+            self.write("\x1b[?1049h")
+            self._enable_kitty_keys()
+            self._app.refresh()
+
+    def _enable_kitty_keys(self) -> None:
+        """Set what Textual pushes, without another level. Each screen has its own flags: only on the alternate one."""
+        if self._taken and not constants.DISABLE_KITTY_KEY:
+            self.write(f"\x1b[={_KITTY_FLAGS};1u")
 
     def _get_terminal_size(self) -> tuple[int, int]:
         try:
@@ -95,7 +149,7 @@ class TerminalDriver(LinuxDriver):
 
     def run_input_thread(self) -> None:
         """Read keys until the end."""
-        read_keys(self.fileno, self.process_message, self.exit_event, debug=self._debug)
+        read_keys(self.fileno, self.process_message, self.exit_event, anew=self._anew, debug=self._debug)
 
 
 @contextmanager

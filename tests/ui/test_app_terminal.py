@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import select
@@ -17,9 +18,11 @@ from busy import BUSY
 from pty_child import PtyChild
 
 from nanochat.history import History
+from nanochat.ui.terminal import RESTORE_SECONDS, TerminalDriver
 
 APP = Path(__file__).with_name("scripted_app.py")
 ON = {b"1049": b"\x1b[?1049h", b"1000": b"\x1b[?1000h", b"2004": b"\x1b[?2004h"}
+KITTY, IN_BAND, SCREEN = b"\x1b[=25;1u", b"\x1b[?2048$p", b"\x1b[?1049$p"
 
 Start = Callable[..., PtyChild]
 
@@ -150,8 +153,93 @@ def test_a_terminal_that_is_attached_anew_gets_the_whole_screen_and_its_modes(st
     anew = child.output.find(ON[b"1049"], drawn)
     child.until(b"hello", since=anew)
     child.until(b"essage", since=anew)
+    child.until(KITTY, since=anew)
+    child.until(IN_BAND, since=anew)
     for on in ON.values():
         assert child.output.find(on, drawn) >= 0
+
+
+def test_a_terminal_of_another_size_gets_its_modes_and_the_screen_when_it_shows_its_main_one(
+    start: Start,
+) -> None:
+    child = start()
+    stream(child)
+    child.write(b"\x1b")
+    child.until(b"stopped")
+    drawn = len(child.output)
+    child.resize(30, 100)
+    child.until(SCREEN, since=drawn)
+    asked = len(child.output)
+    for mode in (ON[b"1000"], ON[b"2004"], b"\x1b[?1004h", b"\x1b[?25l", b"\x1b[?7l", IN_BAND):
+        assert child.output.find(mode, drawn) >= 0, mode
+    assert child.output.find(KITTY, drawn) < 0, "the keys of the main screen, which is the shell's"
+    child.write(b"\x1b[?1049;2$y")
+    child.until(ON[b"1049"], since=asked)
+    anew = child.output.find(ON[b"1049"], asked)
+    child.until(KITTY, since=anew)
+    child.until(b"\x1b[30;1H", since=anew)
+    child.until(b"hello", since=anew)
+
+
+def test_resizing_does_not_enter_the_alternate_screen_again(start: Start) -> None:
+    child = start()
+    stream(child)
+    child.write(b"\x1b")
+    child.until(b"stopped")
+    drawn = len(child.output)
+    child.resize(30, 100)
+    child.until(SCREEN, since=drawn)
+    asked = len(child.output)
+    child.write(b"\x1b[?1049;1$y")
+    child.until(KITTY, since=asked)
+    assert child.output.find(ON[b"1049"], drawn) < 0
+
+
+class Resizes(TerminalDriver):
+    """The driver without its terminal: counts how often it would set the modes again."""
+
+    def __init__(self) -> None:
+        self._loop, self._restoring = asyncio.get_running_loop(), None
+        self.restored: list[float] = []
+
+    def _resized(self, number: int, frame: object) -> None:
+        """Textual's part."""
+
+    def _restore(self) -> None:
+        self.restored.append(self._loop.time())
+
+    async def many(self, count: int) -> None:
+        """That many signals, and the time after which the last has had its effect."""
+        for _ in range(count):
+            self._watched(signal.SIGWINCH, None)
+        await asyncio.sleep(0)
+        later = asyncio.Event()
+        self._loop.call_later(2 * RESTORE_SECONDS, later.set)
+        await later.wait()
+
+
+async def test_the_modes_are_set_once_for_many_signals() -> None:
+    driver = Resizes()
+    await driver.many(20)
+    assert len(driver.restored) == 1
+    await driver.many(1)
+    assert len(driver.restored) == 2
+
+
+def test_a_terminal_that_told_its_size_in_band_may_be_followed_by_one_that_does_not(start: Start) -> None:
+    child = start()
+    child.until(IN_BAND)
+    child.write(b"\x1b[?2048;2$y")
+    child.until(b"\x1b[?1016h")  # the mouse in pixels: Textual does not hear SIGWINCH any more
+    child.write(b"\x1b[48;24;80;480;800t")
+    stream(child)
+    child.write(b"\x1b")
+    child.until(b"stopped")
+    drawn = len(child.output)
+    child.resize(30, 100)
+    child.until(b"\x1b[30;1H", since=drawn)
+    child.write(b"\x1b[?2048;2$y")  # and this one does, too
+    child.until(b"\x1b[?2048h", since=child.output.find(IN_BAND, drawn))
 
 
 def test_a_terminal_without_utf8_gets_ascii_only(start: Start) -> None:

@@ -54,10 +54,11 @@ class Keyboard:
     def __init__(self, patience: Patience | None = None) -> None:
         self._out, self._in = os.pipe()
         self._found: Queue[Message] = Queue()
-        self._ended = threading.Event()
+        self._ended, self.anew = threading.Event(), threading.Event()
         self._thread = threading.Thread(
-            target=read_keys, args=(self._out, self._found.put, self._ended), kwargs={"patience": patience}
-        )
+            target=read_keys, args=(self._out, self._found.put, self._ended),
+            kwargs={"patience": patience, "anew": self.anew},
+        )  # fmt: skip
         self._thread.start()
 
     def type(self, data: bytes) -> None:
@@ -72,6 +73,13 @@ class Keyboard:
         message = self._found.get(timeout=20)
         assert isinstance(message, events.Key)
         return message.key
+
+    def click(self, column: int, row: int) -> tuple[int, int]:
+        """Press the mouse there, counted from 1; returns the cell that it is taken for."""
+        self.type(f"\x1b[<0;{column};{row}M".encode())
+        while not isinstance(message := self._found.get(timeout=20), events.MouseDown):
+            pass
+        return message.x, message.y
 
     def forget(self, last: bytes) -> None:
         """Type a last key, and read up to it."""
@@ -97,6 +105,17 @@ def relay(seconds: float) -> None:
 def terminal() -> Iterator[Keyboard]:
     with closing(Keyboard()) as found:
         yield found
+
+
+def test_another_terminals_mouse_counts_cells_until_it_says_how_large_its_pixels_are(
+    terminal: Keyboard,
+) -> None:
+    terminal.type(b"\x1b[48;24;80;480;800t")  # rows, columns, and both in pixels
+    assert terminal.click(401, 241) == (40, 12)
+    terminal.anew.set()
+    assert terminal.click(41, 13) == (40, 12)
+    terminal.type(b"\x1b[48;24;80;960;1600t")
+    assert terminal.click(801, 481) == (40, 12)
 
 
 def test_a_lone_escape_acts_by_itself(terminal: Keyboard) -> None:
