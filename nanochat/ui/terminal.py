@@ -70,7 +70,7 @@ class TerminalDriver(linux_driver.LinuxDriver):
     SIGWINCH may come from another terminal (dtach, a reload), which neither knows the screen nor has its modes. So a
     moment after it, and once for many, all modes are set again: a few bytes that change nothing in a terminal that has
     them. Only the alternate screen does, some clear it: where the size is another, Textual has drawn on it just now, and
-    it is entered again only in a terminal that says that it shows its main screen.
+    it is entered again only in a terminal that says that it shows its main screen (some know 1049 alone).
     """
 
     def start_application_mode(self) -> None:
@@ -99,10 +99,13 @@ class TerminalDriver(linux_driver.LinuxDriver):
             super().process_message(message)
 
     def _watched(self, number: int, frame: FrameType | None) -> None:
-        self._resized(number, frame)
         self._loop.call_soon_threadsafe(self._restore_soon)
+        self._resized(number, frame)
 
     def _restore_soon(self) -> None:
+        """Restore after a moment; the alternate screen now, before Textual draws, where it can be had uncleared."""
+        if self._taken:
+            self.write("\x1b[?1047h")
         if self._restoring is not None:
             self._restoring.cancel()
         self._restoring = self._loop.call_later(RESTORE_SECONDS, self._restore)

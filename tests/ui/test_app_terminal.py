@@ -169,6 +169,8 @@ def test_a_terminal_of_another_size_gets_its_modes_and_the_screen_when_it_shows_
     drawn = len(child.output)
     child.resize(30, 100)
     child.until(SCREEN, since=drawn)
+    child.until(b"\x1b[30;1H", since=child.output.find(b"\x1b[?1047h", drawn))
+    assert child.output.find(b"\x1b[30;1H", drawn) > child.output.find(b"\x1b[?1047h", drawn) > 0
     asked = len(child.output)
     for mode in (ON[b"1000"], ON[b"2004"], b"\x1b[?1004h", b"\x1b[?25l", b"\x1b[?7l", IN_BAND):
         assert child.output.find(mode, drawn) >= 0, mode
@@ -199,7 +201,7 @@ class Resizes(TerminalDriver):
     """The driver without its terminal: counts how often it would set the modes again."""
 
     def __init__(self) -> None:
-        self._loop, self._restoring = asyncio.get_running_loop(), None
+        self._loop, self._restoring, self._taken = asyncio.get_running_loop(), None, False
         self.restored: list[float] = []
 
     def _resized(self, number: int, frame: object) -> None:
