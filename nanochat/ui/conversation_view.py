@@ -34,6 +34,7 @@ class Place:
     """A row of a conversation, by what it belongs to: what a view holds on to while heights change."""
 
     message_id: str
+    key: int  # the message's, which stays when it gets another id: a reply does at its end
     spot: Spot
 
 
@@ -52,6 +53,7 @@ class ConversationView:
         self._width = 0
         self._entries: list[_Entry] = []
         self._index: dict[str, int] = {}
+        self._by_key: dict[int, int] = {}
         self._tops: list[int] = [0]
 
     @classmethod
@@ -108,6 +110,7 @@ class ConversationView:
             else:
                 self._update(entry)
         self._index = {entry.message_id: index for index, entry in enumerate(self._entries)}
+        self._by_key = {entry.key: index for index, entry in enumerate(self._entries)}
         self._stack(0)
 
     def refresh(self, message_id: str) -> None:
@@ -181,11 +184,11 @@ class ConversationView:
             return None
         entry, inner = found
         spot = Spot("?", 0, inner) if entry.view is None else entry.view.column.locate(inner)
-        return Place(entry.message_id, spot)
+        return Place(entry.message_id, entry.key, spot)
 
     def find(self, place: Place) -> int:
         """The row of a place; 0 when its message is gone."""
-        index = self._index.get(place.message_id)
+        index = self._by_key.get(place.key, self._index.get(place.message_id))
         if index is None:
             return 0
         view = self._entries[index].view

@@ -147,6 +147,27 @@ async def test_scrolled_away_the_view_stays_and_a_badge_counts() -> None:
         assert "new line" not in "".join(reader.rows)
 
 
+async def test_when_a_reply_ends_the_reader_in_the_middle_of_it_stays_there() -> None:
+    """It gets its final id then, and a line of figures under it."""
+    conversation = streaming()
+    async with reading(conversation) as reader:
+        await stream(reader, 60)
+        await reader.until(lambda: "streamed 59" in "".join(reader.rows[-3:]))
+        reader.transcript.focus()
+        await reader.pilot.press("pageup")
+        await reader.until(lambda: not reader.transcript.following)
+        await reader.idle()
+        before = reader.rows[:-1]
+        assert any("streamed" in row for row in before)
+        conversation.rename("s", "final")
+        conversation.change("final", status="stopped", footer="50 tok/s · stopped")
+        await reader.pilot.pause()
+        await reader.idle()
+        assert reader.rows[:-1] == before
+        await reader.pilot.press("end")
+        await reader.until(lambda: "50 tok/s" in "".join(reader.rows[-3:]))
+
+
 @pytest.mark.parametrize("moving", [True, False])
 async def test_page_down_comes_back_to_the_end_and_stays_when_pressed_again(moving: bool) -> None:
     async with reading(streaming()) as reader:
