@@ -41,7 +41,7 @@ PYTEST = [
 ]
 BENCH = [sys.executable, "-m", "nanochat", "bench", "--json", "--no-save"]
 FEW = "(bfloat16 and 16 and 8 and 128 and decode_agrees) or padding_writes or chain_of_dependent or replayed_steps"
-OTHERS = ("engine_cuda", "divided_cuda", "one_shot", "ranks_cuda")
+OTHERS = ("engine_cuda", "divided_cuda", "one_shot", "nccl_alone", "ranks_cuda")
 WORKLOADS = ("s", "b", "deep", "second-turn", "fresh")  # `gap` by itself: it is paced as the chat is
 
 
