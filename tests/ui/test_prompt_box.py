@@ -114,6 +114,15 @@ async def test_a_label_is_one_thing_for_backspace_delete_and_typing(tmp_path: Pa
         assert app.box.draft.full.startswith("line\n" * 50)
 
 
+async def test_the_keys_that_delete_a_line_delete_the_last_one_too(tmp_path: Path) -> None:
+    app = Bench(tmp_path)
+    async with app.run_test() as pilot:
+        await pilot.press("ctrl+k", "a", "ctrl+j", "ctrl+k")
+        assert app.box.text == "a\n"
+        await pilot.press("b", "ctrl+shift+k")
+        assert app.box.text == "a\n"
+
+
 async def test_a_paste_with_escape_sequences_is_not_shown_but_sent_as_it_is(tmp_path: Path) -> None:
     app = Bench(tmp_path)
     async with app.run_test() as pilot:

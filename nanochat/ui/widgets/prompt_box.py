@@ -202,6 +202,8 @@ class PromptBox(TextArea):
 
     def _outside(self, location: Location, *, toward_end: bool) -> Location:
         row, column = location
+        if row >= self.document.line_count:
+            return location  # deleting the last line names the start of the one after it, which is not there
         for start, end in self._draft.labels(str(self.document.get_line(row))):
             if start < column < end:
                 return row, end if toward_end else start
