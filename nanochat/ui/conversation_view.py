@@ -36,6 +36,8 @@ class Place:
     message_id: str
     key: int  # the message's, which stays when it gets another id: a reply does at its end
     spot: Spot
+    index: int  # of the message, and the row within it: for when another one stands there
+    row: int
 
 
 class ConversationView:
@@ -184,13 +186,15 @@ class ConversationView:
             return None
         entry, inner = found
         spot = Spot("?", 0, inner) if entry.view is None else entry.view.column.locate(inner)
-        return Place(entry.message_id, entry.key, spot)
+        return Place(entry.message_id, entry.key, spot, self._by_key[entry.key], inner)
 
     def find(self, place: Place) -> int:
-        """The row of a place; 0 when its message is gone."""
+        """The row of a place; when its message is gone, in the one that stands there (another version), or the end."""
         index = self._by_key.get(place.key, self._index.get(place.message_id))
         if index is None:
-            return 0
+            if place.index >= len(self._entries):
+                return self.height
+            return self._tops[place.index] + min(place.row, self._entries[place.index].height - 1)
         view = self._entries[index].view
         return self._tops[index] + (place.spot.row if view is None else view.column.find(place.spot))
 

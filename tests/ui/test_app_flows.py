@@ -275,6 +275,20 @@ async def test_the_block_cursor_stays_at_its_place_when_the_message_there_is_ano
         assert cursor is not None and cursor.message_id == stage.app.chats.active.conversation.ids[-1]
 
 
+async def test_r_at_the_start_of_a_long_reply_goes_to_the_new_one_and_follows_it(tmp_path: Path) -> None:
+    replies = iter("\n".join(f"- {name} {line}" for line in range(90)) for name in ("one", "two"))
+    engine = FakeEngine(script=lambda request: (next(replies),))
+    async with on_stage(tmp_path, engine) as stage:
+        await stage.ask("count")
+        transcript = stage.app.chat_screen.transcript
+        await stage.press("alt+up")
+        await stage.until(lambda: not transcript.following)
+        await stage.press("r")
+        await stage.until(lambda: "- two 89" in stage.texts()[-1])
+        await stage.settle()
+        assert transcript.following
+
+
 async def test_after_a_delete_the_block_cursor_is_at_what_is_left(tmp_path: Path) -> None:
     async with on_stage(tmp_path) as stage:
         await stage.ask("first")

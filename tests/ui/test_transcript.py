@@ -168,6 +168,31 @@ async def test_when_a_reply_ends_the_reader_in_the_middle_of_it_stays_there() ->
         await reader.until(lambda: "50 tok/s" in "".join(reader.rows[-3:]))
 
 
+async def test_a_reader_in_the_middle_of_a_reply_is_there_in_another_version_of_it_too() -> None:
+    conversation = chat()
+
+    def version(name: str, lines: int) -> None:
+        text = "\n".join(f"- {name} {line}" for line in range(lines))
+        reply = TranscriptMessage(name, "assistant", text, variants=2)
+        conversation.replace_all([*conversation.messages[:-1], reply])
+
+    version("first", 60)
+    async with reading(conversation) as reader:
+        reader.transcript.focus()
+        await reader.pilot.press("pageup", "pageup")
+        await reader.until(lambda: not reader.transcript.following)
+        await reader.idle()
+        top = reader.rows[0]
+        version("second", 60)
+        await reader.until(lambda: reader.rows[0] == top.replace("first", "second"))
+        await reader.idle()
+        assert reader.rows[0] == top.replace("first", "second")
+        version("short", 2)
+        await reader.until(lambda: "short 1" in "".join(reader.rows[-3:]))
+        conversation.replace_all(conversation.messages[:-2])
+        await reader.until(lambda: "chat item 18.6" in "".join(reader.rows[-3:]))
+
+
 @pytest.mark.parametrize("moving", [True, False])
 async def test_page_down_comes_back_to_the_end_and_stays_when_pressed_again(moving: bool) -> None:
     async with reading(streaming()) as reader:

@@ -23,7 +23,12 @@ def stop(app: NanochatApp, _: str) -> None:
 
 async def regenerate(app: NanochatApp, _: str) -> None:
     """A new version of the last reply."""
-    await app.chats.active.regenerate()
+    await regenerate_at(app, None)
+
+
+async def regenerate_at(app: NanochatApp, message_id: str | None) -> None:
+    """A new version of a reply, the last one without `message_id`; the view goes to it."""
+    await app.chats.active.regenerate(message_id)
     app.chat_screen.transcript.follow()
 
 

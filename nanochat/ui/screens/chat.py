@@ -15,7 +15,7 @@ from textual.screen import Screen
 
 from nanochat.sanitize import sanitize
 from nanochat.ui import chrome, figures, links
-from nanochat.ui.commands import REGISTRY, editing, settings
+from nanochat.ui.commands import REGISTRY, editing, replies, settings
 from nanochat.ui.draft import Draft
 from nanochat.ui.keymap import first_key
 from nanochat.ui.screens.sides import Sides
@@ -282,14 +282,14 @@ class ChatScreen(Screen[None]):
 
     def on_transcript_action_requested(self, event: Transcript.ActionRequested) -> None:
         """Edit, fork at, regenerate or delete a message, or undo that."""
-        app, session = self.nanochat, self.nanochat.chats.active
+        app = self.nanochat
         match event.verb:
             case "edit":
                 self.begin_edit(event.message_id)
             case "fork":
                 app.attempt(editing.fork_at(app, event.message_id))
             case "regenerate":
-                app.attempt(session.regenerate(event.message_id))
+                app.attempt(replies.regenerate_at(app, event.message_id))
             case "delete":
                 app.attempt(editing.delete_message(app, event.message_id))
             case "undo":
