@@ -79,12 +79,16 @@ class TerminalDriver(linux_driver.LinuxDriver):
         self._anew = threading.Event()
         self._restoring: asyncio.TimerHandle | None = None
         self._drawn = self._get_terminal_size()
+        resumed = self._must_signal_resume
         super().start_application_mode()
+        self._mode = _attributes()
         textual = signal.getsignal(signal.SIGWINCH)
         if callable(textual):
             self._resized = textual
             signal.signal(signal.SIGWINCH, self._watched)
             self._taken = True
+        if resumed:  # the alternate screen is empty, and Textual draws what has changed since
+            self._loop.call_soon_threadsafe(self._app.refresh)
 
     def stop_application_mode(self) -> None:
         """Give the terminal back."""
@@ -97,6 +101,14 @@ class TerminalDriver(linux_driver.LinuxDriver):
             self._loop.call_soon_threadsafe(self._draw_again if message.main else self._enable_kitty_keys)
         else:
             super().process_message(message)
+
+    def _sigcont_application(self, *arguments: object) -> None:
+        """Go on. After SIGSTOP the terminal was never given back: it is not taken a second time, with two readers."""
+        if self._taken:
+            _restore(self._mode)  # a shell that has used it meanwhile has its own
+            self._loop.call_soon_threadsafe(self._restore_soon)
+        else:
+            super()._sigcont_application(*arguments)
 
     def _watched(self, number: int, frame: FrameType | None) -> None:
         self._loop.call_soon_threadsafe(self._restore_soon)

@@ -9,6 +9,7 @@ import select
 import signal
 import sqlite3
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
@@ -50,6 +51,12 @@ def stream(child: PtyChild) -> None:
     child.until(b"ready")
     child.write(b"hello\r")
     child.until(b"word5")
+
+
+def until_suspended(child: PtyChild) -> None:
+    status = Path(f"/proc/{child.process.pid}/stat")
+    while status.read_text().rpartition(")")[2].split()[0] != "T":
+        child.read(0.05)
 
 
 def assert_restored(child: PtyChild) -> None:
@@ -129,17 +136,36 @@ def test_noise_from_c_goes_to_the_log_and_not_to_the_screen(start: Start, tmp_pa
 
 def test_ctrl_z_suspends_and_comes_back(start: Start) -> None:
     child = start()
-    child.until(b"ready")
+    stream(child)
+    child.write(b"\x1b")
+    child.until(b"stopped")
     child.write(b"\x1a")
     child.until(b"\x1b[?1049l")
-    status = Path(f"/proc/{child.process.pid}/stat")
-    while status.read_text().rpartition(")")[2].split()[0] != "T":
-        child.read(0.05)
+    until_suspended(child)
     assert_restored(child)
     end = len(child.output)
     os.kill(child.process.pid, signal.SIGCONT)
     child.until(b"\x1b[?1049h", since=end)
     child.until(b"essage", since=end)
+    child.until(b"hello", since=end)
+
+
+def test_after_sigstop_the_terminal_is_ours_again_and_has_one_reader(start: Start) -> None:
+    child = start()
+    stream(child)
+    child.write(b"\x1b")
+    child.until(b"stopped")
+    ours, tasks = child.attributes(), Path(f"/proc/{child.process.pid}/task")
+    threads = len(list(tasks.iterdir()))
+    os.kill(child.process.pid, signal.SIGSTOP)
+    until_suspended(child)
+    termios.tcsetattr(child.slave, termios.TCSANOW, child.before)
+    end = len(child.output)
+    os.kill(child.process.pid, signal.SIGCONT)
+    child.until(ON[b"1049"], since=end)
+    child.until(b"hello", since=end)
+    assert child.attributes() == ours
+    assert len(list(tasks.iterdir())) <= threads
 
 
 def test_a_terminal_that_is_attached_anew_gets_the_whole_screen_and_its_modes(start: Start) -> None:
