@@ -160,16 +160,21 @@ class BlockStack:
                 return max(first, part.top)
         return None
 
-    def locate(self, y: int) -> tuple[int, int]:
-        """The block that row `y` is in, and the row's number in it."""
+    def locate(self, y: int) -> tuple[int, int, tuple[int, int] | None]:
+        """The block that row `y` is in, and the row's number in it; in code, also the line and its character."""
         index = self._index(y)
-        return index, y - self._parts[index].top
+        part = self._parts[index]
+        row = y - part.top
+        inner = row - len(part.gap)
+        return index, row, part.code.locate(inner) if part.code is not None and inner >= 0 else None
 
-    def find(self, index: int, row: int) -> int:
+    def find(self, index: int, row: int, line: tuple[int, int] | None = None) -> int:
         """The row that `locate` named, where it is now."""
         if index >= len(self._parts):
             return max(0, self.height - 1)
         part = self._parts[index]
+        if part.code is not None and line is not None:
+            return part.top + len(part.gap) + part.code.find(*line)
         return part.top + min(row, max(0, part.height - 1))
 
     def codes(self) -> Iterator[tuple[str, int, int, Block]]:

@@ -126,6 +126,28 @@ class CodeView:
         joint = "\n" if begins and index not in self.block.continued else ""
         return self._framed(margin, self._runs_of(index, part), joint, continued=not begins)
 
+    def locate(self, y: int) -> tuple[int, int]:
+        """The line that row `y` shows, -1 for the head, and the character of it that the row begins with."""
+        y -= self._head
+        if y < 0 or not self._lines:
+            return -1, 0
+        index = max(0, bisect_right(self._tops, y) - 1)
+        parts = self._chop(self._lines[index])
+        return index, parts[min(y - self._tops[index], len(parts) - 1)].start
+
+    def find(self, line: int, start: int) -> int:
+        """The row that shows character `start` of a line, at whatever width; the last row when the line is gone."""
+        if line < 0:
+            return 0
+        if line >= len(self._lines):
+            return self.height - 1
+        parts = self._chop(self._lines[line])
+        return (
+            self._head
+            + self._tops[line]
+            + max(0, bisect_right(parts, start, key=lambda part: part.start) - 1)
+        )
+
     def source(self, y: int, begin: int, end: int) -> str:
         """What characters `begin` to `end` of row `y` (decoration left out) are in the code: tabs are kept."""
         if y < self._head or y - self._head >= self._rows:

@@ -34,6 +34,9 @@ class Spot:
     section: str
     block: int
     row: int
+    line: tuple[int, int] | None = (
+        None  # of code, and the character in it: long lines take other rows when resized
+    )
 
 
 class Column:
@@ -108,7 +111,7 @@ class Column:
             if section.name == spot.section:
                 inner = min(spot.row, max(0, section.height - 1))
                 return section.top + (
-                    inner if section.stack is None else section.stack.find(spot.block, spot.row)
+                    inner if section.stack is None else section.stack.find(spot.block, spot.row, spot.line)
                 )
         return 0 if spot.section else self.height
 

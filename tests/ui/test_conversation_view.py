@@ -123,6 +123,21 @@ def test_a_place_is_found_again_at_another_width() -> None:
     assert view.row(again)[0].text[:8] == words
 
 
+def test_a_line_of_long_code_is_found_again_at_another_width() -> None:
+    code = "\n".join(f"    line_{line} = {'x' * (line % 90)}" for line in range(300))
+    reply = TranscriptMessage("a", "assistant", f"So:\n\n```python\n{code}\n```\nDone.")
+    view, _ = opened(Conversation("c", [reply]))
+    rows = everything(view.conversation)
+    assert [view.find(place) for y in range(len(rows)) if (place := view.locate(y))] == list(range(len(rows)))
+    top = next(y for y, row in enumerate(rows) if "line_200 " in row)
+    for width in (31, 140, 45, 60):
+        place = view.locate(top)
+        assert place is not None
+        view.reconcile(width)
+        top = view.settle(view.find(place), ROWS)
+        assert "line_200 " in view.row(top)[0].text
+
+
 def test_streaming_below_moves_nothing_on_screen() -> None:
     conversation = chat(5)
     conversation.append(TranscriptMessage("s", "assistant", status="streaming"))
