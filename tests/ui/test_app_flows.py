@@ -428,6 +428,7 @@ async def test_set_changes_sampling_from_the_next_turn_and_refuses_what_is_out_o
         await stage.type("/set temperature 0.5")
         await stage.press("enter")
         await stage.until(lambda: stage.app.chats.active.settings.temperature == 0.5)
+        await stage.until(lambda: "temperature is 0.5 from the next turn on" in stage.notices)
         await stage.type("/set top_p 7")
         await stage.press("enter")
         await stage.until(lambda: "top_p must be above 0 and at most 1" in stage.notices)

@@ -51,7 +51,10 @@ async def set_value(app: NanochatApp, text: str) -> None:
         raise UsageError(
             f"/set takes a name and a value; the names are {', '.join(knob.name for knob in KNOBS)}"
         )
-    await change(app, found.name, found.parse(value))
+    parsed = found.parse(value)
+    await change(app, found.name, parsed)
+    said = "the model's own" if parsed is None else value.strip()
+    app.say(f"{found.name} is {said} from the next turn on.")
 
 
 async def change(app: NanochatApp, name: str, value: object) -> None:
