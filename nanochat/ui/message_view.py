@@ -178,6 +178,9 @@ class MessageView:
             word = Run(f"… {hidden} more lines", join(style, "fold"), ("fold", ""))
             rows = [*rows[:FOLDED_ROWS], Row((word,), prefix=len(word.text))]
         self.column.add("question", [replace(row, fill=style, width=self._width, full=True) for row in rows])
+        steps = self._steps(join(self._base, "footer"))
+        if steps:
+            self.column.add("footer", [Row(tuple(steps), prefix=sum(len(run.text) for run in steps))])
 
     def _show_notice(self) -> None:
         self.column.add("notice", wrapped(self.message.text, min(self._width, MEASURE), "notice"))
@@ -208,18 +211,22 @@ class MessageView:
         if self._text_seen:
             self.column.add("after reasoning", [BLANK])
 
+    def _steps(self, style: str) -> list[Run]:
+        """Which version it is, and the steps to the others; nothing when it is the only one."""
+        if self.message.variants < 2:
+            return []
+        button = join(style, "step")
+        return [
+            Run("‹ ", button, ("variant", "-1")),
+            Run(f"{self.message.variant}/{self.message.variants}", style),
+            Run(" ›", button, ("variant", "1")),
+        ]
+
     def _footer(self) -> list[Row]:
         """Figures and how it ended, on as few rows as hold them; steps through the versions stand before them."""
         message = self.message
         style = join(self._base, "footer")
-        steps: list[Run] = []
-        if message.variants > 1:
-            button = join(style, "step")
-            steps += [
-                Run("‹ ", button, ("variant", "-1")),
-                Run(f"{message.variant}/{message.variants}", style),
-                Run(" ›", button, ("variant", "1")),
-            ]
+        steps = self._steps(style)
         words = [message.footer or (WORDS.get(message.status, "") if not self._text_seen else "")]
         if message.status in ENDINGS and message.status not in message.footer:
             words.append(message.status)

@@ -446,6 +446,16 @@ async def test_clicks_open_nothing_but_ask() -> None:
         assert [m.step for m in reader.posted(Transcript.VariantRequested)] == [-1]  # type: ignore[attr-defined]
 
 
+async def test_an_edited_question_shows_its_versions_and_steps_through_them() -> None:
+    question = TranscriptMessage("u", "user", "What now?", variant=2, variants=2)
+    async with reading(Conversation("c", [question, TranscriptMessage("a", "assistant", "This.")])) as reader:
+        await reader.until(lambda: "‹ 2/2 ›" in reader.rows[1])
+        assert "This." in reader.rows[3]
+        await reader.click("‹")
+        (asked,) = reader.posted(Transcript.VariantRequested)
+        assert (asked.message_id, asked.step) == ("u", -1)  # type: ignore[attr-defined]
+
+
 async def test_a_click_on_the_badge_goes_to_the_end() -> None:
     async with reading(streaming()) as reader:
         reader.transcript.scroll_to(y=10)
