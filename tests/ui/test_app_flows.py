@@ -289,6 +289,24 @@ async def test_r_at_the_start_of_a_long_reply_goes_to_the_new_one_and_follows_it
         assert transcript.following
 
 
+async def test_a_question_stays_on_screen_when_its_other_version_has_a_longer_reply(tmp_path: Path) -> None:
+    replies = iter(("\n".join(f"- {line}" for line in range(90)), "short"))
+    async with on_stage(tmp_path, FakeEngine(script=lambda request: (next(replies),))) as stage:
+        await stage.ask("count")
+        await stage.type("/edit")
+        await stage.press("enter")
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "count")
+        await stage.type(" less")
+        await stage.press("enter")
+        await stage.until(lambda: stage.texts() == ["count less", "short"])
+        await stage.settle()
+        transcript = stage.app.chat_screen.transcript
+        await stage.press("alt+up", "alt+up", "left_square_bracket")
+        await stage.until(lambda: stage.texts()[0] == "count")
+        await stage.until(lambda: transcript.scroll_y == 0, "the question is on screen")
+        assert transcript.cursor is not None and not transcript.following
+
+
 async def test_after_a_delete_the_block_cursor_is_at_what_is_left(tmp_path: Path) -> None:
     async with on_stage(tmp_path) as stage:
         await stage.ask("first")

@@ -50,6 +50,15 @@ def step_variant(by: int) -> Callable[[NanochatApp, str], Awaitable[None]]:
     return run
 
 
+async def step_from(app: NanochatApp, message_id: str, by: int) -> None:
+    """Another version of a message: the selected one stays on screen, however long what follows it is."""
+    session, transcript = app.chats.active, app.chat_screen.transcript
+    selected = transcript.cursor is not None and transcript.cursor.message_id == message_id
+    await session.step_variant(message_id, by)
+    if selected and app.chats.active is session:
+        transcript.bring_cursor()
+
+
 def copy_reply(app: NanochatApp, _: str) -> None:
     """Copy the last reply."""
     last = app.chats.active.last(Role.ASSISTANT)

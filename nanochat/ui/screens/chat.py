@@ -297,7 +297,7 @@ class ChatScreen(Screen[None]):
 
     def on_transcript_variant_requested(self, event: Transcript.VariantRequested) -> None:
         """Another version of a message."""
-        self.nanochat.attempt(self.nanochat.chats.active.step_variant(event.message_id, event.step))
+        self.nanochat.attempt(replies.step_from(self.nanochat, event.message_id, event.step))
 
     def on_transcript_link_requested(self, event: Transcript.LinkRequested) -> None:
         """A link was clicked."""

@@ -136,6 +136,17 @@ class Transcript(TranscriptView, can_focus=True):
             self.flush()
             self._bring(view, view.cursor)
 
+    def bring_cursor(self) -> None:
+        """Scroll to what is selected when nothing of it is on screen."""
+        view, cursor = self._view, self.cursor
+        if view is None or cursor is None:
+            return
+        self.flush()
+        first, end = cursor.span(view)
+        top = round(self.scroll_y)
+        if end <= top or first >= top + self.scrollable_content_region.height:
+            self._bring(view, cursor)
+
     def clear_cursor(self) -> None:
         """Take the block cursor away."""
         if self._view is not None and self._view.cursor is not None:
