@@ -322,6 +322,10 @@ class ChatSession:
         """The record of a message, the last one without `message_id`."""
         messages = self.records.messages if self.records else ()
         record = self.message(message_id) if message_id else messages[-1] if messages else None
+        if record is None and self.reply is not None and message_id == self.reply.running.id:
+            raise NanochatError(
+                f"this reply is still coming: {what} it when it has ended, or stop it with Esc"
+            )
         if record is None:
             raise NanochatError(f"there is nothing to {what} here: send a message first")
         return record

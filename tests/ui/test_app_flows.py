@@ -307,6 +307,19 @@ async def test_a_question_stays_on_screen_when_its_other_version_has_a_longer_re
         assert transcript.cursor is not None and not transcript.following
 
 
+async def test_a_reply_that_is_still_coming_says_so_when_it_is_forked(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    async with on_stage(tmp_path, engine) as stage:
+        engine.gate.clear()
+        await stage.type("hello you")
+        await stage.press("enter")
+        await stage.until(lambda: len(stage.texts()) == 2)
+        await stage.press("alt+up", "f")
+        await stage.until(lambda: "this reply is still coming" in stage.notices)
+        engine.gate.set()
+        await stage.settle()
+
+
 async def test_after_a_delete_the_block_cursor_is_at_what_is_left(tmp_path: Path) -> None:
     async with on_stage(tmp_path) as stage:
         await stage.ask("first")
