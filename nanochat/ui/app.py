@@ -35,6 +35,7 @@ from nanochat.ui.monitor import Reading
 from nanochat.ui.notices import Notices, Severity
 from nanochat.ui.open_chats import OpenChats
 from nanochat.ui.screens.chat import ChatScreen
+from nanochat.ui.screens.palette import OPEN, Palette
 from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import Shelf
 from nanochat.ui.token_count import TokenCount
@@ -267,6 +268,11 @@ class NanochatApp(App[None], inherit_bindings=False):
                 yield SystemCommand(
                     action.title, action.help, lambda name=action.id: self.run_registered(name)
                 )
+
+    def action_command_palette(self) -> None:
+        """Show it."""
+        if not self.screen.has_class(OPEN):
+            self.push_screen(Palette(id="--command-palette"))
 
     def use_theme(self, name: str) -> None:
         """Look like this; an unknown theme is said and left."""

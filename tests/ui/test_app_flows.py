@@ -12,6 +12,7 @@ from busy import BUSY
 from fake_engine import MODEL, OTHER, FakeEngine
 from stage import Stage, on_stage
 from textual import events
+from textual.command import CommandList
 from textual.widgets import Static
 
 from nanochat.errors import EngineDead, Offline
@@ -19,6 +20,7 @@ from nanochat.settings import Settings
 from nanochat.ui.screens.question import Question, TextQuestion
 from nanochat.ui.services import TabState
 from nanochat.ui.widgets.completions import Completions
+from nanochat.ui.widgets.paged_list import PagedList
 from nanochat.ui.widgets.sidebar import ChatList
 from nanochat.ui.widgets.welcome import Welcome
 
@@ -661,6 +663,27 @@ async def test_every_action_runs_from_the_palette_and_closes_again(tmp_path: Pat
         names = {command.title for command in stage.app.get_system_commands(stage.app.screen)}
         assert {"New tab", "Stop", "Help", "Theme"} <= names
         await stage.press("ctrl+p")
-        await stage.until(lambda: stage.screen == "CommandPalette")
+        await stage.until(lambda: stage.screen == "Palette")
         await stage.press("escape")
         await stage.until(lambda: stage.screen == "ChatScreen")
+
+
+async def test_a_page_key_before_the_palettes_commands_are_laid_out_does_nothing(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.press("ctrl+p")
+        await stage.until(
+            lambda: stage.screen == "Palette" and stage.app.screen.query_one(CommandList).option_count > 1
+        )
+        commands = stage.app.screen.query_one(CommandList)
+        commands.highlighted = 0
+        commands._index_to_line.clear()  # as it is until the layout
+        await stage.press("pagedown", "pageup")
+        assert stage.app.fault is None
+        await stage.press("escape")
+        await stage.until(lambda: stage.screen == "ChatScreen")
+
+
+def test_a_page_key_in_a_list_that_was_never_laid_out_does_nothing() -> None:
+    choices = PagedList("one", "two")
+    choices._move_page(1)
+    choices._move_page(-1)

@@ -102,7 +102,7 @@ async def walk(stage: Stage, picture: Picture) -> None:
     await opened(stage, "f1", lambda: stage.screen == "Page", picture, "help")
     await opened(stage, "f7", lambda: stage.screen == "Page", picture, "numbers")
     await opened(stage, "ctrl+l", lambda: stage.screen == "Page", picture, "log")
-    await opened(stage, "ctrl+p", lambda: stage.screen == "CommandPalette", picture, "palette")
+    await opened(stage, "ctrl+p", lambda: stage.screen == "Palette", picture, "palette")
     session = stage.app.chats.active
     stage.app.attempt(overflow_flow.ask(stage.app, session, Overflow(33_210, 32_512, 32_768)))
     await opened(stage, "", lambda: stage.screen == "Question", picture, "question")

@@ -17,6 +17,7 @@ from textual.widgets.option_list import Option
 from nanochat.sanitize import sanitize, sanitize_line
 from nanochat.ui.screens.page import LOW, NARROW
 from nanochat.ui.widgets.facts import Facts
+from nanochat.ui.widgets.paged_list import PagedList
 
 MOST_ROWS = 14  # of answers
 _HINT = "↑↓ choose · Enter take · Esc back"
@@ -61,7 +62,7 @@ class Question(ModalScreen[str | None]):
                     yield Static(Content(sanitize(self._text)))
                 if self._facts:
                     yield Facts(self._facts)
-            yield OptionList(*(Option(_line(answer), id=answer.key) for answer in self._answers))
+            yield PagedList(*(Option(_line(answer), id=answer.key) for answer in self._answers))
             yield Static(_HINT, classes="dialog-hint")
 
     def on_mount(self) -> None:

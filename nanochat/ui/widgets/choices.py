@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from textual import events
-from textual.widgets import OptionList
+
+from nanochat.ui.widgets.paged_list import PagedList
 
 
-class Choices(OptionList):
+class Choices(PagedList):
     """An option list whose options the mouse highlights only."""
 
     def on_click(self, event: events.Click) -> None:

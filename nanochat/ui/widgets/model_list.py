@@ -14,12 +14,13 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from nanochat.ui.model_rows import Row, lines_of
+from nanochat.ui.widgets.paged_list import PagedList
 
 _TONES = {"good": "$success", "bad": "$error", "dim": "$foreground 60%", "active": "bold $accent"}
 _QUIET = ("dtype", "licence", "context", "note", "more")
 
 
-class ModelList(OptionList):
+class ModelList(PagedList):
     """Shows rows; what is done with the highlighted one, the screen decides."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

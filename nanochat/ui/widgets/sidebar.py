@@ -18,12 +18,13 @@ from textual.widgets.option_list import Option
 from nanochat.sanitize import sanitize_line
 from nanochat.storage.chats import Day
 from nanochat.storage.records import Chat, Found, Snippet
+from nanochat.ui.widgets.paged_list import PagedList
 
 _KEYS = "/ search · r rename · p pin\nd delete · u undo · x export"
 Verb = Literal["open", "rename", "pin", "delete", "undo", "export"]
 
 
-class ChatList(OptionList):
+class ChatList(PagedList):
     """The chats; letters act on the highlighted one."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -13,6 +13,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from nanochat.sanitize import sanitize, sanitize_line
+from nanochat.ui.widgets.paged_list import PagedList
 
 LOGO = "nanochat"
 
@@ -41,7 +42,7 @@ class Welcome(VerticalScroll, can_focus=False):
         """Name, words, offers, and how far the work on one is."""
         yield Static(Content.styled(LOGO, "bold $primary"), id="welcome-logo")
         yield Static("", id="welcome-text")
-        yield OptionList(id="welcome-offers")
+        yield PagedList(id="welcome-offers")
         yield Static("", id="welcome-progress-text")
         yield Static("", id="welcome-bar")
         yield Static("", id="welcome-hints")
