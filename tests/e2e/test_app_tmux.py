@@ -212,7 +212,10 @@ def test_after_a_kill_the_reply_is_there_and_goes_on(tmux: Tmux) -> None:
     tmux.say("/set temperature 0")
     tmux.say("Write a long story about a ship.")
     tmux.until(lambda screen: " streaming " in screen.splitlines()[-1], "the stream")
-    shown = tmux.until(lambda screen: len(text_of(screen).split()) > 20, "some text")
+    shown = tmux.until(
+        lambda screen: "the next turn" not in screen and len(text_of(screen).split()) > 20,
+        "some text, and nothing over it",
+    )
     tmux.until(lambda _: saved(tmux).startswith(words(shown)), "what was shown is saved")
     os.kill(tmux.program(), signal.SIGKILL)
     tmux.given_back()  # what the shell says of the kill may be gone with the screen that is put away

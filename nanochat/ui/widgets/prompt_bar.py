@@ -93,7 +93,8 @@ class PromptBar(Vertical):
             Completion(name, "", name if name.endswith("/") else f"{name} ", len(start)) for name in names
         ]
         self._offered_for = before
-        self.query_one(Completions).offer(items)
+        for completions in self.query(Completions):  # none where the application has ended meanwhile
+            completions.offer(items)
 
     def _completing(self, verb: str) -> bool:
         """What the box asks before it acts: whether the list takes the key."""
