@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +26,14 @@ class CompilerMissing(NanochatError):
 
 class DriverError(NanochatError, RuntimeError):
     """The CUDA driver or compiler refused; the text holds its answer. As with torch's, memory may have run out."""
+
+
+def check(driver: Any, code: int, name: str) -> None:
+    """Raise DriverError when the driver's call `name` answered anything but success."""
+    if code:
+        text = c_char_p()
+        driver.cuGetErrorString(code, byref(text))
+        raise DriverError(f"{name}: {(text.value or b'unknown error').decode()} ({code})")
 
 
 class _LaunchAttribute(ctypes.Structure):
@@ -145,8 +154,4 @@ class Kernel:
         self._call("cuLaunchKernelEx", byref(config), self._function, arguments, None)
 
     def _call(self, name: str, *arguments: object) -> None:
-        code: int = getattr(self._driver, name)(*arguments)
-        if code:
-            text = c_char_p()
-            self._driver.cuGetErrorString(code, byref(text))
-            raise DriverError(f"{name}: {(text.value or b'unknown error').decode()} ({code})")
+        check(self._driver, getattr(self._driver, name)(*arguments), name)

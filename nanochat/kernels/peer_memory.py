@@ -9,11 +9,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Generator
 from contextlib import contextmanager
-from ctypes import byref, c_char_p, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
+from ctypes import byref, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
 
 import torch
 
-from nanochat.kernels.nvrtc import DriverError
+from nanochat.kernels.nvrtc import DriverError, check
 
 HANDLE_BYTES = 64
 _WHOLE = 2 << 20  # the driver shares whole pages of 2 MiB: nothing else must lie in one
@@ -100,8 +100,4 @@ class PeerMemory:
             self._call("cuCtxPopCurrent_v2", byref(c_void_p()))
 
     def _call(self, name: str, *arguments: object) -> None:
-        code: int = getattr(self._driver, name)(*arguments)
-        if code:
-            text = c_char_p()
-            self._driver.cuGetErrorString(code, byref(text))
-            raise DriverError(f"{name}: {(text.value or b'unknown error').decode()} ({code})")
+        check(self._driver, getattr(self._driver, name)(*arguments), name)

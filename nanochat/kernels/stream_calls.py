@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from ctypes import byref, c_char_p, c_size_t, c_uint64, c_void_p
+from ctypes import byref, c_size_t, c_uint64, c_void_p
 from typing import Any
 
 import torch
 
-from nanochat.kernels.nvrtc import DriverError
+from nanochat.kernels.nvrtc import check
 
 _NOT_READY = 600  # CUDA_ERROR_NOT_READY
 
@@ -58,7 +58,7 @@ class StreamCalls:
         return True
 
     def _check(self, code: int, name: str) -> None:
-        _check(self._driver, code, name)
+        check(self._driver, code, name)
 
 
 class ExecutableGraph:
@@ -75,7 +75,7 @@ class ExecutableGraph:
         instantiate = driver.cuGraphInstantiateWithFlags
         instantiate.argtypes = (c_void_p, c_void_p, c_uint64)
         code: int = instantiate(byref(handle), graph.raw_cuda_graph(), 0)
-        _check(driver, code, "cuGraphInstantiate")
+        check(driver, code, "cuGraphInstantiate")
         self.handle: int = handle.value or 0
         end = weakref.finalize(self, driver.cuGraphExecDestroy, c_void_p(self.handle))
         end.atexit = False  # the context goes with the process
@@ -103,10 +103,3 @@ class Staging:
         begin, self._next = self._next, self._next + len(numbers)
         self._numbers[begin : self._next] = numbers
         self._calls.copy_to_device(device, self._pinned.data_ptr() + 4 * begin, 4 * len(numbers), stream)
-
-
-def _check(driver: Any, code: int, name: str) -> None:
-    if code:
-        text = c_char_p()
-        driver.cuGetErrorString(code, byref(text))
-        raise DriverError(f"{name}: {(text.value or b'unknown error').decode()} ({code})")
