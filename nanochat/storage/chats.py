@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
+from itertools import count
 from typing import Any
 
 from nanochat.errors import ChatNotFound, UsageError
@@ -50,16 +52,20 @@ class Chats:
             return _chat(connection, seq)
 
     def fork(self, chat: str, message: str, *, title: str = "") -> Chat:
-        """A new chat that stands at `message` and shares it and all above it; nothing is copied but the
-        settings."""
+        """A new chat that stands at `message` and shares it and all above it; nothing is copied but the settings.
+
+        Without `title` it has the old chat's behind "Fork", and no model replaces that: it would find the old one's.
+        """
         now = self._database.clock()
         with self._database.write() as connection:
             source = tree.chat_seq(connection, chat)
             top = tree.member_seq(connection, source, message)
             old = _chat(connection, source)
             root = int(connection.execute("SELECT root FROM chats WHERE seq = ?", (source,)).fetchone()[0])
-            by = TitleBy.USER if title else TitleBy.FIRST if old.title else TitleBy.NONE
-            seq = _insert(connection, storable(title or old.title), by, now, root, old.settings)
+            by = max(TitleBy.USER if title else TitleBy.AUTO, old.title_by, key=_RANK.__getitem__)
+            title = title or _derived(connection, "Fork", old.title)
+            by = by if title else TitleBy.NONE
+            seq = _insert(connection, storable(title), by, now, root, old.settings)
             connection.execute(
                 tree.ABOVE + "INSERT INTO members (chat, message) SELECT :chat, seq FROM above",
                 {"chat": seq, "top": top},
@@ -73,6 +79,11 @@ class Chats:
             )
             tree.move_head(connection, seq, top)
             return _chat(connection, seq)
+
+    def derived_title(self, word: str, title: str) -> str:
+        """A title for a chat that came from one with `title`, which no chat has: `Fork · Rivers`, `Fork 2 · Rivers`."""
+        with self._database.read() as connection:
+            return _derived(connection, word, title)
 
     def get(self, chat: str) -> Chat:
         """One chat, deleted or not. Raises ChatNotFound."""
@@ -201,3 +212,15 @@ def _insert(
 
 def _chat(connection: sqlite3.Connection, seq: int) -> Chat:
     return tree.to_chat(connection.execute(f"{tree.CHATS} WHERE c.seq = ?", (seq,)).fetchone())
+
+
+def _derived(connection: sqlite3.Connection, word: str, title: str) -> str:
+    """The word stands first, since tabs and lists cut the end of a long title; "" for a chat without one."""
+    if not title:
+        return ""
+    stem = re.sub(rf"^{word}(?: \d+)? · ", "", title)
+    start = f"{word} "
+    rows = connection.execute("SELECT title FROM chats WHERE substr(title, 1, ?) = ?", (len(start), start))
+    taken = {row[0] for row in rows}
+    names = (f"{start}{number} · {stem}" if number > 1 else f"{start}· {stem}" for number in count(1))
+    return next(name for name in names if name not in taken)

@@ -137,4 +137,4 @@ async def _go_on(app: NanochatApp, session: ChatSession, summary: str, text: str
     except NanochatError:
         taken_back(app, fresh, text, None)  # beside its summary: Enter tries again
         raise
-    await fresh.rename(f"{session.title} (continued)")
+    await fresh.rename(await asyncio.to_thread(app.history.chats.derived_title, "Continued", session.title))

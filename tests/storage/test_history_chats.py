@@ -69,6 +69,29 @@ def test_a_title_of_the_user_is_never_replaced_by_the_model(history: History) ->
     assert (history.chats.get(chat).title, history.chats.get(chat).title_by) == ("By me", TitleBy.USER)
 
 
+def test_a_fork_has_a_title_that_no_other_chat_has_and_that_no_model_replaces(history: History) -> None:
+    chat = history.chats.create().id
+    message = history.messages.add(chat, Role.USER, "rivers").id
+    fork = history.chats.fork(chat, message)
+    assert (fork.title, fork.title_by) == (
+        "Fork · rivers",
+        TitleBy.AUTO,
+    )  # a model would find the source's again
+    assert history.chats.fork(chat, message).title == "Fork 2 · rivers"
+    assert history.chats.fork(fork.id, message).title == "Fork 3 · rivers"
+    history.chats.rename(chat, "Mine")
+    mine = history.chats.fork(chat, message)
+    assert (mine.title, mine.title_by) == ("Fork · Mine", TitleBy.USER)
+    assert history.chats.get(chat).title == "Mine"
+    assert history.chats.fork(chat, message, title="Named").title == "Named"
+
+
+def test_a_fork_of_a_chat_without_a_title_gets_one_later(history: History) -> None:
+    chat = history.chats.create().id
+    fork = history.chats.fork(chat, history.messages.add(chat, Role.USER, "\n").id)
+    assert (fork.title, fork.title_by) == ("", TitleBy.NONE)
+
+
 def test_a_deleted_chat_comes_back_whole_until_the_purge(history: History, clock: Clock) -> None:
     chat = history.chats.create(title="keep").id
     history.messages.add(chat, Role.USER, "x")

@@ -122,7 +122,7 @@ def test_a_fork_shares_what_is_above_and_nothing_below(history: History) -> None
     assert [m.id for m in history.messages.open(fork.id).messages] == [
         m.id for m in history.messages.open(chat).messages[:2]
     ]
-    assert fork.settings == {"system_prompt": "short"} and fork.title == "one"
+    assert fork.settings == {"system_prompt": "short"} and fork.title == "Fork · one"
     ask(history, fork.id, "three", "3")
     assert texts(history, fork.id) == ["one", "1", "three", "3"]
     assert texts(history, chat) == ["one", "1", "two", "2"]

@@ -221,6 +221,7 @@ async def test_a_fork_opens_in_a_tab_of_its_own(tmp_path: Path) -> None:
         await stage.press("alt+up", "alt+up", "alt+up", "f")
         await stage.until(lambda: len(stage.app.chats) == 2)
         await stage.until(lambda: stage.texts() == ["one", "Hello there."])
+        assert [session.title for session in stage.app.chats] == ["one", "Fork · one"]
         await stage.press("alt+1")
         assert len(stage.texts()) == 4
 

@@ -43,6 +43,7 @@ async def test_a_fork_with_a_summary_goes_on_in_a_new_chat(tmp_path: Path) -> No
         await stage.settle()
         assert stage.texts() == [long, "short summary"]
         assert "short summary" in stage.app.chats.active.settings.system_prompt
+        await stage.until(lambda: stage.app.chats.active.title.startswith("Continued · word word"))
 
 
 async def outgrown(stage: Stage) -> str:
