@@ -83,6 +83,12 @@ class ChatModel(Protocol):
         """The ids that the turn after `messages` will begin with, where they are not in the cache yet; else none."""
         ...
 
+    def tokens(
+        self, messages: Sequence[Message], *, system_prompt: str, thinking: bool | None, started: float = 0.0
+    ) -> int:
+        """How many tokens a chat has that stands so, without a next reply. Raises NanochatError as `prompt` does."""
+        ...
+
     def first_kept(
         self, messages: Sequence[Message], limit: int, *, system_prompt: str, thinking: bool | None,
         started: float = 0.0,

@@ -235,6 +235,8 @@ class Desk:
     def _chat_changed(self, app: NanochatApp, session: ChatSession) -> None:
         if self.is_open and not self._closing:
             app.chat_screen.refresh_chrome()
+            if session.visible:
+                app.tokens.show_chat()
             if session.chat is not None:
                 self.sidebar.chat_changed(session.chat.id)
 
@@ -257,6 +259,7 @@ class Desk:
         if self.host.state is HostState.READY:
             self._settle_interpreter()
             app.tokens.show(app.chat_screen.prompt.draft)
+            app.tokens.show_chat()
         elif self.host.state is HostState.FAILED:
             app.say(self.host.error, severity="error")
 

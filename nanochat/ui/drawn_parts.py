@@ -129,6 +129,12 @@ class MeasuredPrompt:
         """Nothing: there is no next turn."""
         return ()
 
+    def tokens(
+        self, messages: Sequence[Message], *, system_prompt: str, thinking: bool | None, started: float = 0.0
+    ) -> int:
+        """The measured prompt and the reply to it, roughly."""
+        return len(self.ids) + (self.count(messages[-1].content) if messages else 0)
+
     def first_kept(
         self, messages: Sequence[Message], limit: int, *, system_prompt: str, thinking: bool | None,
         started: float = 0.0,

@@ -105,6 +105,15 @@ class Language:
         after = self._template.after_reply(turns, _options(thinking, started))
         return after.ids if after.new > _BLOCK else ()
 
+    def tokens(
+        self, messages: Sequence[Message], *, system_prompt: str, thinking: bool | None, started: float = 0.0
+    ) -> int:
+        """How many tokens a chat has that stands so."""
+        turns = self._turns(messages, system_prompt)
+        asks = bool(turns) and turns[-1].role != "assistant"
+        options = _options(thinking, started)
+        return len(self._template.render(turns, options, add_generation_prompt=asks).ids) if turns else 0
+
     def first_kept(
         self, messages: Sequence[Message], limit: int, *, system_prompt: str, thinking: bool | None,
         started: float = 0.0,

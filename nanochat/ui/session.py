@@ -103,9 +103,11 @@ class ChatSession:
         """Read the chat and show it; what is drawn of equal messages stays."""
         if self.chat is None:
             return
+        before = self.records.messages if self.records else ()
         self.records = await asyncio.to_thread(self._services.history.messages.open, self.chat.id)
         self.chat = self.records.chat
-        self.context_tokens = tokens_in(self.records.messages)
+        if self.records.messages != before:
+            self.context_tokens = tokens_in(self.records.messages)
         shown = list(views(self.records))
         if self.reply is not None and self.reply.running.id in self.conversation:
             shown.append(self.conversation.get(self.reply.running.id))

@@ -80,3 +80,8 @@ def tokens_in(messages: Sequence[Message]) -> int:
     return (
         0 if last is None else int(last.figures["prompt_tokens"]) + int(last.figures.get("output_tokens", 0))
     )
+
+
+def counted(messages: Sequence[Message]) -> bool:
+    """Whether the engine counted the chat to its end: not so where a crash or an import left the last reply."""
+    return not messages or bool(messages[-1].figures.get("prompt_tokens"))

@@ -223,6 +223,11 @@ class FakeLanguage:
             range(self.count(system_prompt) + sum(self.count(message.content) + 4 for message in messages))
         )
 
+    def tokens(
+        self, messages: Sequence[Message], *, system_prompt: str, thinking: bool | None, started: float = 0.0
+    ) -> int:
+        return self.count(system_prompt) + sum(self.count(message.content) + 4 for message in messages)
+
     def first_kept(
         self, messages: Sequence[Message], limit: int, *, system_prompt: str, thinking: bool | None,
         started: float = 0.0,

@@ -120,6 +120,7 @@ class ChatScreen(Screen[None]):
             self.prompt.load_draft(session.draft)
         if session.chat is not None and session.records is None:
             self.nanochat.attempt(session.load())
+        self.nanochat.tokens.show_chat()
         self.refresh_panel()
         self.refresh_chrome()
         self.nanochat.desk.sidebar.refresh()
