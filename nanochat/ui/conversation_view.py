@@ -97,9 +97,10 @@ class ConversationView:
 
     # Keeping up with the conversation
 
-    def reconcile(self, width: int) -> None:
-        """Take in which messages there are now, and the width they have."""
+    def reconcile(self, width: int) -> bool:
+        """Take in which messages there are now, and the width they have; whether all that were there still are."""
         self._width = width
+        before = [(entry.message_id, entry.key) for entry in self._entries]
         known = {entry.key: entry for entry in self._entries}
         self._entries = []
         for message_id in self.conversation.ids:
@@ -114,6 +115,7 @@ class ConversationView:
         self._index = {entry.message_id: index for index, entry in enumerate(self._entries)}
         self._by_key = {entry.key: index for index, entry in enumerate(self._entries)}
         self._stack(0)
+        return all(name in self._index or key in self._by_key for name, key in before)
 
     def refresh(self, message_id: str) -> None:
         """Take in what was added to a message. KeyError when it is new: then `reconcile`."""

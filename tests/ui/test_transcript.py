@@ -193,6 +193,45 @@ async def test_a_reader_in_the_middle_of_a_reply_is_there_in_another_version_of_
         await reader.until(lambda: "chat item 18.6" in "".join(reader.rows[-3:]))
 
 
+async def test_another_version_below_the_reader_counts_no_rows_as_new() -> None:
+    conversation = chat()
+    async with reading(conversation) as reader:
+        reader.transcript.focus()
+        await reader.pilot.press("pageup", "pageup")
+        await reader.until(lambda: not reader.transcript.following)
+        longer = "\n".join(f"- longer {line}" for line in range(60))
+        conversation.replace_all([*conversation.messages[:-1], TranscriptMessage("b", "assistant", longer)])
+        await reader.idle()
+        assert reader.transcript.new_lines == 0
+        conversation.append(TranscriptMessage("s", "assistant", status="streaming"))
+        await stream(reader, 12)
+        await reader.idle()
+        assert 12 <= reader.transcript.new_lines <= 15  # with what stands around a reply
+        conversation.replace_all(conversation.messages[:-1])
+        await reader.idle()
+        assert reader.transcript.new_lines == 0
+
+
+async def test_what_the_reader_unfolds_is_not_new() -> None:
+    messages = list(chat().messages)
+    thought = "\n\n".join(f"thought {line}" for line in range(20))
+    messages[-1] = TranscriptMessage("t", "assistant", "The answer.", reasoning=thought)
+    conversation = Conversation("chat", [*messages, TranscriptMessage("s", "assistant", status="streaming")])
+    async with reading(conversation) as reader:
+        reader.transcript.focus()
+        await reader.pilot.press("pageup")
+        await reader.until(lambda: not reader.transcript.following)
+        reader.transcript.fold("t")
+        assert reader.transcript.new_lines == 0
+        await stream(reader, 12)
+        await reader.until(lambda: reader.transcript.new_lines >= 12)
+        known = reader.transcript.new_lines
+        reader.transcript.toggle_reasoning()
+        assert reader.transcript.new_lines == known
+        reader.transcript.toggle_reasoning()
+        assert reader.transcript.new_lines == known
+
+
 @pytest.mark.parametrize("moving", [True, False])
 async def test_page_down_comes_back_to_the_end_and_stays_when_pressed_again(moving: bool) -> None:
     async with reading(streaming()) as reader:

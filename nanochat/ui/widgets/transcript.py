@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -162,21 +163,24 @@ class Transcript(TranscriptView, can_focus=True):
 
     def toggle_reasoning(self) -> None:
         """Unfold every reasoning block of this conversation, or fold them all when one is unfolded."""
-        view = self._view
-        if view is None:
-            return
-        view.fold_all()
-        self._dirty.add(None)
-        self.flush()
+        if self._view is not None:
+            self._refold(self._view, self._view.fold_all)
 
     def fold(self, message_id: str) -> None:
         """Fold or unfold a message's reasoning, or a long question."""
         view = self._view
-        if view is None or message_id not in view.conversation:
-            return
-        view.view(message_id).toggle()
+        if view is not None and message_id in view.conversation:
+            self._refold(view, view.view(message_id).toggle)
+
+    def _refold(self, view: ConversationView, change: Callable[[], None]) -> None:
+        """Fold or unfold something. Rows that the reader unfolds are not new ones that have come."""
+        self.flush()
+        unseen = view.unseen
+        change()
         self._dirty.add(None)
         self.flush()
+        view.unseen = unseen
+        self._remember(round(self.scroll_y))
 
     def gutter_style(self, row: Row, index: int) -> str:
         """The bar left of a row: the block cursor's, or a question's."""

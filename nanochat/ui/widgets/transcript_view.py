@@ -113,15 +113,17 @@ class TranscriptView(ScrollView):
             return
         height, known = view.height, self._laid_out == width
         ids: list[str] | None = None
+        same = True
         with self._numbering.kept(view, self.text_selection):
             if None in dirty or not known:
-                view.reconcile(width)
+                same = view.reconcile(width)
             else:
                 ids = [name for name in dirty if name is not None and name in view.conversation]
                 for message_id in ids:
                     view.refresh(message_id)
         if not view.following and known:
-            view.unseen = max(0, view.unseen + view.height - height)
+            # Other versions, or what is left of a chat, are not new: the reader asked for them.
+            view.unseen = max(0, view.unseen + view.height - height) if same else 0
         self._laid_out = width
         self._place(ids)
 
