@@ -6,7 +6,7 @@ import logging
 import os
 import selectors
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from threading import Event
 
@@ -20,6 +20,7 @@ log = logging.getLogger("nanochat.keyboard")
 
 ESC = "\x1b"
 PASTE_START = START.encode()
+_INTRODUCERS = "OPX"  # ESC with one of these begins a longer sequence: SS3, DCS, SOS
 _SCREENS = {"\x1b[?1049;1$y": False, "\x1b[?1049;2$y": True}  # DECRPM; whether it is the main screen
 _LOOK_SECONDS = 0.1  # between two looks at whether to end
 _REMOTE = ("SSH_CONNECTION", "SSH_TTY", "SSH_CLIENT")
@@ -55,12 +56,25 @@ class KeyParser(PasteParser):
     """Textual's parser with whole pastes, but alt with a letter or a digit is known at once.
 
     Textual waits whether the sequence goes on, which none that begins so does; and it reads ESC 1 as the sign that
-    Option+1 types on a Mac. What a terminal says about its screen, Textual drops.
+    Option+1 types on a Mac. What a terminal says about its screen, Textual drops. ESC and a capital in one read are
+    the two keys Esc and that capital, unless alt with it is `bound` to something: text begins so behind an Esc.
     """
+
+    def __init__(self, debug: bool = False, *, bound: Container[str] = ()) -> None:
+        super().__init__(debug)
+        self._bound = bound
 
     def _sequence_to_key_events(self, sequence: str, alt: bool = False) -> Iterable[events.Key]:
         if _is_alt_key(sequence):
             return [events.Key(f"alt+{sequence[1]}", sequence[1])]
+        if _is_alt_capital(sequence, alt):
+            letter = sequence[-1]
+            key = f"alt+shift+{letter.lower()}"
+            return (
+                [events.Key(key, letter)]
+                if key in self._bound
+                else [events.Key("escape", ESC), events.Key(letter, letter)]
+            )
         if sequence in _SCREENS:
             self._tokens.append(ScreenReport(main=_SCREENS[sequence]))
         return super()._sequence_to_key_events(sequence, alt)
@@ -93,17 +107,30 @@ def _is_alt_key(sequence: str) -> bool:
     return digit or (letter and sequence not in ANSI_SEQUENCES_KEYS)
 
 
+def _is_alt_capital(sequence: str, alt: bool) -> bool:
+    if alt:  # nothing came behind the two
+        return len(sequence) == 1 and sequence.isupper()
+    return (
+        len(sequence) == 2
+        and sequence[0] == ESC
+        and sequence[1].isupper()
+        and sequence[1] not in _INTRODUCERS
+    )
+
+
 def read_keys(
     descriptor: int, take: Callable[[Message], None], ended: Event, *, patience: Patience | None = None,
-    anew: Event | None = None, debug: bool = False,
+    anew: Event | None = None, bound: Container[str] = (), debug: bool = False,
 ) -> None:  # fmt: skip
     """Read keys until the end, or until the terminal is gone. Damaged bytes are dropped, not fatal.
 
+    `bound` are keys that mean something; those that are read otherwise where they mean nothing count.
     `anew` is set when another terminal may send them: its mouse counts cells until it says how large its pixels are.
     Time counts only while nothing can be read: on a busy machine no sequence falls apart.
     """
     patience = patience or Patience.here()
-    parser, decoder, seconds = KeyParser(debug), getincrementaldecoder("utf-8")(), patience.sequence
+    parser, decoder = KeyParser(debug, bound=bound), getincrementaldecoder("utf-8")()
+    seconds = patience.sequence
     with selectors.SelectSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
         while not ended.is_set():
@@ -122,7 +149,7 @@ def read_keys(
                             take(message)
                         continue
                     log.warning("dropped input that is not UTF-8: %r", error.object[:32])
-                    parser, decoder = KeyParser(debug), getincrementaldecoder("utf-8")()
+                    parser, decoder = KeyParser(debug, bound=bound), getincrementaldecoder("utf-8")()
                     continue
                 seconds = patience.escape if text.endswith(ESC) else patience.sequence
                 found = parser.feed(text) if text else ()

@@ -17,6 +17,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, cast
 
 from textual import constants
 from textual.drivers import linux_driver
@@ -24,6 +25,9 @@ from textual.message import Message
 
 from nanochat.settings import private_folder
 from nanochat.ui.keyboard import ScreenReport, read_keys
+
+if TYPE_CHECKING:
+    from nanochat.ui.app import NanochatApp
 
 log = logging.getLogger("nanochat.terminal")
 
@@ -164,7 +168,10 @@ class TerminalDriver(linux_driver.LinuxDriver):
 
     def run_input_thread(self) -> None:
         """Read keys until the end."""
-        read_keys(self.fileno, self.process_message, self.exit_event, anew=self._anew, debug=self._debug)
+        bound = ",".join(cast("NanochatApp", self._app).keys.values()).split(",")
+        read_keys(
+            self.fileno, self.process_message, self.exit_event, anew=self._anew, bound=bound, debug=self._debug
+        )  # fmt: skip
 
 
 @contextmanager

@@ -329,3 +329,12 @@ def test_esc_stops_within_a_fifth_of_a_second(start: Start) -> None:
     assert (
         stopped - pressed < BUSY * 0.5
     )  # the terminal's own wait for the rest of an escape sequence is in it
+
+
+def test_esc_and_text_in_one_read_stop_the_reply_and_are_in_the_prompt(start: Start) -> None:
+    child = start()
+    stream(child)
+    since = len(child.output)
+    child.write(b"\x1bThen")
+    child.until(b"stopped", since=since)
+    child.until(b"Then", since=since)

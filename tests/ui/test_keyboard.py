@@ -40,6 +40,27 @@ def test_alt_keys_that_mean_something_else_still_do() -> None:
     ]
 
 
+@pytest.mark.parametrize("text", ["The end", "Ça va", "G"])
+def test_a_capital_in_one_read_with_an_escape_is_a_key_of_its_own(text: str) -> None:
+    parser = KeyParser()
+    found = [message for message in parser.feed(f"\x1b{text}") if isinstance(message, events.Key)]
+    assert not parser.waits
+    assert [key.key for key in found][:2] == ["escape", text[0]]
+    assert "".join(key.character or "" for key in found[1:]) == text
+
+
+@pytest.mark.parametrize("text", ["Oh", "Perhaps", "X"])
+def test_a_capital_with_which_a_sequence_could_begin_is_one_when_none_comes(text: str) -> None:
+    parser = KeyParser()
+    found = [*parser.feed(f"\x1b{text}"), *parser.expire()]
+    assert [key.key for key in found if isinstance(key, events.Key)] == ["escape", *text]
+
+
+def test_alt_and_a_capital_stay_one_key_where_the_user_gave_it_a_meaning() -> None:
+    parser = KeyParser(bound={"alt+shift+h"})
+    assert keys(parser, "\x1bH\x1bJ") == ["alt+shift+h", "escape", "J"]
+
+
 def test_an_escape_is_a_key_when_nothing_follows() -> None:
     parser = KeyParser()
     assert keys(parser, "\x1b") == []
