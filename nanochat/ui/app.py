@@ -158,11 +158,15 @@ class NanochatApp(App[None], inherit_bindings=False):
         self.attempt(self.desk.welcome(self))
 
     async def leave(self, *, ask: bool = True) -> None:
-        """Save everything and end; asks first when replies are on their way."""
+        """Save everything and end; asks first when replies are on their way. Asked again, it goes on with that."""
         if ask and self.desk.is_open and self.chats.busy and not await self._sure():
             return
-        await self.desk.close(self)
-        self.exit()
+        if self.desk.is_closing:
+            return
+        try:
+            await self.desk.close(self)
+        finally:
+            self.exit()
 
     async def _sure(self) -> bool:
         from nanochat.ui.screens.question import Answer, Question

@@ -75,7 +75,7 @@ class Desk:
         self._read, self._wanted, self._watch_device = read, wanted, watch_device
         self._monitor: Monitor | None = None
         self._others: tuple[int, ...] = ()
-        self._closing = False
+        self._closing = self._signalled = False
 
     @property
     def is_open(self) -> bool:
@@ -186,12 +186,15 @@ class Desk:
         await asyncio.to_thread(self.history.close)
 
     def _handle_signals(self, app: NanochatApp) -> None:
-        """SIGTERM, SIGHUP and SIGINT from outside save and end."""
+        """SIGTERM, SIGHUP and SIGINT from outside save and end; one is enough."""
         if threading.current_thread() is not threading.main_thread() or app.is_headless:
             return
         loop = asyncio.get_running_loop()
 
         def end(number: int) -> None:
+            if self._signalled or self._closing or not app.is_running:
+                return
+            self._signalled = True
             log.info("ending on signal %s", signal.Signals(number).name)
             app.attempt(app.leave(ask=False))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from pathlib import Path
 from time import monotonic
@@ -16,6 +17,7 @@ from textual.command import CommandList
 from textual.widgets import Static
 
 from nanochat.errors import EngineDead, Offline
+from nanochat.history import History
 from nanochat.settings import Settings
 from nanochat.ui.screens.question import Question, TextQuestion
 from nanochat.ui.services import TabState
@@ -592,6 +594,28 @@ async def test_quitting_while_a_reply_comes_asks_and_saves_it(tmp_path: Path) ->
     async with on_stage(tmp_path) as stage:
         assert stage.texts() == ["count", "one two "]
         assert stage.statuses()[-1] == "stopped"
+
+
+async def test_who_quits_again_while_it_saves_cuts_nothing_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, gate = threading.Event(), threading.Event()
+
+    def slow(history: History) -> None:
+        entered.set()
+        gate.wait(20)
+        close(history)
+
+    close = History.close
+    monkeypatch.setattr(History, "close", slow)
+    async with on_stage(tmp_path) as stage:
+        await stage.press("ctrl+q")
+        await stage.until(entered.is_set)
+        await stage.press("ctrl+q", "ctrl+c", "ctrl+c")
+        await stage.app.leave(ask=False)
+        assert not stage.app._exit
+        gate.set()
+        await stage.until(lambda: stage.app._exit)
 
 
 async def test_a_second_nanochat_on_the_same_chats_says_so_and_sees_what_the_first_writes(

@@ -84,6 +84,20 @@ def test_a_signal_saves_and_leaves_the_terminal_as_it_was(
     assert "word5" in reply.content
 
 
+def test_signals_while_it_ends_are_nothing_to_it(start: Start, tmp_path: Path) -> None:
+    child = start()
+    stream(child)
+    child.process.terminate()
+    end = monotonic() + 20
+    while child.process.poll() is None:
+        assert monotonic() < end, "it does not end"
+        child.process.send_signal(signal.SIGTERM)
+        child.read(0.001)
+    log = (tmp_path / "log" / "nanochat.log").read_text()
+    assert "ending on signal SIGTERM" in log
+    assert "Traceback" not in log and "never awaited" not in log
+
+
 def test_a_crash_of_our_own_leaves_the_terminal_as_it_was_and_keeps_the_text(
     start: Start, tmp_path: Path
 ) -> None:
