@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from itertools import repeat
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
@@ -144,15 +146,15 @@ class ModelRunner:
         return EagerStep(chunks, healthy, sampled)
 
     def _token_ids(self, chunks: list[Chunk]) -> Tensor:
-        ids: list[int] = []
+        ids = array("q")
         unread: list[tuple[int, int]] = []  # (row, seat) of tokens that only the device knows yet
         for chunk in chunks:
             if chunk.start >= len(chunk.sequence.tokens):
                 unread.append((len(ids), chunk.sequence.seat))
                 ids.append(0)
             else:
-                ids += chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
-        tokens = to_device(torch.tensor(ids), self.device)
+                ids.extend(chunk.sequence.tokens[chunk.start : chunk.start + chunk.count])
+        tokens = _sent(ids, self.device)
         if unread:
             rows, seats = to_device(torch.tensor(unread), self.device).T
             tokens.index_copy_(0, rows, self._last_ids[seats])
@@ -188,39 +190,42 @@ def _parted(chunks: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
 
 def lay_out(chunks: list[Chunk], device: torch.device) -> tuple[AttentionLayout, Tensor]:
     """The attention layout of a step, and the position of each token (int64 [num_tokens])."""
-    starts = torch.tensor([0] + [chunk.count for chunk in chunks], dtype=torch.int32).cumsum(
-        0, dtype=torch.int32
-    )
     contexts = [chunk.start + chunk.count for chunk in chunks]
     tables = [
         chunk.sequence.blocks[: -(-context // BLOCK_SIZE)]
         for chunk, context in zip(chunks, contexts, strict=True)
     ]
+    # Not in torch: for so few numbers its threads take longer to wake up than to count.
+    positions, slots, starts = array("q"), array("q"), array("i", [0])
+    for chunk, context, table in zip(chunks, contexts, tables, strict=True):
+        starts.append(starts[-1] + chunk.count)
+        positions.extend(range(chunk.start, context))
+        for i in range(chunk.start // BLOCK_SIZE, len(table)):
+            first, last = max(chunk.start - i * BLOCK_SIZE, 0), min(context - i * BLOCK_SIZE, BLOCK_SIZE)
+            slots.extend(range(table[i] * BLOCK_SIZE + first, table[i] * BLOCK_SIZE + last))
     width = max(len(table) for table in tables)
-    block_tables = torch.tensor([table + [0] * (width - len(table)) for table in tables], dtype=torch.int32)
-    if all(chunk.count == 1 for chunk in chunks):
-        positions = torch.tensor([chunk.start for chunk in chunks])
-        slots = torch.tensor(
-            [table[-1] * BLOCK_SIZE + (c - 1) % BLOCK_SIZE for table, c in zip(tables, contexts, strict=True)]
-        )
-    else:
-        positions = torch.cat([torch.arange(chunk.start, chunk.start + chunk.count) for chunk in chunks])
-        owner = torch.repeat_interleave(
-            torch.arange(len(chunks)), torch.tensor([chunk.count for chunk in chunks])
-        )
-        slots = block_tables[owner, positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE
+    padded = array("i")
+    for table in tables:
+        padded.extend(table)
+        padded.extend(repeat(0, width - len(table)))
     layout = AttentionLayout(
-        slots=to_device(slots, device),
-        block_tables=to_device(block_tables, device),
-        query_start=to_device(starts, device),
-        context_lens=to_device(torch.tensor(contexts, dtype=torch.int32), device),
+        slots=_sent(slots, device),
+        block_tables=_sent(padded, device).view(-1, width),
+        query_start=_sent(starts, device),
+        context_lens=_sent(array("i", contexts), device),
         query_lens=[chunk.count for chunk in chunks],
         contexts=contexts,
         tables=tables,
         max_query_len=max(chunk.count for chunk in chunks),
         max_context=max(contexts),
     )
-    return layout, to_device(positions, device)
+    return layout, _sent(positions, device)
+
+
+def _sent(numbers: array[int], device: torch.device) -> Tensor:
+    """On the device, int64 of a "q" and int32 of an "i"."""
+    kind = torch.int64 if numbers.typecode == "q" else torch.int32
+    return to_device(torch.frombuffer(numbers, dtype=kind), device)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -155,7 +155,8 @@ class CudaKernels:
     ) -> Tensor:
         """See `Kernels`."""
         rope = rope_of(spec, rotation, qkv)
-        if plan.prefill.count == 0 and not self.deterministic:
+        # Of few rows every launch counts; many gain more from the programs that fit where less is fused.
+        if plan.prefill.count == 0 and qkv.shape[0] <= MAX_ROWS and not self.deterministic:
             return self._decode(qkv, spec, cache, plan, rope)
         q = rope_and_write(qkv, spec.num_heads, rope, *cache, plan.layout.slots)
         return self._attend(q, spec, cache, plan)
@@ -234,6 +235,7 @@ class CudaKernels:
         constants = decode_plan(
             seqs=span.count, queries=span.queries, heads=spec.num_heads, kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim, element=cache[0].element_size(), multiprocessors=self.multiprocessors,
+            fused=rope is not None,
         )  # fmt: skip
         decode_attention(
             q, *cache, out, block_tables=layout.block_tables[: span.count],

@@ -22,26 +22,39 @@ class DecodePlan:
 
 
 def decode_plan(
-    *, seqs: int, queries: int, heads: int, kv_heads: int, head_dim: int, element: int, multiprocessors: int
+    *,
+    seqs: int,
+    queries: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    element: int,
+    multiprocessors: int,
+    fused: bool,
 ) -> DecodePlan:
-    """Constants for `seqs` sequences of up to `queries` queries; `element` is the cache's bytes an element.
+    """Constants for `seqs` sequences of up to `queries` queries.
 
     `seqs` is rounded up to a power of two, so that a padded batch computes the same bits as one without padding.
-    Wide tiles with two stages leave room for three programs a multiprocessor: more than deeper pipelines gain.
+    Tiles of 128 positions, one of them in flight for each program: several programs a multiprocessor overlap, which
+    gains more than deeper pipelines of fewer. Fused programs take so many registers that two fit, so there is one
+    wave of them; else three fit, and a few waves even out ragged contexts.
+
+    Args:
+        element: the cache's bytes an element.
+        fused: the kernel rotates queries and writes keys itself.
     """
     group = heads // kv_heads
     tile_heads = min(group, max(1, 64 // queries))
     width = next_power_of_2(head_dim) * element
     block_n = 128 if width <= 256 else 64 if width <= 512 else 16
     programs = next_power_of_2(seqs) * kv_heads * -(-group // tile_heads)
-    few = programs <= multiprocessors
-    if few:
-        block_n = min(block_n, 64)  # a short context is shared out more finely
-    splits = min(next_power_of_2(max(1, 4 * multiprocessors // programs)), 32 if few else 4)
+    wanted = (2 if fused else 16) * multiprocessors // programs
+    splits = 1 << max(wanted, 1).bit_length() - 1
+    splits = min(max(splits, 2), 32 if fused else 16)
+    min_split = block_n if fused else 256 if splits >= 8 else 512
     return DecodePlan(
-        block_q=queries, tile_heads=tile_heads, block_n=block_n, splits=splits if few else max(splits, 2),
-        min_split=block_n if few else 512, stages=2,
-    )  # fmt: skip
+        block_q=queries, tile_heads=tile_heads, block_n=block_n, splits=splits, min_split=min_split, stages=2
+    )
 
 
 def invariant_plan(

@@ -150,11 +150,31 @@ def _decode(
                 q_ptr, q_rows, row_valid, q_weight_ptr, cos_ptr, sin_ptr, token + query, eps,
                 HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
             ).to(k_cache_ptr.dtype.element_ty)  # fmt: skip
-            new_k, new_v = _new_tokens(
-                q_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, k_weight_ptr, cos_ptr, sin_ptr, eps,
-                token, tl.where(share == used - 1, count, 0), kv_head, q_stride, block_stride, slot_stride, head_stride,
-                HEADS, KV_HEADS, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
-            )  # fmt: skip
+            if share == used - 1:
+                # Before the walk: what waits in registers for its turn after it leaves room for fewer programs.
+                new_k, new_v = _new_tokens(
+                    q_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, k_weight_ptr, cos_ptr, sin_ptr, eps,
+                    token, count, kv_head, q_stride, block_stride, slot_stride, head_stride,
+                    HEADS, KV_HEADS, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
+                )  # fmt: skip
+                new_position = first_position + tl.arange(0, 16)
+                seen = (new_position[None, :] <= row_position[:, None]) & row_valid[:, None]
+                seen = seen & (tl.arange(0, 16) < count)[None, :]
+                if WINDOW:
+                    seen = seen & (new_position[None, :] > row_position[:, None] - window)
+                total, top, mass = attend_tile(
+                    q,
+                    tl.trans(new_k),
+                    new_v,
+                    total,
+                    top,
+                    mass,
+                    seen,
+                    scale,
+                    soft_cap,
+                    SOFT_CAP=SOFT_CAP,
+                    MASKED=True,
+                )
         else:
             q = tl.load(q_ptr + q_rows[:, None] + offs_d[None, :], mask=out_mask, other=0.0)
         if EARLY:
@@ -188,31 +208,12 @@ def _decode(
                 total, top, mass = add_part(total, top, mass, part, part_top, part_mass)
                 begin = stop
                 stop = tl.minimum(stop + SPLIT_SIZE, end)
-        else:
+        elif begin < stop:  # a loop of no rounds would still fill its first buffers
             total, top, mass = attend_span(
                 q, total, top, mass, begin, stop, stop, row_position, row_valid,
                 k_base, v_base, table, block_stride, slot_stride, scale, soft_cap, window,
                 HEAD_DIM, BLOCK_D, BLOCK_N, WINDOW, SOFT_CAP, True, STAGES,
             )  # fmt: skip
-        if FUSED and share == used - 1:
-            new_position = first_position + tl.arange(0, 16)
-            seen = (new_position[None, :] <= row_position[:, None]) & row_valid[:, None]
-            seen = seen & (tl.arange(0, 16) < count)[None, :]
-            if WINDOW:
-                seen = seen & (new_position[None, :] > row_position[:, None] - window)
-            total, top, mass = attend_tile(
-                q,
-                tl.trans(new_k),
-                new_v,
-                total,
-                top,
-                mass,
-                seen,
-                scale,
-                soft_cap,
-                SOFT_CAP=SOFT_CAP,
-                MASKED=True,
-            )
         if SPLITS == 1:
             result = total / tl.where(mass == 0.0, 1.0, mass)[:, None]
             tl.store(out, result.to(out_ptr.dtype.element_ty), mask=out_mask)

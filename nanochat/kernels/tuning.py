@@ -31,10 +31,13 @@ class TuningCache:
         self._path = path
         self._section = f"{device} / triton {triton.__version__}"
         self._configs: dict[str, GemvConfig] = {}
-        stored = self._read().get(self._section, {})
-        for name, fields in stored.items():
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Take what another engine measured meanwhile, of shapes that are not known here: equal engines then compute equal bits."""
+        for name, fields in self._read().get(self._section, {}).items():
             try:
-                self._configs[name] = GemvConfig(**fields)
+                self._configs.setdefault(name, GemvConfig(**fields))
             except TypeError:
                 continue  # written by a version with other fields
 
@@ -51,11 +54,12 @@ class TuningCache:
         self._configs[shape.name] = config
 
     def save(self) -> None:
-        """Write the file whole, in one step; other devices' sections stay."""
+        """Write the file whole, in one step; what others measured, on this device or another, stays."""
         if self._path is None:
             return
         content = self._read()
-        content[self._section] = {name: asdict(config) for name, config in sorted(self._configs.items())}
+        ours = {name: asdict(config) for name, config in self._configs.items()}
+        content[self._section] = dict(sorted((content.get(self._section, {}) | ours).items()))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
         with os.fdopen(handle, "w") as file:

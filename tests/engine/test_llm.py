@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -94,6 +95,17 @@ def test_a_chat_reuses_the_turn_before(llm: LLM) -> None:
     (second,) = llm.chat([question, reply, Message("user", "And the Danube?")], params, use_tqdm=False)
     read = len(first.prompt_token_ids) + len(first.token_ids) - 1
     assert second.num_cached_tokens == read // 16 * 16 > 0
+
+
+def test_the_collector_leaves_the_libraries_alone_while_replies_are_made(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen: list[int] = []
+    step = llm.core.step
+    monkeypatch.setattr(llm.core, "step", lambda: (frozen.append(gc.get_freeze_count()), step())[1])
+    llm.generate("One", SamplingParams(max_tokens=2), use_tqdm=False)
+    assert min(frozen) > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_what_cannot_run_is_refused_and_nothing_was_started(llm: LLM) -> None:

@@ -174,6 +174,7 @@ def attention(kernels: CudaKernels, peak: float) -> None:
             head_dim=128,
             element=2,
             multiprocessors=kernels.multiprocessors,
+            fused=False,
         )
         variants = {base}
         for splits in (8, 16, 32) if batch == 1 else (1, 2, 4):
@@ -209,6 +210,7 @@ def attention(kernels: CudaKernels, peak: float) -> None:
         head_dim=128,
         element=2,
         multiprocessors=kernels.multiprocessors,
+        fused=False,
     )
     size = int(lens.sum()) * SMALL.kv_heads * SMALL.head_dim * 4
     for plan in (

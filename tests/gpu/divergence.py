@@ -44,20 +44,20 @@ class Tally:
     """Sums over positions."""
 
     positions: int = 0
-    divergence: float = 0.0
-    agreed: int = 0
+    divergence: Tensor | float = 0.0  # sums stay where they are made: nothing waits for the device
+    agreed: Tensor | int = 0
 
     def add(self, reference: Tensor, logits: Tensor) -> None:
         """Rows of logits [n, vocab], the reference's and somebody's."""
         p, q = (torch.log_softmax(rows.double(), dim=-1) for rows in (reference, logits))
-        self.divergence += float((p.exp() * (p - q)).sum())
-        self.agreed += int((reference.argmax(-1) == logits.argmax(-1)).sum())
+        self.divergence = self.divergence + (p.exp() * (p - q)).sum()
+        self.agreed = self.agreed + (reference.argmax(-1) == logits.argmax(-1)).sum()
         self.positions += reference.shape[0]
 
     def figures(self) -> dict[str, float]:
         return {
-            "mean KL": self.divergence / self.positions,
-            "same top token %": 100 * self.agreed / self.positions,
+            "mean KL": float(self.divergence) / self.positions,
+            "same top token %": 100 * int(self.agreed) / self.positions,
         }
 
 
@@ -131,27 +131,42 @@ class Forced:
 
     @torch.inference_mode()
     def decode(self, ids: Tensor) -> Iterator[Tensor]:
-        """One token of each row at a time, as captured steps do it: logits [rows, vocab]."""
+        """One token of each row at a time, as captured steps do it: logits [rows, vocab], good until the next."""
+        if self.fused is not None:
+            yield from self._replayed(self.fused, ids)
+            return
         for at in range(ids.shape[1]):
-            fused = self.fused
-            yield (
-                self._step(ids[:, at : at + 1], at)[:, 0]
-                if fused is None
-                else self._fused(fused, ids[:, at], at)
-            )
+            yield self._step(ids[:, at : at + 1], at)[:, 0]
 
-    def _fused(self, fused: Any, ids: Tensor, at: int) -> Tensor:
+    def _replayed(self, fused: Any, ids: Tensor) -> Iterator[Tensor]:
+        """One captured step for all positions: the state is written between its replays."""
         from nanochat.kernels.triton_step import DecodeRows
 
-        rows = ids.shape[0]
-        chunks = cast(Any, [self._chunk(row, at, 1) for row in range(rows)])
-        layout, positions = lay_out(chunks, self.device)
+        rows, length = ids.shape
+        whole = [self._chunk(row, 0, length) for row in range(rows)]
+        layout, _ = lay_out(cast(Any, whole), self.device)
+        slots, given = layout.slots.view(rows, length), to_device(ids.contiguous(), self.device)
         nothing = torch.zeros(rows, dtype=torch.int64, device=self.device)
         step = DecodeRows(
-            to_device(ids, self.device), positions, layout.context_lens, layout.slots, layout.block_tables, nothing,
+            nothing.clone(), nothing.clone(), torch.ones_like(nothing).int(), nothing - 1, layout.block_tables, nothing,
             nothing[:, None].int(), nothing,
         )  # fmt: skip
-        return fused.logits(step, layout.query_start, self.loaded.runner.kv_cache)
+        query_start = torch.arange(rows + 1, dtype=torch.int32, device=self.device)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # kernels are compiled before; a row without a slot writes nothing
+            fused.logits(step, query_start, self.loaded.runner.kv_cache)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = fused.logits(step, query_start, self.loaded.runner.kv_cache)
+        for at in range(length):
+            step.ids.copy_(given[:, at])
+            step.slots.copy_(slots[:, at])
+            step.positions.fill_(at)
+            step.context_lens.fill_(at + 1)
+            graph.replay()
+            yield logits
 
 
 def measure(folder: Path, device: str, positions: int, length: int = WINDOW) -> dict[str, Any]:

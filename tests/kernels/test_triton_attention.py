@@ -83,9 +83,9 @@ def test_a_padded_sequence_reads_nothing_and_comes_out_as_zeros() -> None:
     ("head_dim", "rotary", "interleaved", "norm"),
     [(32, 32, False, True), (24, 16, False, True), (16, 8, True, False), (16, 0, False, True)],
 )
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("way", ["fused", "early", "apart"])
 def test_norm_rotation_and_write_come_with_attention(
-    head_dim: int, rotary: int, interleaved: bool, norm: bool, fused: bool
+    head_dim: int, rotary: int, interleaved: bool, norm: bool, way: str
 ) -> None:
     heads, kv_heads = 4, 2
     batch = make_batch(
@@ -98,8 +98,8 @@ def test_norm_rotation_and_write_come_with_attention(
     split = qkv.view(12, -1, head_dim)
     turned = rotated(split[:, : heads + kv_heads], cos, sin, weight, interleaved=interleaved)
     before = batch.k_cache.clone(), batch.v_cache.clone()
-    if fused:
-        out = decode(batch, small_plan(batch), q=qkv, rope=rope, slots=batch.slots)
+    if way != "apart":
+        out = decode(batch, small_plan(batch), q=qkv, rope=rope, slots=batch.slots, early=way == "early")
     else:
         q = rope_and_write(qkv, heads, rope, batch.k_cache, batch.v_cache, batch.slots)
         out = decode(batch, small_plan(batch), q=q)
@@ -114,6 +114,18 @@ def test_a_window_smaller_than_the_new_tokens_holds_in_the_fused_kernel() -> Non
     turned = rotated(qkv.view(5, -1, 16)[:, :3], cos, sin)
     out = decode(batch, small_plan(batch), q=qkv, rope=Rope(cos, sin, 16), slots=batch.slots, window=3)
     assert relative_error(out, batch.expected(q=turned[:, :2].flatten(1), window=3)) <= 1e-5
+
+
+@pytest.mark.parametrize("window", [None, 3, 40])
+@pytest.mark.parametrize("splits", [1, 2, 4])
+def test_keys_read_before_the_wait_count_once_in_every_piece(window: int | None, splits: int) -> None:
+    batch = make_batch([1, 1, 2], [97, 20, 69], heads=2, kv_heads=1, head_dim=16, new_keys=False)
+    qkv = project(batch)
+    cos, sin = angles(4, 16)
+    turned = rotated(qkv.view(4, -1, 16)[:, :3], cos, sin)
+    plan = DecodePlan(block_q=2, tile_heads=2, block_n=16, splits=splits, min_split=16)
+    out = decode(batch, plan, q=qkv, rope=Rope(cos, sin, 16), slots=batch.slots, window=window, early=True)
+    assert relative_error(out, batch.expected(q=turned[:, :2].flatten(1), window=window)) <= 1e-5
 
 
 def test_a_negative_slot_takes_nothing() -> None:
@@ -166,7 +178,10 @@ def test_invariant_rows_have_the_same_bits_alone_and_with_splits_one_after_the_o
 @pytest.mark.parametrize("heads", [1, 8, 14, 71])
 @pytest.mark.parametrize("head_dim", [64, 80, 256])
 @pytest.mark.parametrize("element", [2, 4])
-def test_plans_cover_every_head_and_stay_in_bounds(heads: int, head_dim: int, element: int) -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_plans_cover_every_head_and_stay_in_bounds(
+    heads: int, head_dim: int, element: int, fused: bool
+) -> None:
     for seqs in (1, 3, 64, 500):
         for queries in (1, 8):
             plan = decode_plan(
@@ -177,12 +192,10 @@ def test_plans_cover_every_head_and_stay_in_bounds(heads: int, head_dim: int, el
                 head_dim=head_dim,
                 element=element,
                 multiprocessors=132,
+                fused=fused,
             )
-            assert (
-                plan.block_q == queries
-                and 1 <= plan.tile_heads <= heads
-                and plan.min_split % plan.block_n == 0
-            )
+            assert plan.block_q == queries and 1 <= plan.tile_heads <= heads
+            assert plan.min_split % plan.block_n == 0
             assert plan.tile_heads * plan.block_q <= 64 and 1 <= plan.splits <= 32
         for tokens in (seqs, 50 * seqs, 4096):
             chunk = prefill_plan(
