@@ -1,10 +1,11 @@
 """How far the engine's bfloat16 is from Transformers' float32, and how far Transformers' own bfloat16 is.
 
-    python tests/gpu/divergence.py --model FOLDER [--positions 50000] [--device cuda]
+    python tests/gpu/divergence.py --model FOLDER [--positions 50000] [--device cuda] [--ranks 1]
 
-Teacher-forced over real English text (the language reference that comes with Python), in windows of 1,024 tokens: the
-engine once as prefill, in chunks over a cached prefix, and once as decode, eight sequences at a time. FOLDER is a model,
-or holds the pieces of a GGUF file of the starter model (`split -b 45M FILE.gguf FILE.gguf.`). Prints one line of JSON.
+Teacher-forced over real English text (the language reference that comes with Python), in windows of 1,024 tokens, eight
+beside each other: the engine's own steps, once as prefill in chunks over a cached prefix, once as decode, on a GPU in graphs.
+With `--ranks` over several devices; prefill is then looked at in the last token of each chunk. FOLDER is a model, or holds the
+pieces of a GGUF file of the starter model (`split -b 45M FILE.gguf FILE.gguf.`). Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -29,10 +29,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
 from nanochat.engine.loading import Loaded, load
-from nanochat.engine.runner import lay_out, to_device
+from nanochat.engine.sampling_params import SamplingParams
+from nanochat.engine.scheduler import Chunk
+from nanochat.engine.sequence import Sequence, Status
 from nanochat.engine.tokenizer import Tokenizer
 
 WINDOW, ROWS, CHUNK = 1024, 8, 300
+DRAWN = SamplingParams(temperature=1.0, top_k=2).resolved({})  # filtered: whole logits, on several ranks too
 MOST_KL, MOST_POINTS = (
     1.25,
     0.2,
@@ -83,93 +86,91 @@ def model_folder(given: Path, into: Path) -> Path:
 
 
 def windows(folder: Path, positions: int, length: int) -> Iterator[Tensor]:
-    """Batches of up to ROWS windows of real text, int64 [rows, length]."""
+    """Batches of ROWS windows of real text, int64 [rows, length]."""
     text = "\n\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))
-    ids = Tokenizer.from_folder(folder).encode(text[: positions * 8], special=False)
-    count = -(-positions // length)
+    count = -(-positions // (ROWS * length)) * ROWS
+    ids = Tokenizer.from_folder(folder).encode(text[: count * length * 8], special=False)
     if len(ids) < count * length:
         raise SystemExit(f"the text has {len(ids):,} tokens, and {count * length:,} are wanted")
     yield from torch.tensor(ids[: count * length]).view(count, length).split(ROWS)
 
 
 class Forced:
-    """The engine's model, fed with given tokens."""
+    """An engine's own steps, over one rank or several, fed with given tokens."""
 
     def __init__(self, loaded: Loaded) -> None:
-        self.loaded, self.device = loaded, loaded.device
-        self.fused = None
-        if self.device.type == "cuda":
-            from nanochat.engine.fused_step import fused_decoder
+        self.loaded = loaded
+        self._model = cast(Any, loaded.model)
+        self._logits = torch.zeros(ROWS, self._model.config.vocab_size, device=loaded.device)
+        self._hidden = self._logits[:0]
+        self._whole, self._forward = self._model.whole_logits, self._model.forward
+        self._model.whole_logits = self._seen  # where steps, captured ones too, put their logits together
+        self._model.forward = self._passed
 
-            self.fused = fused_decoder(loaded.model)
-            if self.fused is not None:
-                self.fused.tune(ROWS)
+    def _seen(self, share: Tensor) -> Tensor:
+        logits = self._whole(share)
+        self._logits[: logits.shape[0]].copy_(logits)
+        return logits
 
-    def _step(self, ids: Tensor, start: int) -> Tensor:
-        """ids [rows, n] at positions from `start` on -> logits [rows, n, vocab]."""
-        rows, count = ids.shape
-        layout, positions = lay_out(
-            cast(Any, [self._chunk(row, start, count) for row in range(rows)]), self.device
-        )
-        model = self.loaded.model
-        hidden = model.forward(
-            to_device(ids.reshape(-1), self.device), positions, layout, self.loaded.runner.kv_cache
-        )
-        return model.logits(hidden).view(rows, count, -1)
-
-    @staticmethod
-    def _chunk(row: int, start: int, count: int) -> SimpleNamespace:
-        width = WINDOW // BLOCK_SIZE
-        blocks = list(range(row * width, (row + 1) * width))
-        return SimpleNamespace(sequence=SimpleNamespace(blocks=blocks), start=start, count=count)
+    def _passed(self, *inputs: Any) -> Tensor:
+        self._hidden = self._forward(*inputs)
+        return self._hidden
 
     @torch.inference_mode()
-    def prefill(self, ids: Tensor) -> Tensor:
-        """In chunks over what is cached: logits [rows, length, vocab]."""
-        parts = [self._step(ids[:, at : at + CHUNK], at) for at in range(0, ids.shape[1], CHUNK)]
-        return torch.cat(parts, dim=1)
+    def prefill(self, ids: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """In chunks over what is cached: (positions, logits [rows, positions, vocab]), over several ranks of a chunk's last."""
+        (rows, length), given = ids.shape, ids.tolist()
+        for at in range(0, length, CHUNK):
+            last = min(at + CHUNK, length)
+            fed = [self._sequence(given[row][:last], row, last) for row in range(rows)]
+            self._run([Chunk(sequence, at, last - at, samples=True) for sequence in fed])
+            if self.loaded.group is None:
+                yield (
+                    slice(at, last),
+                    self._model.share_of_logits(self._hidden).view(rows, last - at, -1),
+                )
+            else:
+                yield slice(last - 1, last), self._logits[:rows, None]
 
     @torch.inference_mode()
     def decode(self, ids: Tensor) -> Iterator[Tensor]:
-        """One token of each row at a time, as captured steps do it: logits [rows, vocab], good until the next."""
-        if self.fused is not None:
-            yield from self._replayed(self.fused, ids)
-            return
-        for at in range(ids.shape[1]):
-            yield self._step(ids[:, at : at + 1], at)[:, 0]
-
-    def _replayed(self, fused: Any, ids: Tensor) -> Iterator[Tensor]:
-        """One captured step for all positions: the state is written between its replays."""
-        from nanochat.kernels.triton_step import DecodeRows
-
+        """One token of each row at a time: logits [rows, vocab], good until the next."""
         rows, length = ids.shape
-        whole = [self._chunk(row, 0, length) for row in range(rows)]
-        layout, _ = lay_out(cast(Any, whole), self.device)
-        slots, given = layout.slots.view(rows, length), to_device(ids.contiguous(), self.device)
-        nothing = torch.zeros(rows, dtype=torch.int64, device=self.device)
-        step = DecodeRows(
-            nothing.clone(), nothing.clone(), torch.ones_like(nothing).int(), nothing - 1, layout.block_tables, nothing,
-            nothing[:, None].int(), nothing,
-        )  # fmt: skip
-        query_start = torch.arange(rows + 1, dtype=torch.int32, device=self.device)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # kernels are compiled before; a row without a slot writes nothing
-            fused.logits(step, query_start, self.loaded.runner.kv_cache)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = fused.logits(step, query_start, self.loaded.runner.kv_cache)
+        given = ids.tolist()
         for at in range(length):
-            step.ids.copy_(given[:, at])
-            step.slots.copy_(slots[:, at])
-            step.positions.fill_(at)
-            step.context_lens.fill_(at + 1)
-            graph.replay()
-            yield logits
+            fed = [self._sequence(given[row][: at + 1], row, at) for row in range(rows)]
+            self._run([Chunk(sequence, at, 1, samples=True) for sequence in fed])
+            yield self._logits[:rows]
+
+    def _sequence(self, tokens: list[int], row: int, prompt: int) -> Sequence:
+        """A new one each time: its token is then taken from here, not from what was drawn before."""
+        width = WINDOW // BLOCK_SIZE + 1
+        sequence = Sequence(
+            request_id="", index=0, prompt=tuple(tokens[:prompt]), params=DRAWN, seed=0, priority=0, arrival=0,
+            submitted=0.0, max_tokens=2 * WINDOW, root=b"", eos_ids=frozenset(), seat=row, pending=1,
+            blocks=list(range(row * width, (row + 1) * width)),
+        )  # fmt: skip
+        sequence.tokens = tokens
+        return sequence
+
+    def _run(self, chunks: list[Chunk]) -> None:
+        self.loaded.runner.dispatch(chunks).read()
+        for chunk in chunks:
+            chunk.sequence.status = Status.FINISHED
 
 
-def measure(folder: Path, device: str, positions: int, length: int = WINDOW) -> dict[str, Any]:
+def engine(folder: Path, device: str, ranks: int) -> Loaded:
+    return load(
+        EngineConfig(
+            model=folder, dtype="bfloat16", device=device, max_model_len=WINDOW + BLOCK_SIZE, skip_tokenizer=True,
+            num_blocks=ROWS * (WINDOW // BLOCK_SIZE + 1), max_num_seqs=ROWS, tensor_parallel_size=ranks,
+        )
+    )  # fmt: skip
+
+
+def measure(
+    folder: Path, device: str, positions: int, length: int = WINDOW, ranks: int = 1
+) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     began = time.perf_counter()
@@ -177,31 +178,31 @@ def measure(folder: Path, device: str, positions: int, length: int = WINDOW) -> 
         cast(Any, AutoModelForCausalLM).from_pretrained(folder, dtype=dtype).to(device).eval()
         for dtype in (torch.float32, torch.bfloat16)
     )
-    config = EngineConfig(
-        model=folder, dtype="bfloat16", device=device, max_model_len=WINDOW, skip_tokenizer=True,
-        num_blocks=ROWS * WINDOW // BLOCK_SIZE,
-    )  # fmt: skip
-    loaded = load(config)
+    loaded = engine(folder, device, ranks)
     forced = Forced(loaded)
     tallies = {"transformers": Tally(), "prefill": Tally(), "decode": Tally()}
     for batch in windows(folder, positions, length):
         with torch.inference_mode():
             reference = exact(batch.to(device)).logits.float()
             peer = theirs(batch.to(device)).logits.float()
-        prefilled = forced.prefill(batch)
         for row in range(batch.shape[0]):  # row by row: the sums are in float64
             tallies["transformers"].add(reference[row], peer[row])
-            tallies["prefill"].add(reference[row], prefilled[row])
-        del peer, prefilled
+        del peer
+        for places, logits in forced.prefill(batch):
+            for row in range(batch.shape[0]):
+                tallies["prefill"].add(reference[row, places], logits[row])
         for at, logits in enumerate(forced.decode(batch)):
             tallies["decode"].add(reference[:, at], logits)
     figures = {name: tally.figures() for name, tally in tallies.items()}
-    ours = [figures[name] for name in ("prefill", "decode")]
+    about = loaded.runner.describe(loaded.dtype)
+    loaded.runner.close()
+    ratios = {
+        name: figures[name]["mean KL"] / figures["transformers"]["mean KL"] for name in ("prefill", "decode")
+    }
     return {
-        "part": "divergence", "positions": tallies["decode"].positions, **figures,
-        "KL ratio": [each["mean KL"] / figures["transformers"]["mean KL"] for each in ours],
-        "ok": all(passes(each, figures["transformers"]) for each in ours),
-        "seconds": round(time.perf_counter() - began, 1),
+        "part": "divergence", "ranks": ranks, "positions": tallies["decode"].positions, **figures, "KL ratio": ratios,
+        "ok": all(passes(figures[name], figures["transformers"]) for name in ratios),
+        "engine": about, "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
 
 
@@ -213,10 +214,13 @@ def main() -> int:
     parser.add_argument("--positions", type=int, default=50_000)
     parser.add_argument("--length", type=int, default=WINDOW, help="of a window, at most 1,024")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--ranks", type=int, default=1, help="devices that the model is split over")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = model_folder(options.model, Path(made))
-        result = measure(folder, options.device, options.positions, min(options.length, WINDOW))
+        result = measure(
+            folder, options.device, options.positions, min(options.length, WINDOW), options.ranks
+        )
     print(json.dumps(result))
     return 0 if result["ok"] else 1
 

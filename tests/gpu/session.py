@@ -3,7 +3,7 @@
     python tests/gpu/session.py [--out FOLDER] [--model FOLDER] [--within SECONDS] [PART ...]
 
 Parts, in this order when none is named: tests, bits, gap, bench, large, start, drawing, interference, compiled, divergence,
-memcheck, racecheck.
+memcheck, racecheck; and where there are several GPUs, ranks, ranks-small, ranks-large, and ranks-divergence.
 `--model` is for divergence (see divergence.py) and may be left out with it. A part that would begin after `--within` is
 skipped and says so. The whole output of each part is kept in FOLDER/PART.log, and the lines in FOLDER/results.jsonl.
 """
@@ -24,6 +24,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).parents[2]
 HERE = "tests/gpu"
 # Kernels are compiled on the host: several processes share the GPU well where nothing is timed.
@@ -41,7 +43,6 @@ PYTEST = [
 ]
 BENCH = [sys.executable, "-m", "nanochat", "bench", "--json", "--no-save"]
 FEW = "(bfloat16 and 16 and 8 and 128 and decode_agrees) or padding_writes or chain_of_dependent or replayed_steps"
-OTHERS = ("engine_cuda", "divided_cuda", "one_shot", "nccl_alone", "ranks_cuda")
 WORKLOADS = ("s", "b", "deep", "second-turn", "fresh")  # `gap` by itself: it is paced as the chat is
 
 
@@ -71,7 +72,24 @@ def parts(model: Path | None) -> dict[str, Part]:
         "memcheck": Part([*sanitizer, "--tool", "memcheck", *few], 240),
         "racecheck": Part([*sanitizer, "--tool", "racecheck", *few], 240),
     }
-    return {name: part for name, part in made.items() if name != "divergence" or model is not None}
+    made |= of_several(model)
+    return {name: part for name, part in made.items() if "divergence" not in name or model is not None}
+
+
+def of_several(model: Path | None) -> dict[str, Part]:
+    """What only a machine with several GPUs can do."""
+    ranks = [count for count in (1, 2, 4, 8) if count <= torch.cuda.device_count()]
+    if len(ranks) < 2:
+        return {}
+    tests = [f"{HERE}/test_{name}.py" for name in ("nccl_alone", "one_shot", "ranks_cuda")]
+    scaling = ["--tp", ",".join(map(str, ranks)), "--workload", "s", "--workload", "b", "--repeat", "3"]
+    forced = [sys.executable, f"{HERE}/divergence.py", "--model", str(model), "--ranks", str(ranks[-1])]
+    return {
+        "ranks": Part([*PYTEST, *(["-n", "0"] if SIDE_BY_SIDE else []), "-s", *tests], 240),
+        "ranks-small": Part([*BENCH, "--random", "qwen3-0.6b", *scaling], 240),
+        "ranks-large": Part([*BENCH, "--random", "qwen3-8b", *scaling], 400),
+        "ranks-divergence": Part(forced, 240),
+    }
 
 
 def run(name: str, part: Part, out: Path) -> dict[str, Any]:
