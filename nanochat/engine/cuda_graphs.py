@@ -19,6 +19,7 @@ from nanochat.engine.device_state import DeviceRows, first_rows
 from nanochat.engine.fused_step import fused_decoder
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.step import KVTensors, Token
+from nanochat.kernels.headway import MEASURING, longer
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.stream_calls import ExecutableGraph, Staging, StreamCalls
 from nanochat.kernels.triton_sampling import sample_rows
@@ -126,7 +127,8 @@ class DecodeGraphs:
         stream = torch.cuda.current_stream().cuda_stream
         divided = self._divided is not None and self._divided.takes([chunk.sequence for chunk in chunks])
         if self._eager:
-            self._tune(size)
+            with longer(MEASURING):
+                self._tune(size)
             ordered = self._rows.upload(chunks)
             drawn = self._step(size, divided)
         else:
@@ -162,11 +164,12 @@ class DecodeGraphs:
         self._rows.hand_back()  # capturing runs steps: they must find nothing to do
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # kernels are compiled and tuned outside of the capture
-            self._tune(size)
-            self._step(size, divided)
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
+        with longer(MEASURING):
+            with torch.cuda.stream(stream):  # kernels are compiled and tuned outside of the capture
+                self._tune(size)
+                self._step(size, divided)
+            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=capture_mode(self._model)):
             ids = self._step(size, divided)

@@ -77,10 +77,12 @@ class Progress:
     Attributes:
         seconds: that it has computed.
         busy: whether it or what it has started computes or waits for a disk now.
+        waits: whether for a disk, be it for a page that was swapped out.
     """
 
     seconds: float
     busy: bool
+    waits: bool = False
 
 
 def progress(pid: int) -> Progress | None:
@@ -90,20 +92,28 @@ def progress(pid: int) -> Progress | None:
         if pid not in processes:
             return None
         family = [processes[each] for each in _descendants(processes, pid)]
-        return Progress(family[0].seconds, any(each.state in ("R", "D") for each in family))
+        states = {each.state for each in family}
+        return Progress(family[0].seconds, bool(states & {"R", "D"}), "D" in states)
     import psutil
 
-    working = (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
+    working = {psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP}
     try:
         process = psutil.Process(pid)
         seconds = sum(process.cpu_times()[:2])
-        # Whom it has started is looked up only where it does nothing itself: that reads all of /proc.
-        busy = process.status() in working or any(
-            child.status() in working for child in process.children(recursive=True)
-        )
-        return Progress(seconds, busy)
+        states = {process.status()}
+        if not states & working:  # whom it has started is looked up only then: that reads all of /proc
+            states |= {child.status() for child in process.children(recursive=True)}
+        return Progress(seconds, bool(states & working), psutil.STATUS_DISK_SLEEP in states)
     except psutil.Error:
         return None if not psutil.pid_exists(pid) else Progress(0.0, busy=True)  # a child ended meanwhile
+
+
+def thread_progress(thread: int) -> Progress:
+    """What a thread of this process does, by its native id; where nobody says, as if it slept."""
+    found = _read_process(_PROC / "self" / "task" / str(thread))
+    if found is None:
+        return Progress(0.0, busy=False)
+    return Progress(found.seconds, found.state in ("R", "D"), found.state == "D")
 
 
 def is_running(pid: int) -> bool:

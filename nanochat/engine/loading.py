@@ -19,6 +19,7 @@ from nanochat.engine.runner import ModelRunner, measure_reserve
 from nanochat.engine.step import KVTensors
 from nanochat.engine.tokenizer import Tokenizer
 from nanochat.errors import OutOfMemory, UsageError
+from nanochat.kernels.headway import MEASURING, longer
 
 if TYPE_CHECKING:
     from nanochat.engine.parallel.collectives import Collectives
@@ -99,7 +100,8 @@ def load_share(
     if collectives is not None and device.type == "cuda" and not config.deterministic:
         from nanochat.engine.parallel.one_shot import connect
 
-        collectives.one_shot = connect(collectives, device, model_config.hidden_size, dtype)
+        with longer(MEASURING):
+            collectives.one_shot = connect(collectives, device, model_config.hidden_size, dtype)
     try:
         model = load_model(
             config.model,
@@ -120,14 +122,17 @@ def load_share(
         if not is_out_of_memory(error):
             raise
         raise no_room from error
+    on_gpu = device.type == "cuda"
+    with longer(MEASURING if on_gpu and ranks > 1 else 0.0):
+        reserve = measure_reserve(model, config, device, dtype) + _CUDA_SLACK if on_gpu else 0
     memory = plan(
         config,
         context=model_config.max_position_embeddings,
         block_bytes=_block_bytes(model, dtype),
         free=memory_free(device, config) // (ranks if device.type == "cpu" else 1),
         weights=weights if collectives is None else model.num_bytes,
-        reserve=measure_reserve(model, config, device, dtype) + _CUDA_SLACK if device.type == "cuda" else 0,
-        on_cpu=device.type == "cpu",
+        reserve=reserve,
+        on_cpu=not on_gpu,
     )
     return model, replace(memory, weights_held=bytes_held(model, device))
 
@@ -145,17 +150,18 @@ def _load_parallel(
 
     group = RankGroup(config, ranks, device, dtype)
 
-    def advance(done: int, total: int) -> None:
-        group.advance()
+    def report(done: int, total: int) -> None:
+        group.check()  # where a worker is lost, the rest need not be read
         if progress is not None:
             progress(done, total)
 
     try:
-        model, own = load_share(config, model_config, device, dtype, group.collectives, advance)
-        memory = group.agree(own, model.bytes_read)
-        kv_cache = allocate_kv(model, memory.num_blocks, dtype, device)
-        divided = divided_sampler(model, group.collectives, deterministic=config.deterministic)
-        runner = ModelRunner(model, kv_cache, config, device, memory.max_model_len, divided=divided)
+        with group.own_work():
+            model, own = load_share(config, model_config, device, dtype, group.collectives, report)
+            memory = group.agree(own, model.bytes_read)
+            kv_cache = allocate_kv(model, memory.num_blocks, dtype, device)
+            divided = divided_sampler(model, group.collectives, deterministic=config.deterministic)
+            runner = ModelRunner(model, kv_cache, config, device, memory.max_model_len, divided=divided)
         group.start()
     except BaseException as error:
         group.close()

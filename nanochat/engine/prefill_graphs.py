@@ -18,6 +18,7 @@ from nanochat.engine.cuda_graphs import capture_mode
 from nanochat.engine.device_state import send
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.step import KVTensors
+from nanochat.kernels.headway import MEASURING, longer
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.stream_calls import ExecutableGraph, StreamCalls
 
@@ -125,10 +126,11 @@ class PrefillGraphs:
         tokens, table, bounds = inputs.tokens, inputs.table, inputs.bounds
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):  # kernels are compiled outside of the capture
-            self._step(tokens, table, bounds)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        torch.cuda.synchronize(self._device)
+        with longer(MEASURING):
+            with torch.cuda.stream(stream):  # kernels are compiled outside of the capture
+                self._step(tokens, table, bounds)
+            torch.cuda.current_stream(self._device).wait_stream(stream)
+            torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=capture_mode(self._model)):
             hidden, share = self._step(tokens, table, bounds)

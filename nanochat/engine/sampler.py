@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from nanochat.engine.sequence import Sequence
+from nanochat.kernels.headway import in_its_time, made
 
 _MASK64 = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_SORTING = 64  # what sorting costs a number, in multiplications
 _NUCLEUS = 256  # how many of the likeliest tokens are looked at before the whole vocabulary is sorted
 
 
@@ -216,8 +218,11 @@ def keep(scores: Tensor, top_k: list[int], top_p: list[float], min_p: list[float
     width = min(vocab, max(_NUCLEUS, *(x for x in top_k if 0 < x < vocab), 0))
     total = torch.logsumexp(scores, dim=-1, keepdim=True)
     values, ids = scores.topk(width, dim=-1)
+    made()
     if width < vocab and not _covers(values, total, top_k, top_p, min_p):
-        values, ids = scores.sort(dim=-1, descending=True, stable=True)
+        values, ids = in_its_time(
+            _SORTING * scores.numel(), lambda: scores.sort(dim=-1, descending=True, stable=True)
+        )
         width = vocab
     rank = torch.arange(width, device=scores.device)[None]
     values = values.masked_fill(rank >= k, -math.inf)

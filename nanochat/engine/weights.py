@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nanochat.engine.models.fields import read_json
 from nanochat.errors import InvalidModel, UnsupportedModel
+from nanochat.kernels.headway import READING, longer
 
 Progress = Callable[[int, int], None]
 """Called with (bytes read, bytes in all)."""
@@ -28,6 +29,7 @@ Progress = Callable[[int, int], None]
 INDEX = "model.safetensors.index.json"
 _LARGEST_HEADER = 100_000_000  # the format's own limit
 _STAGING = 8 * 2**20
+_AT_ONCE = 2**20  # bytes of a file that one call reads: what a slow disk gives in a second or so
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -285,7 +287,8 @@ def _read_exactly(file: FileIO, path: Path, to: memoryview, at: int) -> None:
     while len(to):
         try:
             file.seek(at)
-            count = file.readinto(to)
+            with longer(READING):
+                count = file.readinto(to[:_AT_ONCE])
         except OSError as error:
             raise InvalidModel(
                 f"{path.name} cannot be read ({error.strerror}): check the disk, or fetch the model again"

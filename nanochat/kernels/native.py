@@ -18,6 +18,8 @@ from ctypes import c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
+from nanochat.kernels.headway import COMPILING, longer
+
 log = logging.getLogger("nanochat.kernels")
 
 _TEAM_PLACES = 32
@@ -77,7 +79,8 @@ class NativeCode:
         """An object file, from the cache where it is there and whole."""
         read = self._llvm.ObjectFileRef.from_data
         if cache is None:
-            return read(self._compile())
+            with longer(COMPILING):
+                return read(self._compile())
         kept = cache / f"{self._name()}.o"
         try:
             checked = kept.read_bytes()
@@ -85,7 +88,8 @@ class NativeCode:
             checked = b""
         made = checked[_HASH:]
         if hashlib.sha256(made).digest() != checked[:_HASH]:
-            made = self._compile()
+            with longer(COMPILING):
+                made = self._compile()
             try:
                 _keep(hashlib.sha256(made).digest() + made, kept)
             except OSError as error:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from nanochat.errors import NanochatError
+from nanochat.kernels.headway import COMPILING, longer
 
 
 class CompilerMissing(NanochatError):
@@ -87,7 +88,8 @@ def compile_cubin(
     kept = None if cache is None else cache / f"{key}.cubin"
     if kept is not None and kept.is_file():
         return kept.read_bytes()
-    code = _compile(source, headers, options)
+    with longer(COMPILING):
+        code = _compile(source, headers, options)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=kept.parent)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nanochat.kernels.headway import in_its_time, longer, made, moving
 from nanochat.kernels.widened import Widened, emulated
 
 _mkldnn = torch.ops.mkldnn
@@ -27,17 +28,21 @@ class PackedLinear:
     costs 4 us more a call, and the separate operation costs 1.
     """
 
-    __slots__ = ("_bias", "_weight")
+    __slots__ = ("_bias", "_numbers", "_weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight = _mkldnn._reorder_linear_weight(
-            weight, 1
-        )  # for one row: at many it is as fast as any other
+        with longer(moving(2 * weight.nbytes)):
+            # For one row: at many it is as fast as any other.
+            self._weight = _mkldnn._reorder_linear_weight(weight, 1)
+        self._numbers = weight.numel()
         self._bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, in] -> [T, out]."""
-        return _mkldnn._linear_pointwise.default(x, self._weight, self._bias, "none", [], "")
+        return in_its_time(
+            x.shape[0] * self._numbers,
+            lambda: _mkldnn._linear_pointwise.default(x, self._weight, self._bias, "none", [], ""),
+        )
 
 
 class Int8Linear:
@@ -52,7 +57,8 @@ class Int8Linear:
     _FEW = 32  # rows up to which the product reads the 8 bits themselves
 
     def __init__(self, weight: Tensor, bias: Tensor | None, multiply: Widened) -> None:
-        largest = torch.maximum(weight.amax(dim=1), weight.amin(dim=1).neg_()).float()
+        with longer(moving(2 * weight.nbytes)):
+            largest = torch.maximum(weight.amax(dim=1), weight.amin(dim=1).neg_()).float()
         self._scale = (largest / 127).clamp_(min=torch.finfo(torch.float32).tiny).to(weight.dtype)
         self._weight = torch.empty(weight.shape, dtype=torch.int8)
         for rows in torch.arange(weight.shape[0]).split(
@@ -61,6 +67,7 @@ class Int8Linear:
             part = slice(int(rows[0]), int(rows[-1]) + 1)
             levels = weight[part].float().div_(self._scale[part, None].float()).round_().clamp_(-127, 127)
             self._weight[part].copy_(levels)
+            made()
         self._bias = bias
         self._multiply = multiply
 

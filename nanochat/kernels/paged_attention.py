@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.kernels.bundle import AttentionSpec
+from nanochat.kernels.headway import in_its_time, made
 from nanochat.kernels.layout import BLOCK_SIZE, AttentionLayout
 
 
@@ -139,6 +140,7 @@ def attend(q: Tensor, spec: AttentionSpec, cache: tuple[Tensor, Tensor], plan: P
     for sequence in sequences:
         rows = slice(sequence.row, sequence.row + sequence.count)
         out[rows] = _attend_one(q[rows], spec, cache, plan, sequence)
+        made()
     return out
 
 
@@ -153,6 +155,7 @@ def attend_row_by_row(
             blocks = None if sequence.blocks is None else sequence.blocks[: -(-context // BLOCK_SIZE)]
             alone = _Sequence(row, 1, context, sequence.first, blocks)
             out[row] = _attend_one(q[row : row + 1].contiguous(), spec, cache, plan, alone)[0]
+            made()
     return out
 
 
@@ -173,9 +176,10 @@ def _attend_one(
     count, heads, kv_heads, head_dim = sequence.count, spec.num_heads, spec.num_kv_heads, spec.head_dim
     start = max(sequence.context - count - spec.window + 1, 0) if spec.window else 0
     k, v = (_cached(tensor, sequence, start) for tensor in cache)
+    products = 2 * count * (sequence.context - start) * heads * head_dim
     if spec.soft_cap:
         mask = None if count == 1 else plan.mask(sequence, start, spec.window)
-        return _capped(q, k, v, spec, mask)
+        return in_its_time(products, lambda: _capped(q, k, v, spec, mask))
     if count == 1:
         # The heads of a group are rows of one product: keys and values are read once for all of them.
         out = F.scaled_dot_product_attention(
@@ -184,11 +188,15 @@ def _attend_one(
         return out.view(1, heads, head_dim)
     q = q.transpose(0, 1)[None]
     grouped = heads != kv_heads
-    if count == sequence.context and not (spec.window and spec.window < count):
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=spec.scale, enable_gqa=grouped)
-    else:
+    mask = None  # the whole prompt, each token sees all before it
+    if count != sequence.context or (spec.window and spec.window < count):
         mask = plan.mask(sequence, start, spec.window)
-        out = F.scaled_dot_product_attention(q, k, v, mask, scale=spec.scale, enable_gqa=grouped)
+    out = in_its_time(
+        products,
+        lambda: F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=mask is None, scale=spec.scale, enable_gqa=grouped
+        ),
+    )
     return out[0].transpose(0, 1)
 
 

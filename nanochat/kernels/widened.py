@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat.kernels.headway import in_its_time, made
+
 FEW = 8  # with fewer rows, converting the matrix costs more than it saves
 _PART = 2**20  # numbers of a matrix that are converted at a time: 4 MiB
 
@@ -39,7 +41,7 @@ class Widened:
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [T, in], weight [out, in] of x's dtype or of int8 -> [T, out]."""
         if x.dtype not in self.dtypes or x.shape[0] < FEW:
-            return F.linear(x, weight.to(x.dtype), bias)
+            return in_its_time(x.shape[0] * weight.numel(), lambda: F.linear(x, weight.to(x.dtype), bias))
         wide = x.float()
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
         lines = max(1, _PART // weight.shape[1])
@@ -47,6 +49,7 @@ class Widened:
             part = slice(first, first + lines)
             added = None if bias is None else bias[part].float()
             out[:, part] = F.linear(wide, self._converted(weight[part]), added)
+            made()
         return out
 
     def _converted(self, part: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.models.layers import Layer, SparseMlp
 from nanochat.engine.models.rope import Rope
 from nanochat.kernels.bundle import Gather, Kernels, Reduce
+from nanochat.kernels.headway import made
 from nanochat.kernels.layout import AttentionLayout
 
 
@@ -91,12 +92,15 @@ class Decoder:
         for (layer, next_norm), cache in zip(self._layers, kv_cache, strict=True):
             qkv = kernels.linear(h, layer.qkv)
             rotation = None if layer.rope is None else rotations[layer.rope]
+            made()
             attended = kernels.attention(qkv, layer.spec, rotation, cache, plan)
+            made()
             h, x = self._add(attended, layer.output, x, layer.post_attention_norm, layer.mlp_norm)
             if isinstance(layer.mlp, SparseMlp):
                 h, x = kernels.add_rms_norm(self._choose(h, layer.mlp), x, next_norm, eps)
             else:
                 inner = kernels.gated(h, layer.mlp.gate_up, self.config.activation)
+                made()
                 h, x = self._add(inner, layer.mlp.down, x, layer.post_mlp_norm, next_norm)
         return h
 
@@ -109,6 +113,7 @@ class Decoder:
     def share_of_logits(self, hidden: Tensor) -> Tensor:
         """As `logits`, of this rank's part of the vocabulary."""
         logits = self.kernels.linear(hidden, self.weights.head).float()
+        made()
         cap = self.config.logits_soft_cap
         return torch.tanh(logits / cap) * cap if cap else logits
 

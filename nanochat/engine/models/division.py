@@ -18,6 +18,7 @@ from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.parallel.shares import column_share, head_share, share, vocabulary_share
 from nanochat.errors import UnsupportedModel
 from nanochat.kernels.bundle import Gather, Reduce
+from nanochat.kernels.headway import in_its_time
 
 _OUTPUTS = ("colwise", "colwise_gather_output")
 _INPUTS = ("rowwise", "rowwise_split_input")
@@ -208,6 +209,9 @@ class Division:
     def connect(self, causal: nn.Module, reduce: Reduce, gather: Gather) -> None:
         """Put the collectives where the plan has them. The head's results are `gather`'s, all others everybody's."""
         modules = dict(causal.named_modules())
+        for module in modules.values():
+            if isinstance(module, nn.Linear):
+                _give_time(module)
         for name, style in self._styles.items():
             module = modules.get(name)
             if module is None:
@@ -268,6 +272,14 @@ def _name_of(causal: nn.Module, wanted: nn.Module | None) -> str:
 def _attends(name: str) -> bool:
     """Whether a module belongs to an attention, by what its parent is called."""
     return "att" in name.rpartition(".")[0].rpartition(".")[2]
+
+
+def _give_time(module: nn.Linear) -> None:
+    """Let whoever watches this rank know how long a product may take."""
+    forward, numbers = module.forward, module.weight.numel()
+    module.forward = lambda input: in_its_time(
+        input.numel() // input.shape[-1] * numbers, lambda: forward(input)
+    )
 
 
 def _has_bias(module: nn.Linear) -> bool:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.weights import Checkpoint, Progress
+from nanochat.kernels.headway import made
 
+_AT_ONCE = 2**24  # numbers that a host draws in a second or so
 _SPREAD = 0.02  # the standard deviation that such models are initialised with
 
 
@@ -61,7 +63,16 @@ class DrawnWeights(Checkpoint):
             to.zero_()
         else:
             self._generator.manual_seed(zlib.crc32(name.encode()))
-            to.normal_(0.0, _SPREAD, generator=self._generator)
+            for part in _parts(to):
+                part.normal_(0.0, _SPREAD, generator=self._generator)
+                made()
         self._drawn += math.prod(to.shape) * to.element_size()
         if self.progress is not None:
             self.progress(min(self._drawn, self.num_bytes), self.num_bytes)
+
+
+def _parts(whole: Tensor) -> tuple[Tensor, ...]:
+    """Where a host draws, what it draws at a time."""
+    return (
+        whole.view(-1).split(_AT_ONCE) if whole.device.type == "cpu" and whole.is_contiguous() else (whole,)
+    )

@@ -6,7 +6,6 @@ the paged cache. It is imported here and nowhere else in the engine.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,15 @@ from torch import Tensor, nn
 
 from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.models.division import Division
-from nanochat.engine.models.share_reading import divided_class, read_share, whole_model
+from nanochat.engine.models.share_reading import alone, divided_class, read_share, whole_model
 from nanochat.engine.weights import Checkpoint
 from nanochat.errors import InvalidModel, UnsupportedModel
 from nanochat.kernels import pick
 from nanochat.kernels.bundle import AttentionSpec, Gather, Kernels, Reduce
+from nanochat.kernels.headway import TRANSFORMERS, longer, made, moving
 from nanochat.kernels.layout import AttentionLayout
 
 ATTENTION = "nanochat"
-_ONE_AT_A_TIME = threading.Lock()  # while Transformers makes a model, it changes defaults of all of torch
 _UNKNOWN_ARGUMENTS = ("s_aux", "position_bias", "alibi", "head_mask", "indices")  # attention that ours is not
 
 
@@ -145,6 +144,7 @@ def paged_attention(
         soft_cap=softcap or 0.0,
     )
     kernels, plan = paged_step.kernels, paged_step.plan
+    made()
     kernels.write_kv(key[0].transpose(0, 1), value[0].transpose(0, 1), cache, plan)
     return kernels.attend(query[0].transpose(0, 1), spec, cache, plan)[None], None
 
@@ -161,10 +161,7 @@ def load_fallback(
     gather: Gather | None,
 ) -> TransformersModel:
     """See `load_model`. Safetensors only, and no code from the model's repository."""
-    with (
-        _ONE_AT_A_TIME,
-        Checkpoint(folder) as checkpoint,
-    ):  # headers are checked before Transformers opens a file
+    with alone(), Checkpoint(folder) as checkpoint:  # headers are checked before Transformers opens a file
         total = checkpoint.num_bytes
         theirs = _read_config(folder, config)
         _refuse_unpluggable(config, theirs)
@@ -176,10 +173,13 @@ def load_fallback(
             assert reduce is not None and gather is not None
             if progress is not None:
                 checkpoint.progress = lambda done, total: progress(min(done * ranks, total), total)
-            whole = whole_model(theirs, ATTENTION)
-            division = Division(whole, config, rank, ranks)
+            with longer(TRANSFORMERS):
+                whole = whole_model(theirs, ATTENTION)
+                division = Division(whole, config, rank, ranks)
             share = read_share(checkpoint, whole, division)
-            causal = _read_weights(folder, theirs, dtype, divided_class(whole, division), share)
+            size = sum(tensor.nbytes for tensor in share.values())
+            with longer(TRANSFORMERS + moving(4 * size)):
+                causal = _read_weights(folder, theirs, dtype, divided_class(whole, division), share)
             division.connect(causal, reduce, gather)
             kv_heads, read = division.num_kv_heads, checkpoint.bytes_read
         causal = causal.to(device).eval()
@@ -190,7 +190,7 @@ def load_fallback(
 
 def refuse_undividable(folder: Path, config: ModelConfig, ranks: int) -> None:
     """Raise UnsupportedModel for a model that Transformers runs, but not over `ranks`; nothing is loaded for it."""
-    with _ONE_AT_A_TIME:
+    with alone():
         theirs = _read_config(folder, config)
         _refuse_unpluggable(config, theirs)
         Division(whole_model(theirs, ATTENTION), config, 0, ranks)

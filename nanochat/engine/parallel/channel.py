@@ -3,7 +3,8 @@
 The memory has no name: it is a file descriptor that the workers inherit, and is gone with the last process that has
 it. Its layout, in 64-bit words:
 
-    PULSE_WORDS for each rank: heartbeat, collectives done, whether it waits in one, parts taken, pieces of weights read
+    PULSE_WORDS for each rank: heartbeat, collectives done, whether and for what it waits, parts taken, pieces of work
+    done, seconds that the call under way may take longer than a piece, modules imported
     SLOTS slots of PART_BYTES: length of the part in bytes, 1 if it is the message's last, the part
 
 A message of rank 0's is written part by part into the slots in turn; a slot is used again when every worker has taken
@@ -24,7 +25,8 @@ SLOTS = 8
 PART_BYTES = 2**18
 _PULSE_WORDS = 8
 _HEAD = 16  # bytes before a part
-_HEARTBEAT, _COUNT, _WAITING, _TAKEN, _ADVANCES = range(5)
+_HEARTBEAT, _COUNT, _WAITING, _TAKEN, _ADVANCES, _ALLOWED, _MODULES = range(7)
+_COLLECTIVE, _NEWS = 1, 2  # what is waited for
 
 
 class SharedMemory:
@@ -46,19 +48,20 @@ class SharedMemory:
 
 
 class Pulse:
-    """One rank's signs of life. Written by that rank; anybody reads."""
+    """One rank's signs of life and of headway (it is a `Witness`). Written by that rank; anybody reads."""
 
     def __init__(self, memory: SharedMemory, rank: int) -> None:
         self._words = memory.words
         self._at = rank * _PULSE_WORDS
 
-    def beat(self) -> None:
-        """The process lives."""
+    def beat(self, modules: int) -> None:
+        """The process lives, and has imported so many modules."""
+        self._words[self._at + _MODULES] = modules
         self._words[self._at + _HEARTBEAT] += 1
 
     def enter(self) -> None:
         """A collective begins."""
-        self._words[self._at + _WAITING] = 1
+        self._words[self._at + _WAITING] = _COLLECTIVE
 
     def leave(self) -> None:
         """A collective is done."""
@@ -74,13 +77,31 @@ class Pulse:
         finally:
             self.leave()
 
+    @contextmanager
+    def news(self) -> Generator[None]:
+        """Inside it, a word of another rank's is waited for."""
+        self._words[self._at + _WAITING] = _NEWS
+        try:
+            yield
+        finally:
+            self._words[self._at + _WAITING] = 0
+
     def take(self) -> None:
         """A part was read."""
         self._words[self._at + _TAKEN] += 1
 
     def advance(self) -> None:
-        """A piece of the weights is in place."""
+        """A piece of work is done."""
         self._words[self._at + _ADVANCES] += 1
+
+    @property
+    def allowed(self) -> int:
+        """Seconds that the call under way may take longer than a piece of work."""
+        return self._words[self._at + _ALLOWED]
+
+    @allowed.setter
+    def allowed(self, seconds: int) -> None:
+        self._words[self._at + _ALLOWED] = seconds
 
     @property
     def beats(self) -> int:
@@ -88,13 +109,8 @@ class Pulse:
         return self._words[self._at + _HEARTBEAT]
 
     @property
-    def count(self) -> int:
-        """Collectives done."""
-        return self._words[self._at + _COUNT]
-
-    @property
     def waiting(self) -> bool:
-        """Whether it is inside a collective."""
+        """Whether it waits for other ranks."""
         return bool(self._words[self._at + _WAITING])
 
     @property
@@ -103,9 +119,11 @@ class Pulse:
         return self._words[self._at + _TAKEN]
 
     @property
-    def advances(self) -> int:
-        """Pieces of weights in place."""
-        return self._words[self._at + _ADVANCES]
+    def far(self) -> tuple[int, ...]:
+        """How far it is: collectives done, parts taken, pieces of work done, modules imported, and what it does."""
+        return tuple(
+            self._words[self._at + at] for at in (_COUNT, _TAKEN, _ADVANCES, _MODULES, _WAITING, _ALLOWED)
+        )
 
 
 class Sender:
@@ -120,6 +138,7 @@ class Sender:
     ) -> None:
         self._memory = memory
         self._doorbells = doorbells
+        self._pulse = memory.pulse(0)
         self._workers = [memory.pulse(rank) for rank in range(1, len(doorbells) + 1)]
         self._check = check
         self._sent = 0
@@ -139,9 +158,14 @@ class Sender:
                 bell.sendall(b"\1")
 
     def _wait_for_room(self) -> None:
-        while self._sent - min(pulse.taken for pulse in self._workers) >= SLOTS:
-            self._check()
-            time.sleep(0.0002)
+        if self._is_full():
+            with self._pulse.news():
+                while self._is_full():
+                    self._check()
+                    time.sleep(0.0002)
+
+    def _is_full(self) -> bool:
+        return self._sent - min(pulse.taken for pulse in self._workers) >= SLOTS
 
 
 class Receiver:
@@ -157,8 +181,9 @@ class Receiver:
         """Wait for the next message; None when rank 0 is gone or has closed."""
         parts: list[bytes] = []
         while True:
-            if not self._doorbell.recv(1):
-                return None
+            with self._pulse.news():
+                if not self._doorbell.recv(1):
+                    return None
             at = self._memory.slot(self._received)
             length, last = memoryview(self._memory.bytes[at : at + _HEAD]).cast("q")
             parts.append(bytes(self._memory.bytes[at + _HEAD : at + _HEAD + length]))

@@ -6,7 +6,7 @@ import os
 import time
 import weakref
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from nanochat.engine.parallel.links import link
 from nanochat.engine.parallel.messages import StepWriter
 from nanochat.engine.parallel.processes import Workers
 from nanochat.errors import NanochatError
+from nanochat.kernels.headway import JOINING, longer
 
 if TYPE_CHECKING:
     from nanochat.engine.runner import ModelRunner
@@ -82,16 +83,15 @@ class RankGroup:
             )
         pulse = self._workers.memory.pulse(0)
         try:
-            with pulse.collective():
+            with (
+                self.own_work(),
+                pulse.collective(),
+                longer(JOINING if device.type == "cuda" else 0.0),
+            ):
                 self.collectives = join(self._workers.folder, 0, self.ranks, device, pulse)
         except RuntimeError as error:
             raise self._workers.explain(error) from error
         self._workers.on_failure = self.collectives.abort
-
-    def advance(self) -> None:
-        """A piece of rank 0's weights is in place. Raises what a worker is lost by: it is not read to the end then."""
-        self._workers.memory.pulse(0).advance()
-        self._workers.check()
 
     def agree(self, own: MemoryPlan, bytes_read: int) -> MemoryPlan:
         """The plan that fits on every rank. Waits until all have loaded their weights; raises what one failed of."""
@@ -112,7 +112,7 @@ class RankGroup:
     def start(self) -> None:
         """Wait until every rank is ready for steps."""
         self._workers.hear("ready")
-        self._workers.loading = False
+        self._workers.loaded()
 
     @property
     def failure(self) -> NanochatError | None:
@@ -168,6 +168,10 @@ class RankGroup:
         self._workers.busy = True
         self._sender.send(self._writer.write(chunks))
 
+    def own_work(self) -> AbstractContextManager[None]:
+        """Inside it, this thread does rank 0's part, and is watched. May raise EngineDead anywhere: then rank 0 hung."""
+        return self._workers.own.going_on()
+
     @contextmanager
     def waiting(self) -> Generator[None]:
         """Rank 0 waits for its GPU, which waits for the others: what is a collective on CPUs."""
@@ -210,8 +214,9 @@ class ParallelRunner:
         """See `ModelRunner`. Raises EngineDead when a rank is lost."""
         self.group.check()
         try:
-            self.group.send(chunks)
-            step = self._runner.dispatch(chunks)
+            with self.group.own_work():
+                self.group.send(chunks)
+                step = self._runner.dispatch(chunks)
         except Exception as error:
             failure = self.group.explain(error)
             if failure is error:

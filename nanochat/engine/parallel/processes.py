@@ -1,7 +1,7 @@
 """The worker processes of a group: started, watched, ended.
 
-A worker is lost when its process ends, or when the watch finds that it hangs. Then all are killed, so that nobody
-waits for the lost one, and the reason is kept.
+A rank is lost when its process ends, or when the watch finds that it hangs. Then all workers are killed, so that nobody
+waits for the lost one, and the reason is kept. If it is rank 0 that hangs, its work is called off.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ import nanochat
 from nanochat import errors
 from nanochat.engine.parallel.channel import SharedMemory, allocate
 from nanochat.engine.parallel.line import Line
-from nanochat.engine.parallel.watch import POLL, Bounds, Stage, Standing, Watch
+from nanochat.engine.parallel.own_work import OwnWork
+from nanochat.engine.parallel.standstill import POLL
+from nanochat.engine.parallel.watch import Bounds, Stage, Standing, Watch
 from nanochat.errors import EngineDead, NanochatError
 
 FOLDER = "nanochat-ranks-"  # how the names of the folders where ranks meet begin
@@ -39,6 +41,7 @@ class Workers:
     Attributes:
         folder: private, and gone with the group.
         failure: what ended the group; None while it works.
+        own: rank 0's work.
     """
 
     def __init__(self, ranks: int, environment: dict[str, str], bounds: Bounds | None = None) -> None:
@@ -54,12 +57,13 @@ class Workers:
         self._lines: list[Line] = []
         self._words: list[list[dict[str, Any]]] = [[] for _ in range(ranks - 1)]
         self._bounds = bounds or Bounds()
-        self._standings: list[Standing] = []
+        self._standings = [Standing(os.getpid(), Stage.LOADING)]  # rank 0's first
         self._logs: list[IO[bytes]] = []
         memory = allocate(ranks)
         self._lifeline, kept = -1, -1
         try:
             self.memory = SharedMemory(memory, ranks)
+            self.own = OwnWork(self.memory.pulse(0))
             kept, self._lifeline = os.pipe()
             for rank in range(1, ranks):
                 self._start(rank, memory, kept, environment)
@@ -106,7 +110,6 @@ class Workers:
 
     def tell(self, rank: int, **message: Any) -> None:
         """Words to a worker, which has to answer. Raises what it died of."""
-        self._standings[rank - 1].owes = True
         try:
             self._lines[rank - 1].send(**message)
         except OSError as error:
@@ -114,12 +117,17 @@ class Workers:
 
     def hear(self, word: str) -> list[dict[str, Any]]:
         """Wait until every worker has said `word`; what they said with it. Raises what a lost worker died of."""
-        with self._changed:
+        with self._changed, self.memory.pulse(0).news():
             self._changed.wait_for(lambda: self.failure is not None or all(self._words))
             self.check()
             heard = [words.pop(0) for words in self._words]
         assert all(message["word"] == word for message in heard), heard
         return heard
+
+    def loaded(self) -> None:
+        """All ranks are ready: from now on there are steps."""
+        self.loading = False
+        self._standings[0].stage = Stage.READY
 
     def check(self) -> None:
         """Raise the failure, if there is one."""
@@ -182,12 +190,12 @@ class Workers:
     # The watch ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        watch = Watch(self.memory, self._standings, self._bounds)
+        watch = Watch(self.memory, self._standings, self.own, self._bounds)
         sockets = {line.socket: place for place, line in enumerate(self._lines)}
         while not self._closing and self.failure is None:
             for ready in select.select(list(sockets), [], [], POLL)[0]:
                 self._listen(sockets[ready])
-            lost = watch.look(self.busy)
+            lost = watch.look(self.busy or self.loading)
             if lost is not None:
                 self._lost(*lost)
 
@@ -200,15 +208,17 @@ class Workers:
         elif message["word"] == "failed":
             self.fail(_as_error(place + 1, message, self.loading))
         else:
-            standing = self._standings[place]
-            standing.stage, standing.owes = Stage(standing.stage + 1), False
+            standing = self._standings[place + 1]
+            standing.stage = Stage(standing.stage + 1)
             with self._changed:
                 self._words[place].append(message)
                 self._changed.notify_all()
 
     def _lost(self, rank: int, how: str) -> None:
-        process = self._processes[rank - 1].pid
+        process = self._standings[rank].pid
         self.fail(EngineDead(f"rank {rank} of {self.ranks} (process {process}) {how}: {_LOAD_AGAIN}"))
+        if rank == 0:
+            self.own.call_off()
 
     def _ending(self, place: int) -> str:
         """How a worker whose socket is closed has ended."""

@@ -1,27 +1,29 @@
-"""How a lost rank is found out: the looks that rank 0's watch takes at the workers, several times a second.
+"""How a lost rank is found out: the looks that rank 0's watch takes at all ranks, several times a second.
 
-A worker is lost when it
+A rank is lost when it
 
-    gives no sign of life                                  (its process was stopped, or hangs in a call that holds Python)
-    owes rank 0 a word and neither computes nor waits for a disk   (it starts, loads or gets ready, and hangs)
-    owes rank 0 a word while no rank comes any further     (it waits for a disk that gives nothing, or computes for ever)
-    does not come to a collective in which rank 0 waits    (it hangs in a step)
+    gives no sign of life                       (its process was stopped, or hangs in a call that holds Python)
+    has work and comes no further with it       (it hangs, asleep or computing: see `standstill.py`)
+    waits for others while they wait for it     (it left out a collective)
 
-The first two and, where steps are short, the last end an engine within 10 s. How long it takes to load is up to the
-disk: there no time is too long as long as weights arrive, and two minutes in which nothing does are. What counts is
-looks, not seconds: while all processes were asleep, nobody is to blame.
+Each ends an engine within 10 s, but for the few calls that are given longer by name (`kernels/headway.py`: reading a
+mebibyte from a disk that does not answer takes two minutes). How long a load or a step takes is up to the machine: no
+time is too long as long as pieces of work get done. What counts is looks, not seconds: while all processes were asleep,
+or the program was stopped, nobody is to blame. A rank that waits for another one never is.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 
-from nanochat.engine.host import Progress, progress
-from nanochat.engine.parallel.channel import Pulse, SharedMemory
-
-POLL = 0.2  # seconds between two looks
+from nanochat.engine.host import progress, thread_progress
+from nanochat.engine.parallel.channel import SharedMemory
+from nanochat.engine.parallel.own_work import OwnWork
+from nanochat.engine.parallel.standstill import POLL, Standstill
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +32,16 @@ class Bounds:
 
     Args:
         silence: looks without a sign of life.
-        idle: looks in which a worker that owes a word does nothing.
-        unmoved: looks in which no rank comes any further.
-        stall: seconds that a rank may be late in a collective, and `patience` times the longest that rank 0 computed
-            between two of them.
+        still: looks in which a rank that has work comes no further, while it computes or sleeps.
+        unmoved: the same, while it waits for a disk as well.
+        stall: looks in which all ranks wait for each other, and `patience` times the most in which rank 0 came no
+            further before.
     """
 
     silence: int = 35  # 7 s
-    idle: int = 40  # 8 s
+    still: int = 36
     unmoved: int = 600  # 2 minutes
-    stall: float = 8.0
+    stall: int = 40
     patience: float = 4.0
 
 
@@ -52,16 +54,15 @@ class Stage(IntEnum):
     READY = 3
 
     def __str__(self) -> str:
-        return ("starting", "loading its weights", "getting ready", "ready")[self]
+        return ("starting", "loading its weights", "getting ready", "in a step")[self]
 
 
 @dataclass(slots=True)
 class Standing:
-    """What rank 0 knows of a worker: how far it is, and whether it was asked for more."""
+    """What rank 0 knows of a rank."""
 
     pid: int
     stage: Stage = Stage.STARTING
-    owes: bool = True
 
 
 Lost = tuple[int, str]
@@ -69,31 +70,51 @@ Lost = tuple[int, str]
 
 
 class Watch:
-    """All looks in one."""
+    """All looks in one.
 
-    def __init__(self, memory: SharedMemory, workers: list[Standing], bounds: Bounds) -> None:
-        self._silence = Silence(memory, workers, bounds)
-        self._idle = Idle(memory, workers, bounds)
-        self._unmoved = Unmoved(memory, workers, bounds)
-        self._stall = Stall(memory, len(workers) + 1, bounds)
+    Args:
+        ranks: rank 0's standing first.
+    """
+
+    def __init__(self, memory: SharedMemory, ranks: list[Standing], own: OwnWork, bounds: Bounds) -> None:
+        self._ranks, self._own = ranks, own
+        self._silence = Silence(memory, ranks[1:], bounds)
+        pulses = [memory.pulse(rank) for rank in range(len(ranks))]
+        self._first = pulses[0]
+        self._standstills = [Standstill(pulse, bounds.still, bounds.unmoved) for pulse in pulses]
+        self._deadlock = Deadlock(memory, len(ranks), bounds)
         self._last = time.monotonic()
 
     def look(self, busy: bool) -> Lost | None:
-        """Who is lost, if anybody is; `busy` is whether rank 0 is in a step, and so expected in collectives."""
+        """Who is lost, if anybody is; `busy` is whether rank 0 loads or is in a step, and so expected in collectives."""
         now = time.monotonic()
-        if now - self._last >= POLL / 2:
-            self._last = now
-            lost = self._silence.look() or self._idle.look() or self._unmoved.look()
-            if lost is not None:
-                return lost
-        return self._stall.look(busy)
+        if now - self._last < POLL / 2:
+            return None
+        self._last = now
+        return self._silence.look() or self._still() or self._deadlock.look(busy)
+
+    def _still(self) -> Lost | None:
+        thread = self._own.thread
+        if (
+            self._ranks[0].stage is not Stage.READY
+        ):  # importing is headway; later others in this process may do it
+            self._first.beat(len(sys.modules))
+        for rank, (standing, standstill) in enumerate(zip(self._ranks, self._standstills, strict=True)):
+            if rank == 0 and thread is None:
+                standstill.rest()
+                continue
+            effort = partial(progress, standing.pid) if rank else partial(thread_progress, thread or 0)
+            how = standstill.look(effort)
+            if how is not None:
+                return rank, f"{how} while {standing.stage}"
+        return None
 
 
 class Silence:
     """Which worker has given no sign of life.
 
     A worker that starts imports for seconds in which none of its threads can beat, so until it says that it has
-    started, what counts is that its process works (`Idle`).
+    started, what counts is that its process works (`Standstill`).
     """
 
     def __init__(self, memory: SharedMemory, workers: list[Standing], bounds: Bounds) -> None:
@@ -114,86 +135,30 @@ class Silence:
         return None
 
 
-class Idle:
-    """Which worker owes a word and does nothing for it. Who waits in a collective is not to blame."""
+class Deadlock:
+    """Whether all ranks wait for each other, and which is behind.
 
-    _TRIFLE = 0.05  # seconds: more than the signs of life take in so long
-
-    def __init__(self, memory: SharedMemory, workers: list[Standing], bounds: Bounds) -> None:
-        self._workers, self._bound = workers, bounds.idle
-        self._pulses = [memory.pulse(rank) for rank in range(1, len(workers) + 1)]
-        self._seconds = [0.0] * len(workers)
-        self._looks = [0] * len(workers)
-
-    def look(self) -> Lost | None:
-        """An idle worker."""
-        for place, (worker, pulse) in enumerate(zip(self._workers, self._pulses, strict=True)):
-            if not worker.owes or pulse.waiting or self._works(place, progress(worker.pid)):
-                self._looks[place] = 0
-                continue
-            self._looks[place] += 1
-            if self._looks[place] >= self._bound:
-                return place + 1, f"did nothing for {self._bound * POLL:.0f} s while {worker.stage}"
-        return None
-
-    def _works(self, place: int, found: Progress | None) -> bool:
-        if found is None:
-            return True  # it is gone: its socket tells how
-        if found.busy or found.seconds > self._seconds[place] + self._TRIFLE:
-            self._seconds[place] = found.seconds
-            return True
-        return False
-
-
-class Unmoved:
-    """Whether any rank comes further while a worker owes a word.
-
-    Ranks wait for each other in places that nobody outside sees, so one that moves excuses all.
+    A device's work is waited for like a rank, so that what counts is also how long rank 0 came no further before.
     """
-
-    def __init__(self, memory: SharedMemory, workers: list[Standing], bounds: Bounds) -> None:
-        self._workers, self._bound = workers, bounds.unmoved
-        self._pulses = [memory.pulse(rank) for rank in range(len(workers) + 1)]
-        self._seen: list[tuple[object, ...]] = []
-        self._looks = 0
-
-    def look(self) -> Lost | None:
-        """The worker that is furthest behind, where nothing moves."""
-        seen: list[tuple[object, ...]] = [(pulse.advances, pulse.count) for pulse in self._pulses]
-        seen += [(worker.stage, worker.owes) for worker in self._workers]
-        moved, self._seen = seen != self._seen, seen
-        owing = [place for place, worker in enumerate(self._workers) if worker.owes]
-        self._looks = 0 if moved or not owing else self._looks + 1
-        if self._looks < self._bound:
-            return None
-        behind = min(owing, key=lambda place: self._how_far(self._workers[place], self._pulses[place + 1]))
-        stage = self._workers[behind].stage
-        return behind + 1, f"came no further for {self._bound * POLL:.0f} s while {stage}"
-
-    @staticmethod
-    def _how_far(worker: Standing, pulse: Pulse) -> tuple[int, int, int]:
-        return worker.stage, pulse.count, pulse.advances
-
-
-class Stall:
-    """Which worker keeps rank 0 waiting in a collective for longer than computing can take."""
 
     def __init__(self, memory: SharedMemory, ranks: int, bounds: Bounds) -> None:
         self._bounds = bounds
         self._pulses = [memory.pulse(rank) for rank in range(ranks)]
-        self._seen = (-1, False)
-        self._since = time.monotonic()
-        self._longest = 0.0
+        self._seen: list[tuple[int, ...]] = []
+        self._looks = self._longest = 0
 
     def look(self, busy: bool) -> Lost | None:
         """The rank that is behind."""
-        now, seen = time.monotonic(), (self._pulses[0].count, self._pulses[0].waiting)
-        passed = now - self._since
-        if seen != self._seen or not busy:
-            if busy and not self._seen[1]:
-                self._longest = max(self._longest, passed)
-            self._seen, self._since = seen, now
-        elif seen[1] and passed > self._bounds.stall + self._bounds.patience * self._longest:
-            counts = [pulse.count for pulse in self._pulses[1:]]
-            return 1 + counts.index(min(counts)), f"did not come to a collective for {passed:.0f} s"
-        return None
+        seen = [pulse.far for pulse in self._pulses]
+        if not busy or seen != self._seen:
+            if busy:
+                self._longest = max(self._longest, self._looks)
+            self._seen, self._looks = seen, 0
+            return None
+        self._looks += 1
+        allowed = max(pulse.allowed for pulse in self._pulses) / POLL
+        bound = self._bounds.stall + self._bounds.patience * self._longest + allowed
+        if self._looks < bound or not all(pulse.waiting for pulse in self._pulses):
+            return None
+        behind = min(range(1, len(seen)), key=lambda rank: seen[rank])
+        return behind, f"did not come to a collective for {self._looks * POLL:.0f} s"

@@ -20,6 +20,7 @@ from nanochat.engine.config import EngineConfig
 from nanochat.engine.parallel.channel import Pulse, Receiver, SharedMemory
 from nanochat.engine.parallel.line import Line
 from nanochat.errors import EngineDead, NanochatError, OutOfMemory
+from nanochat.kernels.headway import DEVICE, IMPORTING, JOINING, longer, witnessed
 
 _BEAT = 0.2  # seconds
 
@@ -38,7 +39,8 @@ def main(arguments: list[str]) -> None:
 def work(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path) -> None:
     """Be a rank until rank 0 closes. What goes wrong is told to rank 0, and raised."""
     try:
-        _serve(rank, ranks, shared, line, folder)
+        with witnessed(shared.pulse(rank)):
+            _serve(rank, ranks, shared, line, folder)
     except BrokenPipeError:
         pass  # rank 0 has closed
     except Exception as error:
@@ -50,7 +52,7 @@ def work(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path) 
 def _live(lifeline: int, parent: int, pulse: Pulse, folder: Path) -> None:
     """Say that this process lives; end it when rank 0's has ended."""
     while not select.select([lifeline], [], [], _BEAT)[0] and os.getppid() == parent:
-        pulse.beat()
+        pulse.beat(len(sys.modules))
     # Rank 0 removes the folder when it closes; if it was killed, it could not.
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
@@ -58,7 +60,8 @@ def _live(lifeline: int, parent: int, pulse: Pulse, folder: Path) -> None:
 
 def _serve(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path) -> None:
     """Load a share, then do every step that comes; returns when rank 0 has closed."""
-    import torch
+    with longer(IMPORTING):
+        import torch
 
     from nanochat.engine.loading import allocate_kv, load_share
     from nanochat.engine.models.config import ModelConfig
@@ -67,8 +70,10 @@ def _serve(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path
     from nanochat.engine.parallel.messages import StepReader
     from nanochat.engine.runner import ModelRunner
 
+    pulse = shared.pulse(rank)
     line.send(word="started")
-    order = line.receive()
+    with pulse.news():
+        order = line.receive()
     if order is None:
         return
     fields: dict[str, Any] = order["config"]
@@ -76,19 +81,21 @@ def _serve(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path
     config = EngineConfig(**fields)
     device, dtype = torch.device(order["device"]), getattr(torch, order["dtype"])
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        with longer(DEVICE):
+            torch.cuda.set_device(device)
+            torch.cuda.synchronize(device)
     else:
         torch.set_num_threads(order["threads"])
-    pulse = shared.pulse(rank)
-    with pulse.collective():
+    with pulse.collective(), longer(JOINING if device.type == "cuda" else 0.0):
         collectives = join(folder, rank, ranks, device, pulse)
     model_config = ModelConfig.from_folder(config.model)
-    model, memory = load_share(config, model_config, device, dtype, collectives, lambda *_: pulse.advance())
+    model, memory = load_share(config, model_config, device, dtype, collectives)
     line.send(
         word="loaded", num_blocks=memory.num_blocks, weights=memory.weights, block_bytes=memory.block_bytes,
         bytes_read=model.bytes_read,
     )  # fmt: skip
-    order = line.receive()
+    with pulse.news():
+        order = line.receive()
     if order is None:
         return
     kv_cache = allocate_kv(model, order["num_blocks"], dtype, device)

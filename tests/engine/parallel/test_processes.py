@@ -231,7 +231,7 @@ def test_a_rank_that_hangs_before_it_has_started_is_an_error_and_not_a_wait(
     asleep.write_text("#!/bin/sh\nexec sleep 600\n")
     asleep.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(asleep))
-    monkeypatch.setattr(processes, "Bounds", lambda: Bounds(idle=5))
+    monkeypatch.setattr(processes, "Bounds", lambda: Bounds(still=5))
     with pytest.raises(EngineDead, match=r"rank 1 of 2 .* did nothing for 1 s while starting"):
         LLM(tiny_folder("llama_biases"), device="cpu", tensor_parallel_size=2, skip_tokenizer=True)
     assert not list(scratch.iterdir())

@@ -1,28 +1,19 @@
-"""When a rank counts as lost: each rule by itself, and with a fault in a real worker while it loads."""
+"""When a rank counts as lost: each rule by itself. `test_standstill.py` has the one that tells slow from hanging."""
 
 from __future__ import annotations
 
 import os
-import tempfile
-import time
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import pytest
 
-from nanochat.engine import llm as engine
-from nanochat.engine.config import EngineConfig
 from nanochat.engine.host import Progress
-from nanochat.engine.parallel import group, watch
+from nanochat.engine.parallel import watch
 from nanochat.engine.parallel.channel import SharedMemory, allocate
-from nanochat.engine.parallel.processes import Workers
-from nanochat.engine.parallel.watch import Bounds, Idle, Silence, Stage, Stall, Standing, Unmoved
-from nanochat.engine.service import EngineService
-from nanochat.errors import EngineDead, OutOfMemory
+from nanochat.engine.parallel.own_work import OwnWork
+from nanochat.engine.parallel.watch import Bounds, Deadlock, Silence, Stage, Standing, Watch
 
 RANKS = 3
-SOON = Bounds(silence=4, idle=4, unmoved=4, stall=0.05)
+SOON = Bounds(silence=4, still=5, unmoved=20, stall=4, patience=1.0)
 
 
 @pytest.fixture
@@ -48,7 +39,7 @@ def looks(rule, number: int = 20, between=lambda: None):
 
 
 def test_a_worker_whose_heart_stands_still_is_lost(memory, workers) -> None:
-    found = looks(Silence(memory, workers, SOON), between=memory.pulse(1).beat)
+    found = looks(Silence(memory, workers, SOON), between=lambda: memory.pulse(1).beat(1))
     assert found == ((2, "gave no sign of life for 1 s"), 4)
 
 
@@ -58,139 +49,95 @@ def test_a_worker_that_starts_need_not_beat(memory, workers) -> None:
     assert looks(Silence(memory, workers, SOON)) is None
 
 
-def test_a_worker_that_does_nothing_while_it_is_waited_for_is_lost(memory, workers, monkeypatch) -> None:
-    busy = {11: True, 12: False}
-    monkeypatch.setattr(watch, "progress", lambda pid: Progress(1.0, busy[pid]))
-    assert looks(Idle(memory, workers, SOON)) == ((2, "did nothing for 1 s while loading its weights"), 4)
+class Looks:
+    """A watch that looks whenever it is asked, at ranks that compute."""
+
+    def __init__(self, memory, workers, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.own = OwnWork(memory.pulse(0))
+        self.standings = [Standing(10, Stage.LOADING), *workers]
+        self.memory, self.seconds = memory, 0.0
+        monkeypatch.setattr(watch, "progress", self.effort)
+        monkeypatch.setattr(watch, "thread_progress", self.effort)
+        monkeypatch.setattr(watch.time, "monotonic", self.clock)
+        self._watch = Watch(memory, self.standings, self.own, SOON)
+
+    def effort(self, _: int) -> Progress:
+        return Progress(self.seconds, busy=True)
+
+    def clock(self) -> float:
+        return self.seconds
+
+    def look(self) -> watch.Lost | None:
+        self.seconds += 0.2
+        for rank in range(1, RANKS):
+            self.memory.pulse(rank).beat(7)
+        return self._watch.look(True)
 
 
-def test_a_worker_that_computes_waits_in_a_collective_owes_nothing_or_is_gone_is_not_idle(
-    memory, workers, monkeypatch
-) -> None:
-    seconds = iter(range(1000))
-    monkeypatch.setattr(watch, "progress", lambda pid: Progress(0.06 * next(seconds), False))
-    assert looks(Idle(memory, workers, SOON)) is None
-    monkeypatch.setattr(watch, "progress", lambda pid: Progress(0.0, False))
-    workers[0].owes = False
-    memory.pulse(2).enter()
-    assert looks(Idle(memory, workers, SOON)) is None
-    memory.pulse(2).leave()
-    monkeypatch.setattr(watch, "progress", lambda pid: None)
-    assert looks(Idle(memory, workers, SOON)) is None
-
-
-def test_signs_of_life_alone_are_no_work(memory, workers, monkeypatch) -> None:
-    beats = iter(range(1000))
-    monkeypatch.setattr(watch, "progress", lambda pid: Progress(1e-4 * next(beats), False))
-    assert looks(Idle(memory, workers, SOON)) is not None
-
-
-def test_where_no_rank_comes_further_the_one_that_is_behind_is_lost(memory, workers) -> None:
-    memory.pulse(1).advance()
-    workers[1].stage = Stage.GETTING_READY
-    assert looks(Unmoved(memory, workers, SOON)) == (
-        (1, "came no further for 1 s while loading its weights"),
-        4,
-    )
-
-
-@pytest.mark.parametrize("rank", range(RANKS))
-@pytest.mark.parametrize("step", ["advance", "leave"])
-def test_one_rank_that_moves_excuses_all_and_so_does_a_debt_paid(
-    memory, workers, rank: int, step: str
-) -> None:
-    rule = Unmoved(memory, workers, SOON)
-    assert looks(rule, between=getattr(memory.pulse(rank), step)) is None
-    for worker in workers:
-        worker.owes = False
-    assert looks(rule) is None
-
-
-def test_a_rank_that_does_not_come_to_a_collective_is_found_although_it_lives(memory) -> None:
-    first = memory.pulse(0)
-    memory.pulse(1).leave()  # rank 1 is one collective further than rank 2
-    stall = Stall(memory, RANKS, SOON)
-    first.enter()
-    assert stall.look(busy=False) is None  # between steps nobody is waited for
-    until = time.monotonic() + 10
-    while (found := stall.look(busy=True)) is None:
-        assert time.monotonic() < until
-    assert found[0] == 2
-
-
-# Real workers ------------------------------------------------------------------------------------
-
-FAULT = """
-import sys
-if "nanochat.engine.parallel.worker" in sys.orig_argv:
-    import threading
-    import nanochat.engine.loading as loading
-    from nanochat.engine.weights import Checkpoint
-
-    whole, fill, fills = threading.Event(), Checkpoint._fill, []
-    hang = {hang}
-
-    def stops_in_the_middle(self, *args):
-        fills.append(1)
-        if len(fills) > 12:
-            hang()
-        fill(self, *args)
-
-    {fault}
-"""
-SLEEP = "lambda: whole.wait()"
-WORK = (
-    "lambda: [whole.wait(0.02) or sum(range(50_000)) for _ in iter(int, 1)]"  # for ever, a little at a time
-)
-IN_THE_WEIGHTS = "Checkpoint._fill = stops_in_the_middle"
-BEFORE_READY = "loading.allocate_kv = lambda *_: hang()"
+@pytest.fixture
+def every(memory, workers, monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(memory, workers, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("fault", "hang", "bounds", "why"),
+    ("stage", "words"),
     [
-        (IN_THE_WEIGHTS, SLEEP, Bounds(idle=10), "did nothing for 2 s while loading its weights"),
-        (BEFORE_READY, SLEEP, Bounds(idle=10), "did nothing for 2 s while getting ready"),
-        # Long enough to start in on a busy machine.
-        (IN_THE_WEIGHTS, WORK, Bounds(unmoved=60), "came no further for 12 s while loading its weights"),
-        (BEFORE_READY, WORK, Bounds(unmoved=60), "came no further for 12 s while getting ready"),
+        (Stage.STARTING, "starting"),
+        (Stage.LOADING, "loading its weights"),
+        (Stage.GETTING_READY, "getting ready"),
+        (Stage.READY, "in a step"),
     ],
 )
-def test_a_worker_that_hangs_while_it_loads_ends_the_load(
-    fault, hang, bounds, why, tiny_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tiny_folder("llama_biases")
-    (tmp_path / "sitecustomize.py").write_text(FAULT.format(fault=fault, hang=hang))
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    monkeypatch.setattr(group, "Workers", partial(Workers, bounds=bounds))
-    with pytest.raises(EngineDead, match=rf"^rank 1 of 2 \(process \d+\) {why}: load the model again$"):
-        engine.LLM(folder, device="cpu", tensor_parallel_size=2, skip_tokenizer=True)
-    assert not list((tmp_path / "scratch").iterdir())
+def test_the_rank_that_comes_no_further_is_named_and_where_it_stands(every, stage, words) -> None:
+    every.standings[2].stage = stage
+    found = looks(every, between=every.memory.pulse(1).advance)
+    assert found == ((2, f"came no further for 1 s while {words}"), 5)
 
 
-def test_a_worker_that_runs_out_of_memory_while_it_gets_ready_says_so(
-    tiny_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    takes_too_much = "loading.allocate_kv = lambda *_: __import__('torch').empty(1 << 55)"
-    (tmp_path / "sitecustomize.py").write_text(FAULT.format(fault=takes_too_much, hang=SLEEP))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(OutOfMemory, match=r"^rank 1: it ran out of memory \(.*can't allocate memory"):
-        engine.LLM(tiny_folder("llama_biases"), device="cpu", tensor_parallel_size=2, skip_tokenizer=True)
+def test_a_rank_that_waits_for_another_is_not_to_blame(every) -> None:
+    with every.own.going_on(), every.memory.pulse(0).news(), every.memory.pulse(1).collective():
+        assert looks(every)[0][0] == 2
+        every.memory.pulse(2).advance()
+        assert looks(every, between=every.memory.pulse(2).advance) is None
 
 
-@pytest.mark.parametrize("fault", [IN_THE_WEIGHTS, BEFORE_READY])
-def test_a_worker_that_dies_while_a_service_loads_is_told_and_the_service_goes_on(
-    fault, tiny_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        FAULT.format(fault=fault, hang="lambda: __import__('os')._exit(3)")
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    service = EngineService()
-    config = EngineConfig(model=tiny_folder("llama_biases"), device="cpu", skip_tokenizer=True, num_blocks=8)
-    with pytest.raises(EngineDead, match="ended with code 3"):
-        service.load(replace(config, tensor_parallel_size=2)).wait(60.0)
-    service.load(replace(config, tensor_parallel_size=1)).wait(60.0)
-    service.close()
+def test_rank_0_is_watched_while_it_works_and_only_then(every) -> None:
+    with every.memory.pulse(1).news(), every.memory.pulse(2).news():
+        assert looks(every) is None
+        with every.own.going_on():
+            assert looks(every)[0] == (0, "came no further for 1 s while loading its weights")
+        assert looks(every) is None
+
+
+def test_what_rank_0_imports_while_it_loads_is_headway(every, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = iter(range(1000))
+
+    def one_more() -> None:
+        monkeypatch.setitem(watch.sys.modules, f"none_{next(modules)}", watch)
+
+    with every.memory.pulse(1).news(), every.memory.pulse(2).news(), every.own.going_on():
+        assert looks(every, between=one_more) is None
+        every.standings[0].stage = Stage.READY
+        assert looks(every, between=one_more) is not None
+
+
+def test_where_all_wait_for_each_other_the_one_that_is_behind_is_lost(memory) -> None:
+    deadlock = Deadlock(memory, RANKS, SOON)
+    memory.pulse(1).leave()  # rank 1 is one collective further than rank 2
+    for rank in range(RANKS):
+        memory.pulse(rank).enter()
+    assert looks(type("", (), {"look": lambda _: deadlock.look(False)})()) is None  # between steps
+    found = looks(type("", (), {"look": lambda _: deadlock.look(True)})())
+    assert found == ((2, "did not come to a collective for 1 s"), 3)
+
+
+def test_where_one_rank_works_or_a_device_is_known_to_take_long_there_is_no_deadlock(memory) -> None:
+    deadlock = Deadlock(memory, RANKS, SOON)
+    for rank in range(RANKS - 1):
+        memory.pulse(rank).enter()
+    for _ in range(20):
+        assert deadlock.look(True) is None
+    memory.pulse(2).enter()
+    assert [deadlock.look(True) for _ in range(20)] == [None] * 20  # it took 20 looks before
+    assert deadlock.look(True) is None
+    assert any(deadlock.look(True) for _ in range(10))

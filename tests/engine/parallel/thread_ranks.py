@@ -57,4 +57,4 @@ class ThreadWorkers(Workers):
     @staticmethod
     def _beat(pulse, stop) -> None:
         while not stop.wait(0.1):
-            pulse.beat()
+            pulse.beat(1)

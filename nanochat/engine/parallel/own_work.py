@@ -1,0 +1,65 @@
+"""What rank 0 does itself, in a thread of the program's: watched like the other ranks, and called off like nothing else.
+
+The other ranks are processes, which can be killed. A thread cannot: an exception is thrown into it, which it meets as
+soon as it runs Python again. One that hangs in a library's call for ever does not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from nanochat.engine.parallel.channel import Pulse
+from nanochat.errors import EngineDead
+from nanochat.kernels.headway import witnessed
+
+
+class CalledOff(EngineDead):
+    """Thrown into rank 0's thread when it hangs; whoever catches it tells the reason that the group keeps."""
+
+    def __init__(self) -> None:
+        super().__init__("rank 0 came no further")
+
+
+class OwnWork:
+    """Owned by the group. Entered by the thread that works, called off by the watch.
+
+    Attributes:
+        thread: the native id of the thread that is in it; None when nobody is.
+    """
+
+    def __init__(self, pulse: Pulse) -> None:
+        self._pulse = pulse
+        self._lock = threading.Lock()
+        self._ident = 0
+        self._called_off = False
+        self.thread: int | None = None
+
+    @contextmanager
+    def going_on(self) -> Generator[None]:
+        """Inside it, this thread does rank 0's work. May raise CalledOff anywhere in it."""
+        with self._lock:
+            self._ident, self.thread = threading.get_ident(), threading.get_native_id()
+        try:
+            with witnessed(self._pulse):
+                yield
+        finally:
+            with self._lock:
+                self.thread = None
+                if self._called_off:  # what did not arrive in here must not do so elsewhere
+                    _throw(self._ident, None)
+
+    def call_off(self) -> None:
+        """Throw CalledOff into the thread that is in it, once."""
+        with self._lock:
+            if self.thread is not None and not self._called_off:
+                self._called_off = True
+                _throw(self._ident, CalledOff)
+
+
+def _throw(ident: int, kind: type[BaseException] | None) -> None:
+    """Raise an exception in another thread; None takes back one that has not arrived."""
+    exception = None if kind is None else ctypes.py_object(kind)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), exception)
