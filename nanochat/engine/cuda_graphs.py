@@ -19,7 +19,7 @@ from nanochat.engine.device_state import DeviceRows, first_rows
 from nanochat.engine.fused_step import fused_decoder
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.step import KVTensors, Token
-from nanochat.kernels.headway import MEASURING, longer
+from nanochat.kernels.headway import COMPILING, MEASURING, longer
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.stream_calls import ExecutableGraph, Staging, StreamCalls
 from nanochat.kernels.triton_sampling import sample_rows
@@ -130,7 +130,8 @@ class DecodeGraphs:
             with longer(MEASURING):
                 self._tune(size)
             ordered = self._rows.upload(chunks)
-            drawn = self._step(size, divided)
+            with longer(COMPILING):
+                drawn = self._step(size, divided)
         else:
             step = self._captured.get((size, divided)) or self._capture(size, divided)
             ordered = self._rows.upload(chunks)

@@ -18,7 +18,7 @@ from nanochat.engine.cuda_graphs import capture_mode
 from nanochat.engine.device_state import send
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.step import KVTensors
-from nanochat.kernels.headway import MEASURING, longer
+from nanochat.kernels.headway import COMPILING, MEASURING, longer
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.stream_calls import ExecutableGraph, StreamCalls
 
@@ -96,7 +96,8 @@ class PrefillGraphs:
         bounds = [0, chunk.count, chunk.start + chunk.count]
         step.bounds.copy_(send(bounds, torch.int32, self._device), non_blocking=True)
         if step.graph is None or step.hidden is None or step.share is None:
-            return self._step(step.tokens, step.table, step.bounds)
+            with longer(COMPILING):
+                return self._step(step.tokens, step.table, step.bounds)
         self._calls.launch(step.graph.handle, torch.cuda.current_stream(self._device).cuda_stream)
         return step.hidden, step.share
 

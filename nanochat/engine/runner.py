@@ -14,6 +14,7 @@ from nanochat.engine.sampler import Sampled, sample
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.steady_sampler import sample_steadily
 from nanochat.engine.step import EagerStep, KVTensors, PendingStep, StepInParts
+from nanochat.kernels.headway import COMPILING, longer
 from nanochat.kernels.layout import AttentionLayout
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ class ModelRunner:
             self._graphs.hand_back()  # also where nobody decodes: who was preempted must not find its row again
             if self._prefills.takes(others):
                 return self._prefill(self._prefills, others)
-        return self._run(chunks)
+        with longer(COMPILING if self.device.type == "cuda" else 0.0):
+            return self._run(chunks)
 
     def _prefill(self, prefills: PrefillGraphs, chunks: list[Chunk]) -> EagerStep:
         hidden, share = prefills.run(chunks[0])

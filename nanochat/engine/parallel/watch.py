@@ -6,10 +6,11 @@ A rank is lost when it
     has work and comes no further with it       (it hangs, asleep or computing: see `standstill.py`)
     waits for others while they wait for it     (it left out a collective)
 
-Each ends an engine within 10 s, but for the few calls that are given longer by name (`kernels/headway.py`: reading a
-mebibyte from a disk that does not answer takes two minutes). How long a load or a step takes is up to the machine: no
-time is too long as long as pieces of work get done. What counts is looks, not seconds: while all processes were asleep,
-or the program was stopped, nobody is to blame. A rank that waits for another one never is.
+Each ends an engine within 10 s (the last one where pieces are short), but for the few calls that are given longer by
+name (`kernels/headway.py`: reading a mebibyte from a disk that does not answer takes two minutes). How long a load or a
+step takes is up to the machine: no time is too long as long as pieces of work get done. What counts is looks, not
+seconds: while all processes were asleep, or the program was stopped, nobody is to blame. A rank that waits for another
+one never is.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from nanochat.engine.parallel.processes import Workers
 from nanochat.engine.parallel.watch import Bounds
 from nanochat.engine.request import Request
 from nanochat.engine.service import EngineService
+from nanochat.engine.weights import Checkpoint
 from nanochat.errors import EngineDead, OutOfMemory
 
 SOON = Bounds(still=10)  # 2 s
@@ -216,8 +218,6 @@ def test_rank_0_that_hangs_in_a_step_ends_the_engine(
 def test_rank_0_that_hangs_while_it_loads_ends_the_load(
     place: Place, load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nanochat.engine.weights import Checkpoint
-
     def hangs(*_) -> None:
         while True:
             pass
@@ -237,8 +237,20 @@ def slowly(pieces: int, seconds: float) -> str:
 
 
 @pytest.mark.usefixtures("soon")
-def test_a_load_in_slow_pieces_goes_on(place: Place, load) -> None:
-    place.fault(f"{_WEIGHTS}Checkpoint.read = after(0, Checkpoint.read)", slowly(5, 0.6))
+@pytest.mark.parametrize("slow", [0, 1])
+def test_a_load_in_slow_pieces_goes_on_and_so_does_the_rank_that_waits(
+    slow: int, place: Place, load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if slow == 1:
+        place.fault(f"{_WEIGHTS}Checkpoint.read = after(0, Checkpoint.read)", slowly(5, 0.6))
+    else:
+        read, whole, calls = Checkpoint.read, threading.Event(), iter(range(5))
+
+        def slow_read(*args, **options) -> None:
+            whole.wait(0.0 if next(calls, None) is None else 0.6)
+            read(*args, **options)
+
+        monkeypatch.setattr(Checkpoint, "read", slow_read)
     started = time.monotonic()
     load(tensor_parallel_size=2).close()
     assert time.monotonic() - started > 3

@@ -70,8 +70,8 @@ def test_no_time_counts_in_which_it_got_no_processor(rank: Rank) -> None:
 
 def test_a_disk_may_take_longer_but_not_for_ever(rank: Rank) -> None:
     """Be it for memory that was swapped out."""
-    assert rank.looks(UNMOVED, busy=True, waits=True) is None
-    assert rank.looks(2, busy=True, waits=True) is not None
+    assert rank.looks(UNMOVED, POLL, busy=True, waits=True) is None
+    assert rank.looks(2, POLL, busy=True, waits=True) is not None
 
 
 def test_a_call_that_was_given_time_by_name_takes_it(rank: Rank) -> None:
