@@ -276,7 +276,7 @@ class NanochatApp(App[None], inherit_bindings=False):
     def action_command_palette(self) -> None:
         """Show it."""
         if not self.screen.has_class(OPEN):
-            self.push_screen(Palette(id="--command-palette"))
+            self.push_screen(Palette())
 
     def use_theme(self, name: str) -> None:
         """Look like this; an unknown theme is said and left."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from nanochat.errors import HistoryError, NanochatError
 from nanochat.storage.records import Chat, Tab
@@ -82,10 +82,17 @@ class OpenChats:
         await session.load()
         return self._put(session)
 
-    async def close(self, session: ChatSession) -> None:
-        """Close a tab: its reply stops and is saved. The last tab leaves an empty one."""
+    async def close(self, session: ChatSession, keep: Callable[[], None] = lambda: None) -> None:
+        """Close a tab: its reply stops and is saved. The last tab leaves an empty one.
+
+        What stands in its prompt stays with the chat; `keep` puts there what is typed until it is closed.
+        """
         await session.close()
-        await self.save()  # what stands in its prompt stays with the chat
+        saved: str | None = None
+        while saved != session.unsent:
+            saved = session.unsent
+            await self.save()
+            keep()
         if session not in self._sessions:
             return
         place = self._sessions.index(session)

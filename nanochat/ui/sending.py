@@ -61,8 +61,12 @@ async def _message(app: NanochatApp, session: ChatSession, draft: Draft) -> None
 
 
 def _give_back(app: NanochatApp, session: ChatSession, draft: Draft) -> None:
-    """Put what was not sent back where it came from, unless something else stands there by now."""
-    if session is app.chats.active and app.chat_screen.prompt.draft.empty:
-        app.chat_screen.prompt.load_draft(draft)
-    elif session.draft.empty:
-        session.draft = draft
+    """Put what was not sent back where it came from, before what was typed there since."""
+    app.chat_screen.keep_draft()
+    if draft.text.startswith("/") and not session.draft.empty:
+        app.inputs.add(draft.text)  # a command is no part of a message: Up brings it back
+        return
+    since = session.draft
+    session.draft = draft if since.empty else Draft.of(f"{draft.full}\n\n{since.full}")
+    if session is app.chats.active:
+        app.chat_screen.prompt.load_draft(session.draft)

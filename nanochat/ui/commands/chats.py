@@ -70,7 +70,8 @@ async def delete_chat(app: NanochatApp, chat_id: str) -> None:
     open_tab = next((session for session in app.chats if session.chat and session.chat.id == chat_id), None)
     if open_tab is not None:
         app.chat_screen.keep_draft()
-        await app.chats.close(open_tab)
+        await app.chats.close(open_tab, app.chat_screen.keep_draft)
+        app.chat_screen.show_active()
     await asyncio.to_thread(app.history.chats.delete, chat_id)
 
     async def undo() -> None:
@@ -81,7 +82,6 @@ async def delete_chat(app: NanochatApp, chat_id: str) -> None:
         await app.chats_changed(chat_id)
 
     app.undo.remember("the chat is back", undo)
-    app.chat_screen.show_active()
     await app.chats_changed(chat_id)
     app.say("Deleted. /undo brings it back; after 30 days it is gone.")
 

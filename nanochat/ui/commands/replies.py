@@ -16,7 +16,9 @@ _GROUP = "Replies"
 
 def stop(app: NanochatApp, _: str) -> None:
     """Stop the reply of the shown chat, or leave what Esc leaves elsewhere."""
-    if not app.chat_screen.leave_something():
+    if app.focused is None:
+        app.chat_screen.focus_prompt()  # a click beside everything took the keys away
+    elif not app.chat_screen.leave_something():
         app.chats.active.stop()
         app.chat_screen.refresh_chrome()
 

@@ -26,12 +26,13 @@ async def close(app: NanochatApp, _: str) -> None:
     """Close the shown tab; its reply is stopped and saved."""
     session = app.chats.active
     app.chat_screen.keep_draft()
-    await app.chats.close(session)
+    await app.chats.close(session, app.chat_screen.keep_draft)
     app.chat_screen.show_active()
 
 
 async def reopen(app: NanochatApp, _: str) -> None:
     """Open the tab closed last."""
+    app.chat_screen.keep_draft()
     if await app.chats.reopen() is None:
         app.say("No tab was closed in this session.")
     app.chat_screen.show_active()

@@ -22,6 +22,7 @@ from nanochat.ui import bench_text
 from nanochat.ui.bench_export import FORMATS, comparison_as_markdown, run_as
 from nanochat.ui.benchmark import Benchmark, kept_runs, plan_for
 from nanochat.ui.exporting import write_new
+from nanochat.ui.screens.leaving import LeftOnce
 from nanochat.ui.widgets.bench_choices import BenchChoices
 from nanochat.ui.widgets.bench_results import BenchResults
 from nanochat.ui.widgets.kept_runs import KeptRuns
@@ -53,7 +54,7 @@ _HINTS: dict[View, tuple[str, ...]] = {  # what matters most comes first: a narr
 _RUNNING = ("Esc stops and keeps what was finished", "↑↓ scroll")
 
 
-class BenchScreen(Screen[None]):
+class BenchScreen(LeftOnce, Screen[None]):
     """Shows the application's `Benchmark` and the runs on disk. It keeps no run going by itself."""
 
     AUTO_FOCUS = "#bench-presets"
@@ -133,13 +134,17 @@ class BenchScreen(Screen[None]):
     async def _fill(self) -> None:
         """The models on this machine and the kept runs."""
         installed = await asyncio.to_thread(self.nanochat.shelf.installed)
+        if self.left:
+            return
         used = self.nanochat.host.model
         self._choices.fill(installed, used.path if used is not None else None)
         await self._read_kept()
         self._refresh()
 
     async def _read_kept(self) -> None:
-        self._kept.fill(await kept_runs(Results(self.nanochat.paths.data / "bench")))
+        runs = await kept_runs(Results(self.nanochat.paths.data / "bench"))
+        if not self.left:
+            self._kept.fill(runs)
 
     @on(OptionList.OptionHighlighted)
     def _highlighted(self, event: OptionList.OptionHighlighted) -> None:
@@ -194,6 +199,8 @@ class BenchScreen(Screen[None]):
 
     def action_show(self, view: View) -> None:
         """Go to a view."""
+        if self.left:
+            return
         self._view = view
         shown, focused = _PLACES[view]
         self.query_one("#bench-views", ContentSwitcher).current = shown
@@ -269,7 +276,7 @@ class BenchScreen(Screen[None]):
 
     def _changed(self) -> None:
         """The run has come further, or ended."""
-        if not self.is_mounted:
+        if not self.is_mounted or self.left:
             return
         if not self.benchmark.running:
             self.nanochat.attempt(self._read_kept())
@@ -282,6 +289,8 @@ class BenchScreen(Screen[None]):
 
     def _refresh(self) -> None:
         """Everything that is not in a list."""
+        if self.left:
+            return
         benchmark, width = self.benchmark, self.app.size.width - 4
         self.set_class(benchmark.running, "-running")
         views = (*_ORDER, "compare") if self._view == "compare" else _ORDER

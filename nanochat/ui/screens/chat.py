@@ -113,6 +113,7 @@ class ChatScreen(Screen[None]):
         session = self.nanochat.chats.active
         if session is not self._shown:
             typed = self.prompt.draft if self._shown is None else Draft()  # typed before the chats were there
+            self.keep_draft()
             self._shown = session
             self.transcript.swap(session.conversation)
             if not typed.empty and session.draft.empty:
@@ -215,7 +216,7 @@ class ChatScreen(Screen[None]):
     def _changed(self, event: PromptBar.Changed) -> None:
         event.stop()
         if self._shown is not None:
-            self._shown.draft = event.draft
+            self.keep_draft()  # not what was told: another tab may be shown by now
             self.nanochat.chats.save_soon()
         self.nanochat.tokens.show(event.draft)
 

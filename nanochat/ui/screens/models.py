@@ -17,6 +17,7 @@ from textual.widgets import Input, Static
 from nanochat.sanitize import sanitize_line
 from nanochat.ui.model_rows import Row
 from nanochat.ui.models_flow import ModelsFlow
+from nanochat.ui.screens.leaving import LeftOnce
 from nanochat.ui.screens.page import Page
 from nanochat.ui.widgets.facts import Facts
 from nanochat.ui.widgets.model_list import ModelList
@@ -33,7 +34,7 @@ _HINTS: dict[str, str] = {
 _ALWAYS = "i details · / search · o folder · Esc back"
 
 
-class ModelsScreen(Screen[None]):
+class ModelsScreen(LeftOnce, Screen[None]):
     """Shows what the flow knows; holds nothing itself."""
 
     AUTO_FOCUS = "#models-list"
@@ -94,7 +95,7 @@ class ModelsScreen(Screen[None]):
     def redraw(self, go_to: str = "") -> None:
         """Show everything as it is now."""
         self._pending = False
-        if not self.is_mounted or not self.is_attached:
+        if not self.is_mounted or self.left:
             return
         head = self._flow.head()
         left = Content.assemble(
@@ -200,20 +201,20 @@ class ModelsScreen(Screen[None]):
 
     async def _take(self, row: Row) -> None:
         if await self._flow.acts.take(row):
-            self._leave()
+            self.dismiss()
         elif row.kind == "listing" and (one := self._flow.downloads.find(row.name)) is not None:
             self.redraw(go_to=f"download:{one.id}")
 
     async def _folder(self) -> None:
         if await self._flow.acts.use_folder():
-            self._leave()
+            self.dismiss()
 
     async def _search_for(self, text: str) -> None:
         searching = asyncio.ensure_future(self._flow.search(text))
         self.call_after_refresh(self.models.scroll_end, animate=False)  # there stands what is being done
         await searching
         first = next((row.key for row in self._flow.rows() if row.key.startswith("hub:")), "")
-        if self.is_attached:
+        if not self.left:
             self.redraw(go_to=first)
             group = next(
                 (row.key for row in self._flow.rows() if row.key.startswith("heading:On the hub")), ""
@@ -222,13 +223,9 @@ class ModelsScreen(Screen[None]):
 
     async def _details(self, row: Row) -> None:
         lines = await self._flow.look_up(row)
-        if self.query_one("#models-details").display or not self.is_current:
+        if not self.is_current or self.query_one("#models-details").display:
             return
         self.app.push_screen(Page(row.name, Facts(lines)))
-
-    def _leave(self) -> None:
-        if self.is_current:
-            self.dismiss()
 
     def _show_row(self, row: Row | None) -> None:
         details = self._flow.details(row) if row is not None else []

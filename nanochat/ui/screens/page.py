@@ -13,12 +13,13 @@ from textual.widget import Widget
 from textual.widgets import Label, Static
 
 from nanochat.sanitize import sanitize_line
+from nanochat.ui.screens.leaving import LeftOnce
 
 NARROW = [(0, "-narrow"), (76, "-medium")]  # columns; what lies over the chat is 72 to 100 wide
 LOW = [(0, "-lowest"), (16, "-low"), (24, "-tall")]  # rows
 
 
-class Page(ModalScreen[None]):
+class Page(LeftOnce, ModalScreen[None]):
     """Shows one widget in a frame that scrolls; Esc or the key that opened it goes back."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -53,8 +54,8 @@ class Page(ModalScreen[None]):
 
     def action_scroll(self, where: str) -> None:
         """Scroll the text."""
-        text = self.query_one(".page-text", VerticalScroll)
-        {
-            "down": text.scroll_down, "up": text.scroll_up, "page_down": text.scroll_page_down,
-            "page_up": text.scroll_page_up, "home": text.scroll_home, "end": text.scroll_end,
-        }[where](animate=False)  # fmt: skip
+        for text in self.query(VerticalScroll):  # a key may come before it is there, or when it has gone
+            {
+                "down": text.scroll_down, "up": text.scroll_up, "page_down": text.scroll_page_down,
+                "page_up": text.scroll_page_up, "home": text.scroll_home, "end": text.scroll_end,
+            }[where](animate=False)  # fmt: skip

@@ -6,11 +6,13 @@ from contextlib import suppress
 
 from textual.command import CommandPalette
 
+from nanochat.ui.screens.leaving import LeftOnce
+
 OPEN = "--textual-command-palette"
 """The class of an open one."""
 
 
-class Palette(CommandPalette):
+class Palette(LeftOnce, CommandPalette):
     """See `PagedList`: the palette's own list has the same fault."""
 
     def _action_command_list(self, action: str) -> None:

@@ -15,6 +15,7 @@ from textual.widgets import Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
 
 from nanochat.sanitize import sanitize, sanitize_line
+from nanochat.ui.screens.leaving import LeftOnce
 from nanochat.ui.screens.page import LOW, NARROW
 from nanochat.ui.widgets.facts import Facts
 from nanochat.ui.widgets.paged_list import PagedList
@@ -32,7 +33,7 @@ class Answer:
     about: str = ""
 
 
-class Question(ModalScreen[str | None]):
+class Question(LeftOnce, ModalScreen[str | None]):
     """Asks; gives the chosen answer's key, or None after Esc. `facts` are lines of name and value below the text.
 
     On a low screen the answers scroll below a text that stays, and a long text scrolls above them.
@@ -109,7 +110,7 @@ class Question(ModalScreen[str | None]):
         self.dismiss(event.option_id)
 
 
-class TextQuestion(ModalScreen[str | None]):
+class TextQuestion(LeftOnce, ModalScreen[str | None]):
     """Asks for one line of text; gives it, or None after Esc."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back", id="question.back")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -62,11 +63,13 @@ class ChatPanel(VerticalScroll, can_focus=False):
         super().__init__(id=id)
         self._settings = ChatSettings()
         self._showing = False
+        self._filling = asyncio.Lock()  # who opens it twice at once waits for the first
 
     async def fill(self) -> None:
         """Make the lines, when they are wanted first: the first frame does not pay for them."""
-        if not self.children:
-            await self.mount(*self._lines())
+        async with self._filling:
+            if not self.children:
+                await self.mount(*self._lines())
 
     def _lines(self) -> Iterator[Widget]:
         """Model, thinking, system prompt, then a line for each knob."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -86,6 +87,7 @@ class Sidebar(Vertical):
         self._query = ""
         self._active: str | None = None
         self._begins = True
+        self._filling = asyncio.Lock()  # who opens it twice at once waits for the first
 
     def begin(self) -> None:
         """It is opened: the cursor begins at the open chat."""
@@ -93,9 +95,10 @@ class Sidebar(Vertical):
 
     async def fill(self) -> None:
         """Make search line and list, when they are wanted first: the first frame does not pay for them."""
-        if not self.children:
-            search = Input(placeholder="Search all chats", id="sidebar-search", select_on_focus=False)
-            await self.mount(search, ChatList(id="sidebar-list"), Static(_KEYS, id="sidebar-keys"))
+        async with self._filling:
+            if not self.children:
+                search = Input(placeholder="Search all chats", id="sidebar-search", select_on_focus=False)
+                await self.mount(search, ChatList(id="sidebar-list"), Static(_KEYS, id="sidebar-keys"))
 
     def show_days(self, days: Iterable[Day], *, active: str | None, today: date) -> None:
         """Show all chats under their days."""

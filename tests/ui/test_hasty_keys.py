@@ -1,0 +1,138 @@
+"""Keys that come before what they meant is there, or after it has gone: all at once, as when the machine was busy."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fake_engine import FakeEngine
+from stage import Stage, on_stage
+from textual import events
+from textual.command import CommandList
+
+from nanochat.ui.draft import Draft
+from nanochat.ui.screens.bench import BenchScreen
+from nanochat.ui.screens.help import help_page
+from nanochat.ui.screens.models import ModelsScreen
+from nanochat.ui.screens.question import Answer, Question
+from nanochat.ui.widgets.prompt_bar import PromptBar
+from nanochat.ui.widgets.prompt_box import PromptBox
+
+
+def at_once(stage: Stage, *keys: str) -> None:
+    for key in keys:
+        stage.app.post_message(events.Key(key, key if len(key) == 1 else None))
+
+
+@pytest.mark.parametrize(("key", "side"), [("f6", "panel"), ("f2", "sidebar")])
+async def test_a_side_that_is_opened_twice_at_once_is_open(tmp_path: Path, key: str, side: str) -> None:
+    async with on_stage(tmp_path, size=(160, 40)) as stage:
+        at_once(stage, key, key, key)
+        await stage.until(lambda: stage.app.chat_screen.query_one(f"#{side}").display)
+        await stage.press("escape")
+        await stage.until(lambda: isinstance(stage.app.focused, PromptBox))
+
+
+async def test_enter_several_times_in_the_palette_closes_nothing_else(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.press("f3")
+        await stage.until(lambda: stage.screen == "ModelsScreen")
+        await stage.press("ctrl+p", *"theme")
+        await stage.until(lambda: stage.app.screen.query_one(CommandList).option_count)
+        await stage.press("down")
+        at_once(stage, "enter", "enter", "enter", "enter")
+        await stage.until(lambda: stage.screen != "Palette")
+        assert any(isinstance(screen, ModelsScreen) for screen in stage.app.screen_stack)
+
+
+async def test_the_palette_opens_again_before_the_last_one_has_gone(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.press("ctrl+p")
+        await stage.until(lambda: stage.screen == "Palette")
+        last = stage.app.screen
+        last.dismiss()
+        stage.app.action_command_palette()
+        await stage.until(lambda: stage.screen == "Palette" and stage.app.screen is not last)
+
+
+async def test_a_page_takes_keys_before_its_text_is_there(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        page = help_page(stage.app.registry, stage.app.keys)
+        stage.app.push_screen(page)
+        page.action_scroll("end")
+        await stage.press("escape")
+        await stage.until(lambda: stage.screen == "ChatScreen")
+
+
+async def test_what_is_read_for_a_screen_that_was_left_is_shown_nowhere(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        screen = BenchScreen()
+        await stage.app.push_screen(screen)
+        await screen.dismiss()
+        assert screen.left
+        await screen._fill()
+        screen.action_show("kept")
+        screen._changed()
+        assert stage.screen == "ChatScreen"
+
+
+async def test_a_question_that_nobody_waits_for_any_more_closes(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        question = Question("Which?", "", [Answer("a", "One")])
+        stage.app.run_worker(stage.app.ask(question))
+        await stage.until(lambda: stage.screen == "Question")
+        answer = question._result_callbacks[-1].future
+        assert answer is not None
+        answer.cancel()
+        await stage.press("escape")
+        await stage.until(lambda: stage.screen == "ChatScreen")
+
+
+async def test_esc_gives_the_prompt_the_keys_when_nothing_has_them(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        stage.app.set_focus(None)
+        await stage.press("escape", *"here")
+        assert stage.app.chat_screen.prompt.text == "here"
+
+
+async def test_what_could_not_be_sent_stands_before_what_was_typed_since(tmp_path: Path) -> None:
+    engine = FakeEngine(manual=True)
+    async with on_stage(tmp_path, engine) as stage:
+        await stage.send("first")
+        await stage.until(lambda: engine.requests)
+        at_once(stage, *"one", "enter", *"two")
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "one\n\ntwo")
+
+
+async def test_what_the_prompt_told_before_another_tab_came_is_not_taken_for_that_tabs(
+    tmp_path: Path,
+) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.type("this tab's")
+        stage.app.chat_screen.post_message(PromptBar.Changed(Draft("another tab's")))
+        await stage.pilot.pause()
+        assert stage.app.chats.active.draft.full == "this tab's"
+
+
+async def test_what_is_typed_while_a_tab_closes_stays_with_its_chat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("hello")
+        chat, saving, gate = stage.app.chats.active.chat, asyncio.Event(), asyncio.Event()
+        save = stage.app.chats.save
+        assert chat is not None
+
+        async def slow() -> None:
+            await save()
+            saving.set()
+            await gate.wait()
+
+        monkeypatch.setattr(stage.app.chats, "save", slow)
+        await stage.press("ctrl+w")
+        await stage.until(saving.is_set)
+        await stage.type("and this")
+        gate.set()
+        await stage.until(lambda: not stage.texts(), "the tab is closed")
+        assert stage.app.history.chats.get(chat.id).draft == "and this"
