@@ -187,7 +187,7 @@ class EngineService:
     # The engine's thread -----------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
+        while self._thread is threading.current_thread():  # until it was left behind
             with self._bell:
                 self._bell.wait_for(
                     lambda: (
@@ -223,17 +223,14 @@ class EngineService:
         try:
             core.check_ranks()
             updates = core.step()
-        except EngineDead as error:
-            log.exception("the engine stopped")
-            self._die(error)
-            return
         except Exception as error:  # whatever it is, every waiting reader must learn of it
             log.exception("the engine stopped")
-            self._die(
-                EngineDead(
+            if not isinstance(error, EngineDead):
+                error = EngineDead(
                     f"the engine stopped: {type(error).__name__}: {error}. Load the model again; the log has more"
                 )
-            )
+            if core is self._core:
+                self._die(error)
             return
         self._deliver(updates)
         for sequence in core.sequences:
@@ -274,6 +271,8 @@ class EngineService:
                 core.close()
                 load.finish(EngineDead("the load was called off"))
                 return
+            if core.group is not None:
+                core.group.when_stuck(lambda error: self._leave(core, error))
             self._core, self._state = core, "ready"
             load.finish(None)
 
@@ -305,6 +304,16 @@ class EngineService:
     def _do_cancel(self, request_id: str) -> None:
         if self._core is not None:
             self._core.abort(request_id)
+
+    def _leave(self, core: EngineCore, error: NanochatError) -> None:
+        """From another thread: the engine's hangs in a call that does not return. The next command gets a new one."""
+        with self._bell:
+            if self._core is not core:
+                return
+            self._thread = None
+        self._die(error)
+        if self._commands:
+            self._post(lambda: None)
 
     def _die(self, error: NanochatError) -> None:
         core, self._core = self._core, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -168,6 +168,10 @@ class RankGroup:
         self._workers.busy = True
         self._sender.send(self._writer.write(chunks))
 
+    def when_stuck(self, leave: Callable[[NanochatError], None]) -> None:
+        """What to do when rank 0's thread hangs in a call that does not return; called from another thread."""
+        self._workers.on_stuck = leave
+
     def own_work(self) -> AbstractContextManager[None]:
         """Inside it, this thread does rank 0's part, and is watched. May raise EngineDead anywhere: then rank 0 hung."""
         return self._workers.own.going_on()
@@ -194,7 +198,7 @@ class RankGroup:
         """End the workers. May be called twice."""
         if self._end.detach() is not None:
             self._workers.close()
-            self._workers.on_failure = None
+            self._workers.on_failure = self._workers.on_stuck = None
             if hasattr(self, "collectives"):
                 self.collectives.close()
             if self._device.type == "cpu":

@@ -1,7 +1,7 @@
 """What rank 0 does itself, in a thread of the program's: watched like the other ranks, and called off like nothing else.
 
 The other ranks are processes, which can be killed. A thread cannot: an exception is thrown into it, which it meets as
-soon as it runs Python again. One that hangs in a library's call for ever does not.
+soon as it runs Python again. One that hangs in a library's call for ever does not; a service leaves it behind.
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ class OwnWork:
         self._lock = threading.Lock()
         self._ident = 0
         self._called_off = False
+        self._left = threading.Event()
         self.thread: int | None = None
 
     @contextmanager
     def going_on(self) -> Generator[None]:
         """Inside it, this thread does rank 0's work. May raise CalledOff anywhere in it."""
         with self._lock:
+            self._left.clear()
             self._ident, self.thread = threading.get_ident(), threading.get_native_id()
         try:
             with witnessed(self._pulse):
@@ -48,8 +50,13 @@ class OwnWork:
         finally:
             with self._lock:
                 self.thread = None
+                self._left.set()
                 if self._called_off:  # what did not arrive in here must not do so elsewhere
                     _throw(self._ident, None)
+
+    def has_ended(self, seconds: float) -> bool:
+        """Whether the thread leaves it within so long."""
+        return self._left.wait(seconds)
 
     def call_off(self) -> None:
         """Throw CalledOff into the thread that is in it, once."""

@@ -31,6 +31,7 @@ from nanochat.engine.parallel.watch import Bounds, Stage, Standing, Watch
 from nanochat.errors import EngineDead, NanochatError
 
 FOLDER = "nanochat-ranks-"  # how the names of the folders where ranks meet begin
+_STUCK = 1.0  # seconds in which a thread that is called off leaves its work, where it can
 _GRACE = 3.0  # seconds to end by itself
 _LOAD_AGAIN = "load the model again"
 
@@ -49,6 +50,7 @@ class Workers:
         self.folder = Path(tempfile.mkdtemp(prefix=FOLDER))
         self.failure: NanochatError | None = None
         self.on_failure: Callable[[], None] | None = None
+        self.on_stuck: Callable[[NanochatError], None] | None = None  # rank 0 cannot be called off
         self.loading = True
         self.busy = False  # whether rank 0 is in a step, and so expected in collectives
         self._changed = threading.Condition()
@@ -219,6 +221,8 @@ class Workers:
         self.fail(EngineDead(f"rank {rank} of {self.ranks} (process {process}) {how}: {_LOAD_AGAIN}"))
         if rank == 0:
             self.own.call_off()
+            if self.failure is not None and self.on_stuck is not None and not self.own.has_ended(_STUCK):
+                self.on_stuck(self.failure)
 
     def _ending(self, place: int) -> str:
         """How a worker whose socket is closed has ended."""

@@ -215,6 +215,38 @@ def test_rank_0_that_hangs_in_a_step_ends_the_engine(
 
 
 @pytest.mark.usefixtures("soon")
+def test_a_thread_that_cannot_be_called_off_is_left_behind(
+    place: Place, tiny_folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sleeps in a call that does not return; readers learn of it, and a load gets another thread."""
+    whole, hung = threading.Event(), threading.Event()
+    add = Decoder._add
+
+    def sleeps(self, *args):
+        if not hung.is_set():
+            hung.set()
+            whole.wait()
+        return add(self, *args)
+
+    service = EngineService()
+    config = EngineConfig(model=tiny_folder("llama_biases"), device="cpu", skip_tokenizer=True, num_blocks=8)
+    service.load(replace(config, tensor_parallel_size=2)).wait(60.0)
+    left = service._thread
+    monkeypatch.setattr(Decoder, "_add", sleeps)
+    with pytest.raises(EngineDead, match=lost(0, "did nothing for 2 s while in a step")):
+        list(service.submit(Request(PROMPT[0], FEW)))
+    service.load(replace(config, tensor_parallel_size=2)).wait(60.0)
+    stream = service.submit(Request(PROMPT[0], replace(FEW, max_tokens=40)))
+    whole.set()  # it wakes after all, and finds that its engine is gone
+    tokens = [t for delta in stream for t in delta.token_ids]
+    assert left is not None and left is not service._thread
+    left.join(10)
+    assert not left.is_alive() and service.stats().state == "ready"
+    service.close()
+    assert len(tokens) == 40 and place.is_clean()
+
+
+@pytest.mark.usefixtures("soon")
 def test_rank_0_that_hangs_while_it_loads_ends_the_load(
     place: Place, load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
