@@ -56,7 +56,7 @@ if "nanochat.engine.parallel.worker" in sys.orig_argv:
     {fault}
 """
 SLEEP, LOOP = "whole.wait()", "while True: pass"
-BY_TURNS = "[whole.wait(0.02) or sum(range(50_000)) for _ in iter(int, 1)]"
+BY_TURNS = "[whole.wait(0.02) or sum(range(1_000_000)) for _ in iter(int, 1)]"
 EXIT = "import os; os._exit(3)"
 
 AT_ONCE = "hang()"
