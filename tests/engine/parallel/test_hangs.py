@@ -115,7 +115,8 @@ def load(tiny_folder) -> Callable[..., engine.LLM]:
 
 
 def lost(rank: int, how: str, ranks: int = 2) -> str:
-    """One clear error, and the whole of it."""
+    """One clear error, and the whole of it. On a busy machine it takes a little longer to be sure."""
+    how = how.replace(" while", r" for \d+ s while")
     return rf"^rank {rank} of {ranks} \(process \d+\) {how}: load the model again$"
 
 
@@ -123,12 +124,12 @@ def lost(rank: int, how: str, ranks: int = 2) -> str:
 @pytest.mark.parametrize(
     ("fault", "hang", "how"),
     [
-        (AT_ONCE, LOOP, "came no further for 2 s while starting"),
-        (BEFORE_THE_WEIGHTS, LOOP, "came no further for 2 s while loading its weights"),
-        (IN_THE_WEIGHTS, LOOP, "came no further for 2 s while loading its weights"),
-        (IN_THE_WEIGHTS, SLEEP, "did nothing for 2 s while loading its weights"),
-        (AFTER_THE_WEIGHTS, BY_TURNS, "came no further for 2 s while loading its weights"),
-        (BEFORE_READY, LOOP, "came no further for 2 s while getting ready"),
+        (AT_ONCE, LOOP, "came no further while starting"),
+        (BEFORE_THE_WEIGHTS, LOOP, "came no further while loading its weights"),
+        (IN_THE_WEIGHTS, LOOP, "came no further while loading its weights"),
+        (IN_THE_WEIGHTS, SLEEP, "did nothing while loading its weights"),
+        (AFTER_THE_WEIGHTS, BY_TURNS, "came no further while loading its weights"),
+        (BEFORE_READY, LOOP, "came no further while getting ready"),
     ],
 )
 def test_a_worker_that_hangs_while_it_loads_ends_the_load(fault, hang, how, place: Place, load) -> None:
@@ -140,7 +141,7 @@ def test_a_worker_that_hangs_while_it_loads_ends_the_load(fault, hang, how, plac
 
 def test_a_worker_that_computes_for_ever_while_it_loads_ends_the_load_within_10_s(place: Place, load) -> None:
     place.fault(IN_THE_WEIGHTS, LOOP)
-    with pytest.raises(EngineDead, match=lost(1, "came no further for 7 s while loading its weights")):
+    with pytest.raises(EngineDead, match=lost(1, "came no further while loading its weights")):
         load(tensor_parallel_size=2)
     assert place.seconds < 10
     assert place.is_clean()
@@ -156,7 +157,7 @@ def test_a_worker_that_hangs_in_a_step_ends_the_engine_within_10_s(place: Place,
     config = EngineConfig(model=tiny_folder("llama_biases"), device="cpu", skip_tokenizer=True, num_blocks=8)
     service.load(replace(config, tensor_parallel_size=2)).wait(60.0)
     stream = service.submit(Request(PROMPT[0], replace(FEW, max_tokens=99)))
-    with pytest.raises(EngineDead, match=lost(1, "came no further for 7 s while in a step")):
+    with pytest.raises(EngineDead, match=lost(1, "came no further while in a step")):
         list(stream)
     assert place.seconds < 10
     place.mend()
@@ -170,7 +171,7 @@ def test_a_worker_that_hangs_in_a_step_ends_the_engine_within_10_s(place: Place,
 def test_of_four_ranks_the_one_that_hangs_is_named(place: Place, load) -> None:
     place.fault(IN_A_STEP, f"if sys.argv[1] == '2': {SLEEP}")
     llm = load(tensor_parallel_size=4)
-    with pytest.raises(EngineDead, match=lost(2, "did nothing for 2 s while in a step", 4)):
+    with pytest.raises(EngineDead, match=lost(2, "did nothing while in a step", 4)):
         llm.generate(PROMPT, FEW, use_tqdm=False)
     llm.close()
     assert place.is_clean()
@@ -191,7 +192,7 @@ def test_rank_0_that_hangs_in_a_step_ends_the_engine(
         return add(self, *args)
 
     monkeypatch.setattr(Decoder, "_add", hangs)
-    message = lost(0, "came no further for 2 s while in a step")
+    message = lost(0, "came no further while in a step")
     if in_service:
         service = EngineService()
         config = EngineConfig(
@@ -233,7 +234,7 @@ def test_a_thread_that_cannot_be_called_off_is_left_behind(
     service.load(replace(config, tensor_parallel_size=2)).wait(60.0)
     left = service._thread
     monkeypatch.setattr(Decoder, "_add", sleeps)
-    with pytest.raises(EngineDead, match=lost(0, "did nothing for 2 s while in a step")):
+    with pytest.raises(EngineDead, match=lost(0, "did nothing while in a step")):
         list(service.submit(Request(PROMPT[0], FEW)))
     service.load(replace(config, tensor_parallel_size=2)).wait(60.0)
     stream = service.submit(Request(PROMPT[0], replace(FEW, max_tokens=40)))
@@ -255,7 +256,7 @@ def test_rank_0_that_hangs_while_it_loads_ends_the_load(
             pass
 
     monkeypatch.setattr(Checkpoint, "_fill", hangs)
-    with pytest.raises(EngineDead, match=lost(0, "came no further for 2 s while loading its weights")):
+    with pytest.raises(EngineDead, match=lost(0, "came no further while loading its weights")):
         load(tensor_parallel_size=2)
     assert place.is_clean()
 
