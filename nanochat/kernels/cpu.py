@@ -1,26 +1,28 @@
-"""The decoder's operations on an x86-64 CPU: machine code of our own at few rows, plain torch at many.
+"""The decoder's operations on an x86-64 CPU: machine code of our own, but for products of many rows, which are torch's.
 
 Decoding on a CPU waits for two things: the weights to arrive from memory, and the calls. An operation of torch costs
 some 3 us and a waking thread more, of which a layer needs twenty; here it is five calls, each of which keeps all
-threads busy. From 17 rows on arithmetic is what costs, and the libraries under torch do that best: in float32 where the
-processor does not multiply 16 bits.
+threads busy. From 17 rows on arithmetic is what costs, and the libraries under torch multiply matrices best: in float32 where
+the processor does not multiply 16 bits. Their attention is two to four times slower than ours.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Collection
-from ctypes import addressof, c_int32, c_int64
+from ctypes import Array, addressof, c_int32, c_int64
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nanochat.kernels import cpu_attention, cpu_matmul
+from nanochat.kernels import cpu_attention, cpu_matmul, cpu_prompts
 from nanochat.kernels.bundle import AttentionSpec, Reduce
 from nanochat.kernels.cpu_matmul import ADDED, GELU, MOST_ROWS, PLAIN, SILU
+from nanochat.kernels.headway import in_its_time
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.native import NativeCode, Team
 from nanochat.kernels.paged_attention import PagedPlan
@@ -52,21 +54,43 @@ class CpuPlan:
     """A step's sequences, as machine code and plain torch want them."""
 
     def __init__(self, layout: AttentionLayout) -> None:
-        self._layout = layout
+        self.layout = layout
         self.rows = layout.slots.shape[0]
         self.slots = layout.slots
         self.tables = layout.block_tables
         self.few = 0 < self.rows <= MOST_ROWS and sum(layout.query_lens) == self.rows
-        if self.few:
-            lengths = list(zip(layout.query_lens, layout.contexts, strict=True))
-            owners = [s for s, (count, _) in enumerate(lengths) for _ in range(count)]
-            contexts = [context - count + r + 1 for count, context in lengths for r in range(count)]
-            self.owners, self.contexts = (c_int32 * self.rows)(*owners), (c_int32 * self.rows)(*contexts)
+
+    @cached_property
+    def owners(self) -> Array[c_int32]:
+        """Of each row, the number of its sequence."""
+        lens = self.layout.query_lens
+        return (c_int32 * self.rows)(*chain.from_iterable(repeat(s, count) for s, count in enumerate(lens)))
+
+    @cached_property
+    def contexts(self) -> Array[c_int32]:
+        """Of each row, the positions that it sees."""
+        lengths = zip(self.layout.query_lens, self.layout.contexts, strict=True)
+        seen = (range(context - count + 1, context + 1) for count, context in lengths)
+        return (c_int32 * self.rows)(*chain.from_iterable(seen))
+
+    @cached_property
+    def pairs(self) -> int:
+        """Of rows and the positions that they see."""
+        return sum(self.contexts)
+
+    @cached_property
+    def spans(self) -> Array[c_int32]:
+        """(first row, rows) of up to `SPAN` rows of one sequence each. The last ones, which see the most, are begun first."""
+        spans, row = list[tuple[int, int]](), 0
+        for count in self.layout.query_lens:
+            spans += [(row + r, min(cpu_prompts.SPAN, count - r)) for r in range(0, count, cpu_prompts.SPAN)]
+            row += count
+        return (c_int32 * (2 * len(spans)))(*chain.from_iterable(spans))
 
     @cached_property
     def paged(self) -> PagedPlan:
         """For plain torch."""
-        return PagedPlan(self._layout)
+        return PagedPlan(self.layout)
 
 
 class CpuKernels(ReferenceKernels):
@@ -75,6 +99,7 @@ class CpuKernels(ReferenceKernels):
     Args:
         threads: as many as torch uses, if not given.
         widened: see `ReferenceKernels`.
+        prompts: whether many rows attend in machine code too; where 16 lanes are one register, if not given.
     """
 
     def __init__(
@@ -85,9 +110,11 @@ class CpuKernels(ReferenceKernels):
         threads: int | None = None,
         int8_weights: bool = False,
         widened: Collection[torch.dtype] | None = None,
+        prompts: bool | None = None,
     ) -> None:
         super().__init__(device, int8_weights=int8_weights, widened=widened)
         self._code = code
+        self._prompts = code.wide if prompts is None else prompts
         self._team = Team(code, threads or torch.get_num_threads())
 
     def describe(self, dtype: torch.dtype) -> str:
@@ -96,7 +123,8 @@ class CpuKernels(ReferenceKernels):
             return super().describe(dtype)
         dots = "bfloat16 products" if self._code.dots else "float32 products of bfloat16"
         above = "torch in float32" if dtype in self.multiply.dtypes else "torch with oneDNN"
-        return f"machine code by LLVM up to {MOST_ROWS} rows ({dots}), {above} above, bfloat16 matrices"
+        ours = f"up to {MOST_ROWS} rows" + (" and for attention" if self._prompts else "")
+        return f"machine code by LLVM {ours} ({dots}), {above} above, bfloat16 matrices"
 
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Any:
         """See `Kernels`."""
@@ -197,7 +225,9 @@ class CpuKernels(ReferenceKernels):
         plan: Any,
     ) -> Tensor:
         """See `Kernels`."""
-        if not plan.few or not _takes(qkv) or not qkv.is_contiguous() or not _attends(spec, rotation):
+        many = self._prompts and plan.rows > MOST_ROWS and plan.rows == sum(plan.layout.query_lens)
+        fits = qkv.dtype == torch.bfloat16 and qkv.is_contiguous() and _attends(spec, rotation)
+        if not fits or not (many or plan.few):
             return super().attention(qkv, spec, rotation, cache, plan.paged)
         out = torch.empty((plan.rows, spec.num_heads * spec.head_dim), dtype=qkv.dtype)
         q_norm, k_norm = spec.q_norm, spec.k_norm
@@ -225,7 +255,13 @@ class CpuKernels(ReferenceKernels):
             0 if k_norm is None else k_norm.data_ptr(),
             _bits(spec.norm_eps),
         )
-        self._code.attend(self._team.address, args)
+        if many:
+            args[cpu_attention.SPANS] = addressof(plan.spans)
+            args[cpu_attention.SPANS + 1] = len(plan.spans) // 2
+            products = 2 * plan.pairs * spec.num_heads * spec.head_dim
+            in_its_time(products, lambda: self._code.attend_prompts(self._team.address, args))
+        else:
+            self._code.attend(self._team.address, args)
         return out
 
     def write_kv(self, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], plan: Any) -> None:
@@ -251,6 +287,7 @@ def _attends(spec: AttentionSpec, rotation: Rotation | None) -> bool:
         not spec.soft_cap
         and spec.head_dim % 32 == 0
         and group <= cpu_attention.MOST_GROUP
+        and spec.head_dim <= cpu_prompts.MOST_HEAD
         and group * spec.head_dim <= cpu_attention.MOST_WIDTH
         and (rotation is None or (rotation.rotated % 32 == 0 and rotation.cos.dtype == torch.bfloat16))
         and (spec.q_norm is None or (_norms(spec.q_norm) and spec.k_norm is not None and _norms(spec.k_norm)))

@@ -36,37 +36,50 @@ MOST_WIDTH = 8192  # of all of them together
 
 # The arguments, by place. QKV: bfloat16 [ROWS, (HEADS + 2 * KV_HEADS) * WIDTH], changed in place. TABLES: int32, block
 # ids, a table every TABLE_ROW; OWNERS: int32 [ROWS], whose table is a row's; CONTEXTS: int32 [ROWS], positions that a
-# row sees, its own last. COS and SIN: bfloat16 [ROWS, 2 * HALF].
+# row sees, its own last. COS and SIN: bfloat16 [ROWS, 2 * HALF]. SPANS: int32 (first row, rows) and, in the next place, how
+# many of them: only where there are many rows.
 (
     QKV, ROWS, HEADS, KV_HEADS, WIDTH, HALF, COS, SIN, KEYS, VALUES, SLOTS, TABLES, TABLE_ROW, OWNERS, CONTEXTS,
-    WINDOW, SCALE, OUT, NORMS, Q_NORM, K_NORM, EPS,
-) = range(22)  # fmt: skip
-SIZE = 22
+    WINDOW, SCALE, OUT, NORMS, Q_NORM, K_NORM, EPS, SPANS,
+) = range(23)  # fmt: skip
+SIZE = 24
 
 
-def build_attention(module: Any, share: Value, norm: Value, dots: bool) -> None:
-    """`attend(team, args)`."""
+def build_attention(module: Any, share: Value, norm: Value, dots: bool) -> Value:
+    """`attend(team, args)`; returns `place_row(args, row)`."""
     job = _job(module, dots)
-    head = _head(module, norm)
+    place_row = _place_row(module, norm)
     code = Code(module, "attend", [POINTER, POINTER])
     b, (team, args) = code.b, code.function.args
-    rows, heads, kv_heads, width = (code.argument(args, place) for place in (ROWS, HEADS, KV_HEADS, WIDTH))
-    line = code.product(kv_heads, width)  # a position's keys
-    row_size = code.product(b.add(heads, b.mul(kv_heads, int64(2))), width)
+    rows, kv_heads = code.argument(args, ROWS), code.argument(args, KV_HEADS)
     with code.loop(int64(0), rows) as row:
-        start = code.at(code.pointer(args, QKV), code.product(row, row_size))
-        with code.loop(int64(0), b.add(heads, kv_heads)) as number:
-            is_key = b.icmp_signed(">=", number, heads)
-            b.call(head, [args, row, code.at(start, code.product(number, width)), is_key])
-        slot = b.load(code.at(code.pointer(args, SLOTS), row, I64), typ=I64)
-        keys = code.at(start, code.product(heads, width))
-        with b.if_then(b.icmp_signed(">=", slot, int64(0))):
-            for place, source in ((KEYS, keys), (VALUES, code.at(keys, line))):
-                to = code.at(code.pointer(args, place), code.product(slot, line))
-                with code.loop(int64(0), line, LANES) as i:
-                    code.store(code.load(code.at(source, i), HALVES), code.at(to, i))
+        b.call(place_row, [args, row])
     b.call(share, [team, job, args, code.product(rows, kv_heads)])
     b.ret_void()
+    return place_row
+
+
+def _place_row(module: Any, norm: Value) -> Value:
+    """`place_row(args, row)`: a row's heads are normed and rotated in place, its keys and values written to the cache."""
+    head = _head(module, norm)
+    code = Code(module, "place_row", [POINTER, I64])
+    b, (args, row) = code.b, code.function.args
+    heads, kv_heads, width = (code.argument(args, place) for place in (HEADS, KV_HEADS, WIDTH))
+    line = code.product(kv_heads, width)  # a position's keys
+    row_size = code.product(b.add(heads, b.mul(kv_heads, int64(2))), width)
+    start = code.at(code.pointer(args, QKV), code.product(row, row_size))
+    with code.loop(int64(0), b.add(heads, kv_heads)) as number:
+        is_key = b.icmp_signed(">=", number, heads)
+        b.call(head, [args, row, code.at(start, code.product(number, width)), is_key])
+    slot = b.load(code.at(code.pointer(args, SLOTS), row, I64), typ=I64)
+    keys = code.at(start, code.product(heads, width))
+    with b.if_then(b.icmp_signed(">=", slot, int64(0))):
+        for place, source in ((KEYS, keys), (VALUES, code.at(keys, line))):
+            to = code.at(code.pointer(args, place), code.product(slot, line))
+            with code.loop(int64(0), line, LANES) as i:
+                code.store(code.load(code.at(source, i), HALVES), code.at(to, i))
+    b.ret_void()
+    return code.function
 
 
 def _head(module: Any, norm: Value) -> Value:
@@ -137,7 +150,7 @@ def _job(module: Any, dots: bool) -> Value:
         places = [code.product(code.least(int64(j), b.sub(end, int64(1))), group.line) for j in range(LANES)]
         k_rows = [code.at(keys, b.add(offset, place)) for place in places]
         v_rows = [code.at(values, b.add(offset, place)) for place in places]
-        seen = _between(code, least, end)
+        seen = between(code, least, end)
         with code.loop(int64(0), group.size) as g:
             query = code.at(group.queries, code.product(g, group.width))
             scores = b.fmul(tile(code, k_rows, [query], group.width), code.splat(scale))
@@ -150,7 +163,7 @@ def _job(module: Any, dots: bool) -> Value:
     return code.function
 
 
-def _between(code: Code, least: Value, end: Value) -> Value:
+def between(code: Code, least: Value, end: Value) -> Value:
     """Which lanes lie in [least, end)."""
     b = code.b
     lanes = ir.Constant(PAIRS, list(range(LANES)))

@@ -25,7 +25,7 @@ log = logging.getLogger("nanochat.kernels")
 _TEAM_PLACES = 32
 _LINE = 64  # bytes
 _HASH = 32
-_SOURCES = ("cpu_code.py", "cpu_team.py", "cpu_matmul.py", "cpu_attention.py", "native.py")
+_SOURCES = ("cpu_code.py", "cpu_team.py", "cpu_matmul.py", "cpu_attention.py", "cpu_prompts.py", "native.py")
 
 
 def available() -> bool:
@@ -42,11 +42,14 @@ def available() -> bool:
 
 
 class NativeCode:
-    """`multiply`, `normalize` and `attend`: each takes a team's memory and int64 arguments. The rest is `Team`'s.
+    """`multiply`, `normalize`, `attend` and `attend_prompts`: each takes a team's memory and int64 arguments. The rest is `Team`'s.
 
     Args:
         cache: where compiled code is kept; None compiles anew.
         dots: whether the processor multiplies bfloat16 itself; None finds out. Kept as an attribute.
+
+    Attributes:
+        wide: whether 16 lanes are one register.
     """
 
     def __init__(self, cache: Path | None, *, dots: bool | None = None) -> None:
@@ -55,13 +58,16 @@ class NativeCode:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         self._llvm: Any = llvm
-        self.dots = bool(llvm.get_host_cpu_features().get("avx512bf16")) if dots is None else dots
+        features = llvm.get_host_cpu_features()
+        self.dots = bool(features.get("avx512bf16")) if dots is None else dots
+        self.wide = bool(features.get("avx512f"))
         self._engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self._machine())
         self._engine.add_object_file(self._object(cache))
         self._engine.finalize_object()
         self.multiply = self._function("multiply", 2)
         self.normalize = self._function("normalize", 2)
         self.attend = self._function("attend", 2)
+        self.attend_prompts = self._function("attend_prompts", 2)
         self.worker = self._function("worker", 1)
         self.close = self._function("close", 1)
 
@@ -118,12 +124,14 @@ def source(dots: bool) -> str:
 
     from nanochat.kernels.cpu_attention import build_attention
     from nanochat.kernels.cpu_matmul import build_matmul
+    from nanochat.kernels.cpu_prompts import build_prompts
     from nanochat.kernels.cpu_team import build_team
 
     module = ir.Module("nanochat")
     share = build_team(module)
     norm = build_matmul(module, share, dots)
-    build_attention(module, share, norm, dots)
+    place_row = build_attention(module, share, norm, dots)
+    build_prompts(module, share, place_row, dots)
     return str(module)
 
 

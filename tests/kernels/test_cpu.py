@@ -35,9 +35,8 @@ def code(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["dots", "plain"])
 def kernels(request, code):
-    if request.param == "dots":
-        return CpuKernels(CPU, code)
-    return CpuKernels(CPU, NativeCode(None, dots=False))
+    made = code if request.param == "dots" else NativeCode(None, dots=False)
+    return CpuKernels(CPU, made, prompts=True)
 
 
 def bf16(*shape):
@@ -140,11 +139,28 @@ def make_step(parts, heads, kv_heads, width, seed) -> Step:
 PARTS = st.lists(st.tuples(st.integers(0, 70), st.integers(1, 4)), min_size=1, max_size=4)
 
 
+PROMPTS = st.lists(
+    st.tuples(st.integers(0, 40), st.one_of(st.just(1), st.integers(2, 40))), min_size=1, max_size=4
+).filter(lambda parts: sum(new for _, new in parts) > 16)
+
+
 @pytest.mark.parametrize("window", [0, 1, 5, 16, 37])
 @pytest.mark.parametrize("heads", [(9, 3, 64), (4, 4, 32), (6, 1, 96), (8, 2, 128)])
 @settings(max_examples=4, deadline=None)
 @given(PARTS, st.integers(0, 2**16))
 def test_attention_is_what_the_definition_says(kernels, window, heads, parts, seed):
+    expect_attention(kernels, window, heads, parts, seed)
+
+
+@pytest.mark.parametrize("window", [0, 1, 5, 16, 37])
+@pytest.mark.parametrize("heads", [(9, 3, 64), (4, 4, 32), (6, 1, 96), (8, 2, 128)])
+@settings(max_examples=4, deadline=None)
+@given(PROMPTS, st.integers(0, 2**16))
+def test_prompts_attend_as_the_definition_says(kernels, window, heads, parts, seed):
+    expect_attention(kernels, window, heads, parts, seed)
+
+
+def expect_attention(kernels, window, heads, parts, seed):
     num_heads, kv_heads, width = heads
     step = make_step(parts, num_heads, kv_heads, width, seed)
     spec = AttentionSpec(num_heads=num_heads, num_kv_heads=kv_heads, head_dim=width, scale=0.2, window=window)
@@ -165,14 +181,15 @@ def test_attention_is_what_the_definition_says(kernels, window, heads, parts, se
 
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("rotated", [32, 64])
-def test_heads_are_normed_and_rotated_as_in_plain_torch(kernels, normed, rotated):
-    step = make_step([(3, 2), (40, 1)], 4, 2, 64, seed=1)
+@pytest.mark.parametrize("parts", [[(3, 2), (40, 1)], [(3, 22), (40, 1), (0, 37)]], ids=["few", "many"])
+def test_heads_are_normed_and_rotated_as_in_plain_torch(kernels, normed, rotated, parts):
+    step = make_step(parts, 4, 2, 64, seed=1)
     norms = [torch.rand(64).bfloat16() if normed else None for _ in range(2)]
     spec = AttentionSpec(
         num_heads=4, num_kv_heads=2, head_dim=64, scale=0.2, q_norm=norms[0], k_norm=norms[1]
     )
     plain = ReferenceKernels(CPU)
-    angles = torch.rand(3, rotated // 2) * 6
+    angles = torch.rand(len(step.qkv), rotated // 2) * 6
     rotation = plain.rotation(angles.cos(), angles.sin(), step.qkv)
     other = tuple(tensor.clone() for tensor in step.cache)
     found = kernels.attention(step.qkv.clone(), spec, rotation, step.cache, kernels.plan(step.layout))
