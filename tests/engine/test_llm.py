@@ -100,12 +100,18 @@ def test_a_chat_reuses_the_turn_before(llm: LLM) -> None:
 def test_the_collector_leaves_the_libraries_alone_while_replies_are_made(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    gc.unfreeze()  # what another test's application has frozen in this process
     frozen: list[int] = []
     step = llm.core.step
     monkeypatch.setattr(llm.core, "step", lambda: (frozen.append(gc.get_freeze_count()), step())[1])
     llm.generate("One", SamplingParams(max_tokens=2), use_tqdm=False)
     assert min(frozen) > 10_000
     assert gc.get_freeze_count() == 0
+
+    gc.freeze()
+    llm.generate("One", SamplingParams(max_tokens=2), use_tqdm=False)
+    assert gc.get_freeze_count() > 10_000  # it was not this that froze it
+    gc.unfreeze()
 
 
 def test_what_cannot_run_is_refused_and_nothing_was_started(llm: LLM) -> None:
