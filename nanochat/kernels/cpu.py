@@ -230,31 +230,7 @@ class CpuKernels(ReferenceKernels):
         if not fits or not (many or plan.few):
             return super().attention(qkv, spec, rotation, cache, plan.paged)
         out = torch.empty((plan.rows, spec.num_heads * spec.head_dim), dtype=qkv.dtype)
-        q_norm, k_norm = spec.q_norm, spec.k_norm
-        args = _Attention(
-            qkv.data_ptr(),
-            plan.rows,
-            spec.num_heads,
-            spec.num_kv_heads,
-            spec.head_dim,
-            0 if rotation is None else rotation.rotated // 2,
-            0 if rotation is None else rotation.cos.data_ptr(),
-            0 if rotation is None else rotation.sin.data_ptr(),
-            cache[0].data_ptr(),
-            cache[1].data_ptr(),
-            plan.slots.data_ptr(),
-            plan.tables.data_ptr(),
-            plan.tables.stride(0),
-            addressof(plan.owners),
-            addressof(plan.contexts),
-            spec.window,
-            _bits(spec.scale),
-            out.data_ptr(),
-            int(q_norm is not None),
-            0 if q_norm is None else q_norm.data_ptr(),
-            0 if k_norm is None else k_norm.data_ptr(),
-            _bits(spec.norm_eps),
-        )
+        args = _arguments(qkv, spec, rotation, cache, plan, out)
         if many:
             args[cpu_attention.SPANS] = addressof(plan.spans)
             args[cpu_attention.SPANS + 1] = len(plan.spans) // 2
@@ -271,6 +247,27 @@ class CpuKernels(ReferenceKernels):
     def attend(self, q: Tensor, spec: AttentionSpec, cache: tuple[Tensor, Tensor], plan: Any) -> Tensor:
         """See `Kernels`."""
         return super().attend(q, spec, cache, plan.paged)
+
+
+def _arguments(
+    qkv: Tensor, spec: AttentionSpec, rotation: Rotation | None, cache: tuple[Tensor, Tensor], plan: CpuPlan, out: Tensor
+) -> Array[c_int64]:  # fmt: skip
+    """What `attend` takes, by its places; the tensors must outlive the call."""
+    q_norm, k_norm = spec.q_norm, spec.k_norm
+    return _Attention(
+        qkv.data_ptr(), plan.rows, spec.num_heads, spec.num_kv_heads, spec.head_dim,
+        0 if rotation is None else rotation.rotated // 2,
+        0 if rotation is None else rotation.cos.data_ptr(),
+        0 if rotation is None else rotation.sin.data_ptr(),
+        cache[0].data_ptr(), cache[1].data_ptr(),
+        plan.slots.data_ptr(), plan.tables.data_ptr(), plan.tables.stride(0),
+        addressof(plan.owners), addressof(plan.contexts),
+        spec.window, _bits(spec.scale), out.data_ptr(),
+        int(q_norm is not None),
+        0 if q_norm is None else q_norm.data_ptr(),
+        0 if k_norm is None else k_norm.data_ptr(),
+        _bits(spec.norm_eps),
+    )  # fmt: skip
 
 
 def _takes(x: Tensor) -> bool:

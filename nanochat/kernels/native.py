@@ -42,7 +42,7 @@ def available() -> bool:
 
 
 class NativeCode:
-    """`multiply`, `normalize`, `attend` and `attend_prompts`: each takes a team's memory and int64 arguments. The rest is `Team`'s.
+    """`multiply`, `normalize`, `attend` and `attend_prompts` take a team's memory and int64 arguments. The rest is `Team`'s.
 
     Args:
         cache: where compiled code is kept; None compiles anew.
