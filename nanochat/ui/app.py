@@ -82,6 +82,7 @@ class NanochatApp(App[None], inherit_bindings=False):
         self.inputs = InputHistory(desk.paths.data / "prompt-history.jsonl")
         self.reading = Reading()
         self.note = ""
+        self.begun = asyncio.Event()  # the chats are shown
         self.failure: NanochatError | None = None
         self.benchmark = Benchmark(self)
         self.undo = UndoStack()
@@ -152,6 +153,7 @@ class NanochatApp(App[None], inherit_bindings=False):
             return
         await self.chat_screen.add_transcript()
         self.chat_screen.show_active()
+        self.begun.set()
         self.set_interval(TICK_SECONDS, self._tick)
         if self._unknown_theme:
             self.say(f"There is no theme {self.settings.theme!r}.", severity="warning")
@@ -229,11 +231,12 @@ class NanochatApp(App[None], inherit_bindings=False):
 
     def send(self, draft: Draft) -> None:
         """Send what the prompt held, as soon as the chats are there."""
-        self.attempt(self._send(draft))
+        self.attempt(sending.send(self, draft))
 
-    async def _send(self, draft: Draft) -> None:
-        await self.desk.opened.wait()
-        await sending.send(self, draft)
+    def remember(self, text: str) -> None:
+        """Keep what was written and not sent: Up brings it back."""
+        self.inputs.add(text, sent=False)
+        self.spawn(asyncio.to_thread(self.inputs.save))
 
     def interrupt(self) -> None:
         """Ctrl-C."""
@@ -246,8 +249,13 @@ class NanochatApp(App[None], inherit_bindings=False):
         self._notices.say(text, severity)
 
     async def ask(self, question: ModalScreen[str | None]) -> str | None:
-        """Ask, and wait for the answer."""
-        return await self.push_screen_wait(question)
+        """Ask, and wait for the answer. Who is cancelled meanwhile takes the question back."""
+        try:
+            return await self.push_screen_wait(question)
+        except asyncio.CancelledError:
+            if question.is_current:
+                self.pop_screen()
+            raise
 
     def copy(self, text: str, what: str) -> None:
         """Put text on the clipboard, and say which way."""

@@ -111,7 +111,9 @@ class Desk:
             ask_overflow=lambda session, needed: overflow_flow.ask(app, session, needed),
             withdrawn=lambda session, text, choice: overflow_flow.taken_back(app, session, text, choice),
         )  # fmt: skip
-        self.chats = OpenChats(services, defaults=ChatSettings(system_prompt=app.settings.system_prompt))
+        self.chats = OpenChats(
+            services, defaults=ChatSettings(system_prompt=app.settings.system_prompt), keep=app.chat_screen.keep_draft
+        )  # fmt: skip
         self.idle = IdleWork(
             self.history, self.host, busy=lambda: bool(self.chats.busy),
             titled=lambda chat_id: app.attempt(app.chats_changed(chat_id)),
@@ -181,6 +183,7 @@ class Desk:
         except TimeoutError:
             log.error("not every reply could be ended within %s s", CLOSE_SECONDS)
         app.cancel_spawned()
+        await asyncio.to_thread(app.inputs.save)
         await asyncio.to_thread(self.models.close)
         await asyncio.to_thread(self.engine.close, ENGINE_SECONDS)
         await asyncio.to_thread(self.history.close)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from nanochat.sanitize import sanitize
+
 FOLD_LINES = 12
 FOLD_CHARACTERS = 2_000
 
@@ -26,12 +28,23 @@ class Draft:
 
     @classmethod
     def of(cls, full: str) -> Draft:
-        """A draft of saved text, folded again when it is long."""
-        if not wants_folding(full):
+        """A draft of saved text, folded again when it is long or cannot be shown as it is."""
+        if not wants_folding(full) and sanitize(full) == full:
             return cls(full)
         draft = cls()
         draft.text = draft.fold(full)
         return draft
+
+    @classmethod
+    def joined(cls, *drafts: Draft) -> Draft:
+        """One draft of several, in their order; the cursor is at the end."""
+        written = [draft for draft in drafts if not draft.empty]
+        if len(written) <= 1:
+            return written[0] if written else cls()
+        folds = {label: full for draft in written for label, full in draft.folds.items()}
+        if any(folds[label] != full for draft in written for label, full in draft.folds.items()):
+            return cls.of("\n\n".join(draft.full for draft in written))  # two labels are the same
+        return cls("\n\n".join(draft.text for draft in written), folds)
 
     def fold(self, full: str, *, tokens: int | None = None, file: str = "") -> str:
         """Keep `full` and return the label that stands for it, unlike every other of this draft."""

@@ -20,13 +20,20 @@ SAVE_SECONDS = 0.5
 class OpenChats:
     """Never empty once `restore` ran. Belongs to the screen's thread."""
 
-    def __init__(self, services: Services, *, defaults: ChatSettings) -> None:
+    def __init__(
+        self, services: Services, *, defaults: ChatSettings, keep: Callable[[], None] = lambda: None
+    ) -> None:
         self._services = services
         self._defaults = defaults
+        self._keep = (
+            keep  # gives the shown chat what stands in the prompt: it is ahead of what the chat knows
+        )
         self._sessions: list[ChatSession] = []
         self._active = 0
         self._closed: list[Tab] = []  # the latest last
+        self._closing: list[ChatSession] = []
         self._saving: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
 
     def __iter__(self) -> Iterator[ChatSession]:
         return iter(self._sessions)
@@ -65,36 +72,48 @@ class OpenChats:
 
     def new(self, *, settings: ChatSettings | None = None, draft: str = "") -> ChatSession:
         """An empty chat in a tab of its own, right of the active one, and shown. An empty tab is used again."""
-        if self._sessions and self.active.chat is None and self.active.draft.empty and not self.active.busy:
+        if self._takes_another():
             session = self.active
             session.settings = settings or self._defaults
             return self.activate(self._active)
         session = ChatSession(self._services, settings=settings or self._defaults, draft=draft)
         return self._add(session)
 
-    async def open(self, chat_id: str) -> ChatSession:
-        """Show a chat: its tab where it has one, else a new tab."""
-        for place, session in enumerate(self._sessions):
-            if session.chat is not None and session.chat.id == chat_id:
-                return self.activate(place)
-        chat = await asyncio.to_thread(self._services.history.chats.get, chat_id)
-        session = self._session_of(chat)
-        await session.load()
-        return self._put(session)
+    async def open(self, chat_id: str, *, left: str = "") -> ChatSession:
+        """Show a chat: its tab where it has one, else a new tab. `left` is what its closed tab held."""
+        if (place := self._place_of(chat_id)) is None:
+            chat = await asyncio.to_thread(self._services.history.chats.get, chat_id)
+            session = self._session_of(
+                chat, chat.draft if left in chat.draft else f"{chat.draft}\n\n{left}".strip()
+            )
+            await session.load()
+            if (place := self._place_of(chat_id)) is None:  # it may have been opened meanwhile
+                return self._put(session)
+        return self.activate(place)
 
-    async def close(self, session: ChatSession, keep: Callable[[], None] = lambda: None) -> None:
-        """Close a tab: its reply stops and is saved. The last tab leaves an empty one.
+    async def close(self, session: ChatSession) -> None:
+        """Close a tab: what is being sent is sent, its reply stops and is saved. The last tab leaves an empty one.
 
-        What stands in its prompt stays with the chat; `keep` puts there what is typed until it is closed.
+        What stands in its prompt stays with the chat, also what is typed until it is closed.
         """
-        await session.close()
+        self._keep()
+        self._closing.append(session)
+        try:
+            await self._settle(session)
+        finally:
+            self._closing.remove(session)
+        if session in self._sessions:
+            self._remove(session)
+
+    async def _settle(self, session: ChatSession) -> None:
         saved: str | None = None
-        while saved != session.unsent:
+        while saved != session.unsent or session.busy or session.outgoing:
+            await session.close()
             saved = session.unsent
             await self.save()
-            keep()
-        if session not in self._sessions:
-            return
+            self._keep()
+
+    def _remove(self, session: ChatSession) -> None:
         place = self._sessions.index(session)
         self._sessions.remove(session)
         if session.chat is not None or session.unsent:
@@ -112,9 +131,11 @@ class OpenChats:
             if tab.chat is None:
                 return self._put(ChatSession(self._services, settings=self._defaults, draft=tab.draft))
             try:
-                return await self.open(tab.chat)
+                return await self.open(tab.chat, left=tab.draft)
             except NanochatError as error:
                 log.info("a closed tab cannot be opened again: %s", error)
+                if tab.draft:
+                    return self._put(ChatSession(self._services, settings=self._defaults, draft=tab.draft))
         return None
 
     async def restore(self) -> None:
@@ -137,15 +158,20 @@ class OpenChats:
             self._saving = asyncio.create_task(self._save_later())
 
     async def save(self) -> None:
-        """Save tabs and drafts now."""
-        tabs = [
-            Tab(session.chat.id if session.chat else None, session.unsent, active=session is self.active)
-            for session in self._sessions
-        ]
-        try:
-            await asyncio.to_thread(self._services.history.tabs.save, tabs)
-        except HistoryError as error:
-            log.warning("the open tabs could not be saved: %s", error)
+        """Save tabs and drafts as they are when its turn comes. Who is cancelled leaves no save half way."""
+        await asyncio.shield(asyncio.ensure_future(self._save()))
+
+    async def _save(self) -> None:
+        async with self._turn:  # else an older state could be written over a newer one
+            self._keep()
+            tabs = [
+                Tab(session.chat.id if session.chat else None, session.unsent, active=session is self.active)
+                for session in self._sessions
+            ]
+            try:
+                await asyncio.to_thread(self._services.history.tabs.save, tabs)
+            except HistoryError as error:
+                log.warning("the open tabs could not be saved: %s", error)
 
     async def close_all(self) -> None:
         """Stop every reply and save everything: the orderly end."""
@@ -159,9 +185,20 @@ class OpenChats:
         await asyncio.sleep(SAVE_SECONDS)
         await self.save()
 
+    def _place_of(self, chat_id: str) -> int | None:
+        return next(
+            (place for place, each in enumerate(self._sessions) if each.chat and each.chat.id == chat_id),
+            None,
+        )
+
+    def _takes_another(self) -> bool:
+        """Whether another chat may take the active tab: nothing is in it, also not in the prompt."""
+        self._keep()
+        return bool(self._sessions) and self.active.blank and self.active not in self._closing
+
     def _put(self, session: ChatSession) -> ChatSession:
         """Show a session in the place of an empty tab, else in one of its own."""
-        if self._sessions and self.active.chat is None and self.active.draft.empty and not self.active.busy:
+        if self._takes_another():
             self._sessions[self._active] = session
             return self.activate(self._active)
         return self._add(session)

@@ -79,24 +79,22 @@ async def _choose_longer(app: NanochatApp, than: int) -> LocalModel | None:
 def taken_back(app: NanochatApp, session: ChatSession, text: str, choice: Choice | None) -> None:
     """A message that did not fit was taken back: into the prompt, or into a fork with a summary."""
     if choice == "fork":
-        app.attempt(fork_with_summary(app, session, text))
+        session.summing = Summing(
+            text, asyncio.create_task(_summary(app, session))
+        )  # at once: it is unsent again
+        app.attempt(fork_with_summary(app, session, session.summing))
         return
     app.chat_screen.keep_draft()
-    session.draft = Draft.of(
-        "\n\n".join(filter(None, (text, session.draft.full)))
-    )  # what was typed since stays
-    if session is app.chats.active:
-        app.chat_screen.prompt.load_draft(session.draft)
+    app.chat_screen.put_draft(session, Draft.joined(Draft.of(text), session.draft))
 
 
-async def fork_with_summary(app: NanochatApp, session: ChatSession, text: str) -> None:
+async def fork_with_summary(app: NanochatApp, session: ChatSession, summing: Summing) -> None:
     """A new chat whose system prompt holds a summary of this one; the message goes there.
 
     Esc stops it as it stops a reply; then, and when it fails, the message is back in the prompt. Until it is sent it
     waits in `summing`, which is saved as this chat's draft.
     """
-    task = asyncio.create_task(_summary(app, session))
-    session.summing = Summing(text, task)
+    text, task = summing.text, summing.task
     app.chats.save_soon()
     app.chat_screen.refresh_chrome()
     app.say("Summing the chat up; the new one opens when it is done. Esc stops that.")

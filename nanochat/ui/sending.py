@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 from nanochat.errors import NanochatError, UsageError
+from nanochat.ui import edits
 from nanochat.ui.attachments import attach
 from nanochat.ui.draft import Draft
 from nanochat.ui.session import ChatSession
@@ -17,20 +19,38 @@ if TYPE_CHECKING:
 _COMMAND = re.compile(r"/[a-z][a-z_-]*(\s|$)")
 
 
-async def send(app: NanochatApp, draft: Draft) -> None:
-    """Do what the prompt says. On an error the draft stands in the prompt again."""
-    session = app.chats.active
+def send(app: NanochatApp, draft: Draft) -> Coroutine[Any, Any, None]:
+    """Take what the prompt of the shown chat held; the rest is to be awaited. On an error it stands there again.
+
+    The chat is known at once: who presses another key right behind Enter may be in another tab already.
+    """
+    session = app.chat_screen.shown
+    if session is None:
+        return _when_begun(app, draft)
+    if not draft.folds and _COMMAND.match(draft.text):
+        return _command(app, session, draft)
+    session.outgoing.add(draft)
+    return _message(app, session, draft, edits.finish(app, session))
+
+
+async def _when_begun(app: NanochatApp, draft: Draft) -> None:
+    await app.begun.wait()
+    await send(app, draft)
+
+
+async def _command(app: NanochatApp, session: ChatSession, draft: Draft) -> None:
     try:
-        if not draft.folds and _COMMAND.match(draft.text):
-            await _command(app, draft.text)
-        else:
-            await _message(app, session, draft)
+        await _run(app, draft.text)
     except NanochatError:
-        _give_back(app, session, draft)
+        app.chat_screen.keep_draft()
+        if session.draft.empty and session in app.chats:
+            app.chat_screen.put_draft(session, draft)
+        else:
+            app.remember(draft.text)  # a command is no part of a message: Up brings it back
         raise
 
 
-async def _command(app: NanochatApp, line: str) -> None:
+async def _run(app: NanochatApp, line: str) -> None:
     found = app.registry.find_slash(line)
     if found is None:
         name = line.split()[0]
@@ -40,16 +60,22 @@ async def _command(app: NanochatApp, line: str) -> None:
     await app.run_action_now(*found)
 
 
-async def _message(app: NanochatApp, session: ChatSession, draft: Draft) -> None:
-    if session.busy:
-        raise UsageError("a reply is on its way in this chat: wait for it, or stop it with Esc")
-    full, files = await asyncio.to_thread(attach, draft.full, app.folder)
-    app.chat_screen.transcript.follow()
-    if session.editing:
-        message, session.editing = session.editing, ""
-        await session.edit(message, full)
-    else:
-        await session.send(full)
+async def _message(app: NanochatApp, session: ChatSession, draft: Draft, edited: str) -> None:
+    """Send a message, or another version of the one that was edited."""
+    with session.outgoing.settling(draft):
+        try:
+            if session.busy:
+                raise UsageError("a reply is on its way in this chat: wait for it, or stop it with Esc")
+            full, files = await asyncio.to_thread(attach, draft.full, app.folder)
+            if session is app.chat_screen.shown:
+                app.chat_screen.transcript.follow()
+            if edited:
+                await session.edit(edited, full)
+            else:
+                await session.send(full)
+        except NanochatError:
+            _give_back(app, session, draft, edited)
+            raise
     app.inputs.add(draft.full)
     app.spawn(asyncio.to_thread(app.inputs.save))
     if files:
@@ -60,13 +86,10 @@ async def _message(app: NanochatApp, session: ChatSession, draft: Draft) -> None
     app.chats.save_soon()
 
 
-def _give_back(app: NanochatApp, session: ChatSession, draft: Draft) -> None:
+def _give_back(app: NanochatApp, session: ChatSession, draft: Draft, edited: str) -> None:
     """Put what was not sent back where it came from, before what was typed there since."""
-    app.chat_screen.keep_draft()
-    if draft.text.startswith("/") and not session.draft.empty:
-        app.inputs.add(draft.text)  # a command is no part of a message: Up brings it back
+    if edited and not session.editing:
+        edits.resume(app, session, edited, draft)
         return
-    since = session.draft
-    session.draft = draft if since.empty else Draft.of(f"{draft.full}\n\n{since.full}")
-    if session is app.chats.active:
-        app.chat_screen.prompt.load_draft(session.draft)
+    app.chat_screen.keep_draft()
+    app.chat_screen.put_draft(session, Draft.joined(draft, session.draft))

@@ -13,8 +13,10 @@ from nanochat.storage.records import Conversation as Records
 from nanochat.ui.chat_settings import ChatSettings
 from nanochat.ui.conversation import Conversation, TranscriptMessage
 from nanochat.ui.draft import Draft
+from nanochat.ui.outgoing import Outgoing
 from nanochat.ui.overflow import measure
 from nanochat.ui.prompting import ask, drop_oldest
+from nanochat.ui.recall import Recall
 from nanochat.ui.reply import Prepared, Reply, Stopped
 from nanochat.ui.services import Choice, Services, Summing, TabState
 from nanochat.ui.session_view import tokens_in, view, views
@@ -41,6 +43,7 @@ class ChatSession:
         self.chat = chat
         self.settings = settings or ChatSettings()
         self.draft = Draft.of(draft)
+        self.recall, self.outgoing = Recall(), Outgoing()
         self.conversation = Conversation(chat.id if chat else "new")
         self.records: Records | None = None
         self.reply: Reply | None = None
@@ -48,6 +51,7 @@ class ChatSession:
         self.unseen = self.failed = False
         self.context_tokens = 0
         self.editing = ""  # the message that the draft will replace
+        self.aside = Draft()  # what stood in the prompt when that began
         self.summing: Summing | None = None
         self._task: asyncio.Task[None] | None = None
         self._starting = False
@@ -79,8 +83,14 @@ class ChatSession:
 
     @property
     def unsent(self) -> str:
-        """What would be lost with the tab: the draft, and before it a message that waits for a summary."""
-        return "\n\n".join(filter(None, (self.summing.text if self.summing else "", self.draft.full)))
+        """What would be lost with the tab: the draft, and before it what waits to be sent or to be written on."""
+        waiting = [*self.outgoing.texts, self.summing.text if self.summing else "", self.aside.full]
+        return "\n\n".join(filter(None, (*waiting, *self.recall.texts(self.draft))))
+
+    @property
+    def blank(self) -> bool:
+        """Whether nothing was ever written here."""
+        return self.chat is None and not self.busy and not self.unsent.strip()
 
     @property
     def stopping(self) -> bool:
@@ -221,7 +231,8 @@ class ChatSession:
             self.reply.drain()
 
     async def close(self) -> None:
-        """Stop and wait until the reply is saved."""
+        """Let what is being sent be sent, stop, and wait until the reply is saved."""
+        await self.outgoing.settled()
         self.stop()
         if self.summing is not None:
             await asyncio.wait({self.summing.task})

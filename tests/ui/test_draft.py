@@ -87,12 +87,28 @@ def test_paths_are_suggested_from_their_start_and_hidden_ones_only_when_asked_fo
     assert suggest("nowhere/x", tmp_path) == []
 
 
-def test_what_was_sent_is_found_again_and_the_unsent_text_is_kept(tmp_path: Path) -> None:
-    history = InputHistory(tmp_path / "h.jsonl")
-    for text in ("one", "two", "two"):
+def test_the_same_twice_in_a_row_is_kept_once_and_long_texts_only_unsent() -> None:
+    history = InputHistory()
+    for text in ("one", "two", "two", " ", "x" * 30_000):
         history.add(text)
-    assert [history.older("unsent"), history.older(""), history.older("")] == ["two", "one", None]
-    assert [history.newer(), history.newer(), history.newer()] == ["two", "unsent", None]
+    assert history.entries == ["one", "two"]
+    history.add("y" * 30_000, sent=False)
+    assert history.entries[2:] == ["y" * 30_000]
+
+
+def test_drafts_are_joined_with_their_folds_and_equal_labels_stay_apart() -> None:
+    one, other = Draft(), Draft()
+    one.text, other.text = one.fold("a\n" * 20), other.fold("b\n" * 20)
+    both = Draft.joined(one, Draft(" "), Draft("between"), other)
+    assert both.full == "\n\n".join(["a\n" * 20, "between", "b\n" * 20])
+    assert Draft.joined(Draft(), one) is one
+    assert Draft.joined(one, Draft("more")).text == f"{one.text}\n\nmore"
+
+
+def test_a_saved_draft_that_cannot_be_shown_comes_back_folded() -> None:
+    saved = "\x1b]0;title\x07"
+    assert Draft.of(saved).full == saved
+    assert "\x1b" not in Draft.of(saved).text
 
 
 def test_what_was_sent_survives_a_restart_and_a_damaged_line(tmp_path: Path) -> None:
@@ -104,4 +120,4 @@ def test_what_was_sent_survives_a_restart_and_a_damaged_line(tmp_path: Path) -> 
     file.write_text(file.read_text() + "{not json\n5\n")
     again = InputHistory(file)
     again.load()
-    assert again.older("") == "with\na newline"
+    assert again.entries == ["with\na newline"]

@@ -10,6 +10,7 @@ from fake_engine import FakeEngine
 from stage import Stage, on_stage
 from textual import events
 from textual.command import CommandList
+from textual.widgets import Input
 
 from nanochat.ui.draft import Draft
 from nanochat.ui.screens.bench import BenchScreen
@@ -44,6 +45,22 @@ async def test_enter_several_times_in_the_palette_closes_nothing_else(tmp_path: 
         at_once(stage, "enter", "enter", "enter", "enter")
         await stage.until(lambda: stage.screen != "Palette")
         assert any(isinstance(screen, ModelsScreen) for screen in stage.app.screen_stack)
+
+
+async def test_enter_several_times_in_the_palette_runs_the_command_once(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.type("a draft")
+        await stage.press("ctrl+p", *"new tab")
+        palette = stage.app.screen
+        await stage.until(lambda: palette.query_one(CommandList).option_count)
+        await stage.press("down")
+        palette.query_one(CommandList).action_select()
+        for _ in range(3):  # what waits in its queue when it closes
+            palette.post_message(Input.Submitted(palette.query_one(Input), ""))
+        await stage.until(lambda: stage.screen != "Palette" and len(stage.app.chats) > 1)
+        await stage.type("so that another tab would not be this one")
+        await stage.pilot.pause()
+        assert len(stage.app.chats) == 2
 
 
 async def test_the_palette_opens_again_before_the_last_one_has_gone(tmp_path: Path) -> None:

@@ -30,6 +30,18 @@ async def test_a_chat_beyond_its_context_asks_and_drops_only_when_told_to(tmp_pa
         ]
 
 
+async def test_a_question_goes_with_the_reply_that_asked_it(tmp_path: Path) -> None:
+    async with on_stage(tmp_path, FakeEngine(context=80)) as stage:
+        for _ in range(3):
+            await stage.ask("twelve words are in this message which says nothing of interest today")
+        await stage.type("and one more")
+        await stage.press("enter")
+        await stage.until(lambda: isinstance(stage.app.screen, Question))
+        stage.app.run_registered("tab.close")  # as from a key before it
+        await stage.until(lambda: not stage.texts(), "the tab is closed")
+        assert stage.screen == "ChatScreen"
+
+
 async def test_a_fork_with_a_summary_goes_on_in_a_new_chat(tmp_path: Path) -> None:
     engine = FakeEngine(context=1100, script=lambda request: ("short", " summary"))
     async with on_stage(tmp_path, engine) as stage:

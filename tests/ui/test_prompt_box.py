@@ -13,6 +13,7 @@ from textual import events
 from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 
+from nanochat.ui.draft import Draft
 from nanochat.ui.input_history import InputHistory
 from nanochat.ui.widgets import prompt_bar
 from nanochat.ui.widgets.completions import Completion, Completions
@@ -48,15 +49,16 @@ class Bench(App[None]):
         ]
 
     def on_mount(self) -> None:
+        self.box.send = self.send
         self.box.focus()
 
     @property
     def box(self) -> PromptBox:
         return self.query_one(PromptBox)
 
-    def on_prompt_box_sent(self, event: PromptBox.Sent) -> None:
-        self.sent.append(event.draft.full)
-        self.inputs.add(event.draft.full)
+    def send(self, draft: Draft) -> None:
+        self.sent.append(draft.full)
+        self.inputs.add(draft.full)
 
     def on_prompt_box_scroll_requested(self, event: PromptBox.ScrollRequested) -> None:
         self.scrolled.append(event.pages)

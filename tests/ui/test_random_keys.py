@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,17 +146,19 @@ class Monkey:
         self.pressed.append(repr(event))
         self.stage.app.post_message(event)
 
-    async def settle(self) -> None:
-        """Until everything that was pressed has been taken and done, but for what waits for an answer."""
+    async def settle(self, *, done: bool = False) -> None:
+        """Until everything that was pressed has been taken, what it began may go on; or also done, but for what waits
+        for an answer.
+        """
         app = self.stage.app
         for _ in range(40):
             await self.stage.pilot._wait_for_screen()
             assert app.fault is None and app.is_running, self.story
             pumps = (app, *app.screen.walk_children(with_self=True))
-            waits = app.screen.is_modal or not (
-                app.chats.busy or any(not one.is_finished for one in app.workers)
-            )
-            if waits and not any(pump.message_queue_size for pump in pumps):
+            under_way = app.chats.busy or any(not one.is_finished for one in app.workers)
+            if done and under_way and not app.screen.is_modal:
+                continue
+            if not any(pump.message_queue_size for pump in pumps):
                 return
 
     async def come_back(self) -> None:
@@ -170,7 +172,7 @@ class Monkey:
             ):
                 return
             self.press(["escape"])
-            await self.settle()
+            await self.settle(done=True)
         raise AssertionError(f"Esc does not lead back from {self.stage.screen}, {app.focused}: {self.story}")
 
     def kept(self) -> str:
@@ -178,7 +180,8 @@ class Monkey:
         app = self.stage.app
         kept = [chat.draft for deleted in (False, True) for chat in app.history.chats.list(deleted=deleted)]
         closed = [tab.draft for tab in app.chats._closed]
-        return "\n".join([*(session.unsent for session in app.chats), *kept, *closed, *self.history()])
+        tabs = [session.unsent for session in app.chats]
+        return "\n".join([*tabs, *kept, *closed, *app.inputs.entries, *self.history()])
 
     def history(self) -> list[str]:
         """Every message that was ever sent."""
@@ -190,7 +193,7 @@ class Monkey:
         text = sanitize(draft.full)
         if given_back:
             app = self.stage.app
-            found = "\n".join([app.chat_screen.prompt.draft.full, session.draft.full, *app.inputs._entries])
+            found = "\n".join([app.chat_screen.prompt.draft.full, session.unsent, *app.inputs.entries])
         elif draft.text.startswith("/"):
             return
         else:
@@ -225,14 +228,17 @@ async def test_whatever_is_pressed_nothing_ends_and_no_text_is_lost(
 ) -> None:
     send = sending.send
 
-    async def watched(app: NanochatApp, draft: Draft) -> None:
-        session = app.chats.active
+    async def watch(sent: Awaitable[None], session: ChatSession, draft: Draft) -> None:
         try:
-            await send(app, draft)
+            await sent
         except NanochatError:
             monkey.check(session, draft, given_back=True)
             raise
         monkey.check(session, draft, given_back=False)
+
+    def watched(app: NanochatApp, draft: Draft) -> Awaitable[None]:
+        assert app.chat_screen.shown is not None
+        return watch(send(app, draft), app.chat_screen.shown, draft)
 
     monkeypatch.setattr(sending, "send", watched)
     async with on_stage(home, FakeEngine(script=replies), size=SIZES[seed]) as stage:

@@ -69,8 +69,7 @@ async def delete_chat(app: NanochatApp, chat_id: str) -> None:
     """Delete a chat and close its tab."""
     open_tab = next((session for session in app.chats if session.chat and session.chat.id == chat_id), None)
     if open_tab is not None:
-        app.chat_screen.keep_draft()
-        await app.chats.close(open_tab, app.chat_screen.keep_draft)
+        await app.chats.close(open_tab)
         app.chat_screen.show_active()
     await asyncio.to_thread(app.history.chats.delete, chat_id)
 

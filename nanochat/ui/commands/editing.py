@@ -14,6 +14,7 @@ from textual.app import SuspendNotSupported
 
 from nanochat.errors import NanochatError, UsageError
 from nanochat.storage.records import Role
+from nanochat.ui import edits
 from nanochat.ui.actions import Action
 from nanochat.ui.draft import Draft
 
@@ -26,22 +27,40 @@ _GROUP = "Messages"
 async def editor(app: NanochatApp, _: str) -> None:
     """Write the message in $EDITOR. Replies go on meanwhile."""
     command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
-    box = app.chat_screen.prompt
+    screen = app.chat_screen
+    session, before = screen.shown, screen.prompt.draft.full
     with tempfile.TemporaryDirectory(prefix="nanochat-") as folder:
         file = Path(folder) / "message.md"
-        file.write_text(box.draft.full, encoding="utf-8")
+        file.write_text(before, encoding="utf-8")
         try:
             with app.suspend(), app.batch_update():  # nothing may be drawn over the editor
                 await asyncio.to_thread(subprocess.run, [*command, str(file)], check=True)
+            text = file.read_text(encoding="utf-8", errors="replace").rstrip("\n")
         except SuspendNotSupported as error:
             raise UsageError("an editor needs a real terminal") from error
         except (OSError, subprocess.CalledProcessError) as error:
+            _keep_written(app, file, before)
             raise UsageError(
                 f"{command[0]} did not work: {error}. Set EDITOR to the editor you want"
             ) from error
-        text = file.read_text(encoding="utf-8", errors="replace")
-    box.load_draft(Draft.of(text.rstrip("\n")))
-    app.chat_screen.focus_prompt()
+    screen.keep_draft()
+    if session is None:
+        screen.prompt.load_draft(Draft.of(text))
+    elif session.draft.full == before:
+        screen.put_draft(session, Draft.of(text))
+    else:  # something came into the prompt meanwhile
+        screen.put_draft(session, Draft.joined(Draft.of(text), session.draft))
+    screen.focus_prompt()
+
+
+def _keep_written(app: NanochatApp, file: Path, before: str) -> None:
+    """What was saved in an editor that ended badly comes back with Up."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+    except OSError:
+        return
+    if text != before.rstrip("\n"):
+        app.remember(text)
 
 
 def edit_last(app: NanochatApp, _: str) -> None:
@@ -50,7 +69,7 @@ def edit_last(app: NanochatApp, _: str) -> None:
     if last is None:
         app.say("There is no message of yours to edit yet.")
     else:
-        app.chat_screen.begin_edit(last.id)
+        edits.begin(app, last.id)
 
 
 async def fork(app: NanochatApp, _: str) -> None:

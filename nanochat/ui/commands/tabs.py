@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from nanochat.errors import UsageError
@@ -11,6 +11,7 @@ from nanochat.ui.chat_settings import ChatSettings
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
+    from nanochat.ui.session import ChatSession
 
 _GROUP = "Tabs"
 
@@ -22,11 +23,17 @@ def new(app: NanochatApp, _: str) -> None:
     app.chat_screen.show_active()
 
 
-async def close(app: NanochatApp, _: str) -> None:
-    """Close the shown tab; its reply is stopped and saved."""
+def close(app: NanochatApp, _: str) -> Awaitable[None] | None:
+    """Close the shown tab; its reply is stopped and saved. When it is the only one and empty there is nothing to do."""
     session = app.chats.active
     app.chat_screen.keep_draft()
-    await app.chats.close(session, app.chat_screen.keep_draft)
+    return None if len(app.chats) == 1 and session.blank else _close(app, session)
+
+
+async def _close(app: NanochatApp, session: ChatSession) -> None:
+    await app.chats.close(session)
+    if session.chat is None:
+        app.remember(session.unsent)  # it has no chat to stay with
     app.chat_screen.show_active()
 
 

@@ -13,8 +13,7 @@ from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 
-from nanochat.sanitize import sanitize
-from nanochat.ui import chrome, figures, links
+from nanochat.ui import chrome, edits, figures, links
 from nanochat.ui.commands import REGISTRY, editing, replies, settings
 from nanochat.ui.draft import Draft
 from nanochat.ui.keymap import first_key
@@ -70,6 +69,7 @@ class ChatScreen(Screen[None]):
         self.query_one(PromptBar).when_empty = self.query_one(Welcome).answer
         self.prompt.keymap = self.nanochat.keys
         self.prompt.count_tokens = self.nanochat.tokens.of
+        self.prompt.send = self.nanochat.send
         help_key = first_key("help", self.nanochat.registry["help"].keys, self.nanochat.keys)
         self.prompt.placeholder = f"Message · / for commands · {help_key or '/help'} for help"
 
@@ -83,6 +83,11 @@ class ChatScreen(Screen[None]):
     def nanochat(self) -> NanochatApp:
         """The application, by its own type."""
         return cast("NanochatApp", self.app)
+
+    @property
+    def shown(self) -> ChatSession | None:
+        """The chat to which the prompt belongs; None before the chats are there."""
+        return self._shown
 
     @property
     def transcript(self) -> Transcript:
@@ -106,18 +111,28 @@ class ChatScreen(Screen[None]):
     def keep_draft(self) -> None:
         """Give the shown chat what stands in the prompt."""
         if self._shown is not None:
-            self._shown.draft = self.prompt.draft
+            for box in self.query(PromptBox):  # none where the application has ended meanwhile
+                self._shown.draft = box.draft
+
+    def put_draft(self, session: ChatSession, draft: Draft) -> None:
+        """Give a chat another draft; who calls has kept the one before, or knows that it may go."""
+        session.draft = draft
+        if session not in self.nanochat.chats:
+            self.nanochat.remember(draft.full)  # closed meanwhile
+        elif session is self._shown:
+            self.prompt.load_draft(draft)
 
     def show_active(self) -> None:
         """Show the active chat: transcript, draft, settings, figures."""
         session = self.nanochat.chats.active
         if session is not self._shown:
-            typed = self.prompt.draft if self._shown is None else Draft()  # typed before the chats were there
+            if self._shown is None:  # what was typed before the chats were there
+                session.draft = Draft.joined(session.draft, self.prompt.draft)
+                session.recall = self.prompt.recall
             self.keep_draft()
             self._shown = session
             self.transcript.swap(session.conversation)
-            if not typed.empty and session.draft.empty:
-                session.draft = typed
+            self.prompt.recall = session.recall
             self.prompt.load_draft(session.draft)
         if session.chat is not None and session.records is None:
             self.nanochat.attempt(session.load())
@@ -136,7 +151,7 @@ class ChatScreen(Screen[None]):
         empty = not session.conversation.ids
         self.query_one(Welcome).display = empty
         self.transcript.display = not empty
-        self._refresh_frame()
+        self.refresh_frame()
         self.refresh_status(at_once=True)
 
     def refresh_status(self, *, at_once: bool = False) -> None:
@@ -169,48 +184,33 @@ class ChatScreen(Screen[None]):
     def show_draft_tokens(self, tokens: int | None) -> None:
         """How many tokens stand in the prompt."""
         self._draft_tokens = tokens
-        self._refresh_frame()
+        self.refresh_frame()
+
+    def refresh_frame(self) -> None:
+        """What the prompt's frame says."""
+        if self._shown is None:
+            return
+        send = first_key("prompt.send", "enter", self.nanochat.keys)
+        title = f"Editing · {send} sends it as a new version · Esc leaves it" if self._shown.editing else ""
+        said, tone = chrome.frame_figures(self._shown, self.nanochat.host, self._draft_tokens)
+        self.query_one(PromptBar).frame(title=title, figures=said, tone=tone)
 
     def focus_prompt(self) -> None:
         """Let the user write."""
         self.sides.uncover()
         self.prompt.focus()
 
-    def begin_edit(self, message_id: str) -> None:
-        """Put a message of the user's into the prompt, to be sent as a new version."""
-        session = self.nanochat.chats.active
-        record = session.message(message_id)
-        if record is None:
-            return
-        session.editing = message_id
-        self.prompt.load_draft(
-            Draft.of(sanitize(record.content) if len(record.content) < 2000 else record.content)
-        )
-        self.transcript.clear_cursor()
-        self._refresh_frame()
-        self.focus_prompt()
-
     def leave_something(self) -> bool:
         """What Esc leaves before it stops a reply: suggestions, an edit. Returns whether there was one."""
         if self.prompt.completing("close"):
             return True
-        if self._shown is not None and self._shown.editing:
-            self._shown.editing = ""
-            self.prompt.load_draft(Draft())
-            self._refresh_frame()
-            return True
-        return False
+        return edits.call_off(self.nanochat)
 
     def action_run(self, action_id: str) -> None:
         """Do one of the registry's actions, from a key."""
         self.nanochat.action_run(action_id)
 
     # What the widgets say ----------------------------------------------------------------------
-
-    @on(PromptBox.Sent)
-    def _sent(self, event: PromptBox.Sent) -> None:
-        event.stop()
-        self.nanochat.send(event.draft)
 
     @on(PromptBar.Changed)
     def _changed(self, event: PromptBar.Changed) -> None:
@@ -287,7 +287,7 @@ class ChatScreen(Screen[None]):
         app = self.nanochat
         match event.verb:
             case "edit":
-                self.begin_edit(event.message_id)
+                edits.begin(app, event.message_id)
             case "fork":
                 app.attempt(editing.fork_at(app, event.message_id))
             case "regenerate":
@@ -306,14 +306,6 @@ class ChatScreen(Screen[None]):
         self.nanochat.attempt(links.confirm(self.nanochat, event.url))
 
     # Inside ------------------------------------------------------------------------------------
-
-    def _refresh_frame(self) -> None:
-        if self._shown is None:
-            return
-        send = first_key("prompt.send", "enter", self.nanochat.keys)
-        title = f"Editing · {send} sends it as a new version · Esc leaves it" if self._shown.editing else ""
-        said, tone = chrome.frame_figures(self._shown, self.nanochat.host, self._draft_tokens)
-        self.query_one(PromptBar).frame(title=title, figures=said, tone=tone)
 
     def _refresh_waiting(self, session: ChatSession) -> None:
         """The line under a reply that has no text yet, and its state."""

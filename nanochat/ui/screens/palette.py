@@ -1,10 +1,12 @@
-"""The command palette: Textual's, where a page key that comes before the commands are laid out does nothing."""
+"""The command palette: Textual's, which takes keys that come before or after what they are meant for."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 
+from textual import on
 from textual.command import CommandPalette
+from textual.widgets import Button, Input, OptionList
 
 from nanochat.ui.screens.leaving import LeftOnce
 
@@ -13,7 +15,16 @@ OPEN = "--textual-command-palette"
 
 
 class Palette(LeftOnce, CommandPalette):
-    """See `PagedList`: the palette's own list has the same fault."""
+    """Runs one command. A page key before the commands are laid out does nothing: see `PagedList`."""
+
+    @on(Input.Submitted)
+    @on(Button.Pressed)
+    @on(OptionList.OptionSelected)
+    def _choose_once(self, event: Input.Submitted | Button.Pressed | OptionList.OptionSelected) -> None:
+        """A second Enter may wait in the queue when the first has closed it; Textual would run the command again."""
+        if not self.is_current:
+            event.stop()
+            event.prevent_default()
 
     def _action_command_list(self, action: str) -> None:
         with suppress(LookupError):

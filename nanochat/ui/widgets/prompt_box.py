@@ -18,6 +18,7 @@ from nanochat.sanitize import sanitize
 from nanochat.ui.attachments import dropped_file
 from nanochat.ui.draft import Draft, wants_folding
 from nanochat.ui.input_history import InputHistory
+from nanochat.ui.recall import Recall
 
 _JOINERS = ("\u200c", "\u200d")  # of Persian and Indian scripts, and of emoji; a keyboard sends them
 Count = Callable[[str], Awaitable[int | None]]
@@ -52,12 +53,6 @@ class PromptBox(TextArea):
     ]  # fmt: skip
 
     @dataclass
-    class Sent(Message):
-        """The user sends this draft."""
-
-        draft: Draft
-
-    @dataclass
     class ScrollRequested(Message):
         """The user scrolls the chat by pages from the prompt; 0 is to its end."""
 
@@ -69,9 +64,11 @@ class PromptBox(TextArea):
     def __init__(self, history: InputHistory, *, id: str | None = None, placeholder: str = "") -> None:
         super().__init__(id=id, placeholder=placeholder, highlight_cursor_line=False, soft_wrap=True)
         self.history_of_inputs = history
+        self.recall = Recall()
         self.folder = Path.cwd()
         self.count_tokens: Count | None = None
         self.completing: Callable[[str], bool] = lambda _verb: False
+        self.send: Callable[[Draft], None] = lambda _draft: None  # at once: the next key may show another tab
         self.keymap: dict[str, str] = {}
         self._actions: dict[str, str] | None = None
         self._draft = Draft()
@@ -97,6 +94,11 @@ class PromptBox(TextArea):
     def insert_text(self, text: str) -> None:
         """Put `text` at the cursor, as if it had been pasted, folded when it is long."""
         self._put(self._draft.fold(text) if wants_folding(text) else sanitize(text))
+
+    def leave_recall(self) -> None:
+        """What stands here is not what Up and Down led to: what was written on the way comes back with Up."""
+        for text in self.recall.leave():
+            self.history_of_inputs.add(text, sent=False)
 
     # Keys --------------------------------------------------------------------------------------
 
@@ -129,8 +131,9 @@ class PromptBox(TextArea):
             return
         draft = self.draft
         if not draft.empty:
+            self.leave_recall()
             self.load_draft(Draft())
-            self.post_message(self.Sent(draft))
+            self.send(draft)
 
     def action_newline(self) -> None:
         """Begin a new line."""
@@ -147,8 +150,8 @@ class PromptBox(TextArea):
             return
         if not self.navigator.is_first_wrapped_line(self.cursor_location):
             self.action_cursor_up()
-        elif (older := self.history_of_inputs.older(self.draft.full)) is not None:
-            self._recall(older)
+        elif (older := self.recall.older(self.history_of_inputs.entries, self.draft)) is not None:
+            self.load_draft(older)
 
     def action_down(self) -> None:
         """The completion below, a line down, or what was sent after."""
@@ -156,8 +159,8 @@ class PromptBox(TextArea):
             return
         if not self.navigator.is_last_wrapped_line(self.cursor_location):
             self.action_cursor_down()
-        elif (newer := self.history_of_inputs.newer()) is not None:
-            self._recall(newer)
+        elif (newer := self.recall.newer(self.draft)) is not None:
+            self.load_draft(newer)
 
     def action_scroll(self, pages: int) -> None:
         """Scroll the chat."""
@@ -213,9 +216,6 @@ class PromptBox(TextArea):
         result = self.replace(text, *self.selection, maintain_selection_offset=False)
         self.move_cursor(result.end_location)
         self.scroll_cursor_visible()
-
-    def _recall(self, text: str) -> None:
-        self.load_draft(Draft.of(sanitize(text) if not wants_folding(text) else text))
 
 
 def mention(file: Path, folder: Path) -> str:
