@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,13 +13,14 @@ import torch
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
 from nanochat.engine.memory import MemoryPlan, gib, host_memory_free, is_out_of_memory, plan
 from nanochat.engine.models import Model, load_model
+from nanochat.engine.models.alone import give_up
 from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.models.footprint import bytes_held
 from nanochat.engine.parallel.placement import choose_ranks
 from nanochat.engine.runner import ModelRunner, measure_reserve
 from nanochat.engine.step import KVTensors
 from nanochat.engine.tokenizer import Tokenizer
-from nanochat.errors import OutOfMemory, UsageError
+from nanochat.errors import NanochatError, OutOfMemory, UsageError
 from nanochat.kernels.headway import MEASURING, longer
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with (bytes loaded, bytes in all)."""
+
+WhenStuck = Callable[[NanochatError], None]
+"""Called from another thread, when the one that loaded a model over several devices hangs in a call that does not return."""
 
 _CUDA_SLACK = 512 * 2**20  # what the allocator and the libraries take besides what a step was seen to take
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -47,7 +52,9 @@ class Loaded:
     group: RankGroup | None = None  # the other ranks of a tensor-parallel model
 
 
-def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
+def load(
+    config: EngineConfig, progress: Progress | None = None, when_stuck: WhenStuck | None = None
+) -> Loaded:
     """Load a model and allocate its KV cache.
 
     Raises:
@@ -62,7 +69,9 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
         torch.cuda.set_device(device)  # this thread's, for whatever asks for the current stream
     ranks = choose_ranks(config, model_config, device, dtype)
     if ranks > 1:
-        model, runner, memory = _load_parallel(config, model_config, device, dtype, ranks, progress)
+        model, runner, memory = _load_parallel(
+            config, model_config, device, dtype, ranks, progress, when_stuck
+        )
     else:
         model, memory = load_share(config, model_config, device, dtype, None, progress)
         kv_cache = allocate_kv(model, memory.num_blocks, dtype, device)
@@ -144,11 +153,19 @@ def _load_parallel(
     dtype: torch.dtype,
     ranks: int,
     progress: Progress | None,
+    when_stuck: WhenStuck | None,
 ) -> tuple[Model, ParallelRunner, MemoryPlan]:
     from nanochat.engine.parallel.divided_sampler import divided_sampler
     from nanochat.engine.parallel.group import ParallelRunner, RankGroup
 
-    group = RankGroup(config, ranks, device, dtype)
+    thread = threading.get_ident()
+
+    def stuck(error: NanochatError) -> None:
+        give_up(thread)
+        if when_stuck is not None:
+            when_stuck(error)
+
+    group = RankGroup(config, ranks, device, dtype, None if when_stuck is None else stuck)
 
     def report(done: int, total: int) -> None:
         group.check()  # where a worker is lost, the rest need not be read

@@ -14,9 +14,11 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from nanochat.engine.config import EngineConfig
+from nanochat.engine.load import Load
 from nanochat.engine.outputs import EngineStats
 from nanochat.engine.request import Request, Update
 from nanochat.engine.stream import Delta, Stream
@@ -34,50 +36,6 @@ _LAST_STEP_SECONDS = 60.0  # the end of a program waits that long: a long prompt
 _LAST_LOAD_SECONDS = 5.0
 
 ServiceState = Literal["unloaded", "loading", "ready", "dead"]
-
-
-class Load:
-    """A load under way: how far it is, and how it ended."""
-
-    def __init__(self, config: EngineConfig) -> None:
-        self.config = config
-        self.error: NanochatError | None = None
-        self._done = threading.Event()
-        self._progress: tuple[float, str] = (0.0, "importing torch")
-        self.bytes: tuple[int, int] = (0, 0)  # of weights: in place, in all
-
-    @property
-    def done(self) -> bool:
-        """Whether it ended, well or not."""
-        return self._done.is_set()
-
-    @property
-    def progress(self) -> tuple[float, str]:
-        """(fraction from 0 to 1, what is being done)."""
-        return self._progress
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait for the end.
-
-        Raises:
-            TimeoutError: it takes longer than `timeout` seconds.
-            NanochatError: the load failed.
-        """
-        if not self._done.wait(timeout):
-            raise TimeoutError(f"loading {self.config.model.name} takes longer than {timeout} s")
-        if self.error is not None:
-            raise self.error
-
-    def report(self, done: int, total: int) -> None:
-        """Called by the engine's thread: `done` of `total` bytes of weights are in place."""
-        self.bytes = (done, total)
-        self._progress = (done / total if total else 0.0, "reading weights")
-
-    def finish(self, error: NanochatError | None) -> None:
-        """Called by the engine's thread."""
-        self.error = error
-        self._progress = (1.0, "ready" if error is None else "failed")
-        self._done.set()
 
 
 class EngineService:
@@ -161,7 +119,7 @@ class EngineService:
         self.unload()
         with self._bell:
             self._closing = True
-            self._bell.notify()
+            self._bell.notify_all()
         if thread is not threading.current_thread():
             thread.join(timeout)
         if not thread.is_alive():
@@ -177,36 +135,50 @@ class EngineService:
         with self._bell:
             if self._thread is None or not self._thread.is_alive():
                 self._closing = False
-                self._thread = threading.Thread(target=self._run, name="nanochat-engine", daemon=True)
-                self._thread.start()
+                self._start_thread()
                 # An interpreter that ends under a thread that is inside torch aborts the process.
                 atexit.register(self._close_at_exit)
             self._commands.append(command)
-            self._bell.notify()
+            self._bell.notify_all()
+
+    def _start_thread(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="nanochat-engine", daemon=True)
+        self._thread.start()
 
     # The engine's thread -----------------------------------------------------------------------
 
     def _run(self) -> None:
-        while self._thread is threading.current_thread():  # until it was left behind
+        while True:
             with self._bell:
                 self._bell.wait_for(
                     lambda: (
                         self._commands
                         or self._closing
+                        or self._is_left
                         or (self._core is not None and (self._core.has_work or self._core.unprepared))
                     ),
                     timeout=_RANKS_SECONDS if self._core is not None and self._core.ranks > 1 else None,
                 )
-                commands = list(self._commands)
-                self._commands.clear()
-                if self._closing and not commands:
+                if self._is_left or (self._closing and not self._commands):
                     return
-            for command in commands:
+            while (command := self._next_command()) is not None:
                 command()
+            if self._is_left:
+                return
             if self._core is not None and (self._core.has_work or not self._core.unprepared):
                 self._step(self._core)
             elif self._core is not None and not self._commands:
                 self._prepare(self._core)
+
+    def _next_command(self) -> Callable[[], None] | None:
+        """One by one: a command that this thread hangs in must not keep the others."""
+        with self._bell:
+            return self._commands.popleft() if self._commands and not self._is_left else None
+
+    @property
+    def _is_left(self) -> bool:
+        """Whether this thread was left behind: then nothing here is its own any more."""
+        return self._thread is not threading.current_thread()
 
     def _prepare(self, core: EngineCore) -> None:
         try:
@@ -229,7 +201,7 @@ class EngineService:
                 error = EngineDead(
                     f"the engine stopped: {type(error).__name__}: {error}. Load the model again; the log has more"
                 )
-            if core is self._core:
+            if not self._is_left:
                 self._die(error)
             return
         self._deliver(updates)
@@ -252,12 +224,18 @@ class EngineService:
 
     def _do_load(self, load: Load) -> None:
         self._do_unload()
-        started = time.perf_counter()
+        if self._load is load:  # what was loaded before may have died meanwhile
+            self._state, self._failure = "loading", None
+        started, thread = time.perf_counter(), threading.current_thread()
+
+        def when_stuck(error: NanochatError) -> None:
+            self._leave(thread, load, error)
+
         try:
             from nanochat.engine import loading
             from nanochat.engine.core import EngineCore
 
-            core = EngineCore(load.config, loading.load(load.config, load.report))
+            core = EngineCore(load.config, loading.load(load.config, load.report, when_stuck))
         except NanochatError as error:
             self._fail_load(load, error)
         except Exception as error:
@@ -266,18 +244,16 @@ class EngineService:
                 load, EngineDead(f"loading {load.config.model.name} failed: {type(error).__name__}: {error}")
             )
         else:
-            self._load_seconds = time.perf_counter() - started
-            if self._load is not load:  # unloaded, or another load was asked for meanwhile
+            if self._is_left or self._load is not load:  # unloaded, or another load was asked for meanwhile
                 core.close()
                 load.finish(EngineDead("the load was called off"))
                 return
-            if core.group is not None:
-                core.group.when_stuck(lambda error: self._leave(core, error))
+            self._load_seconds = time.perf_counter() - started
             self._core, self._state = core, "ready"
             load.finish(None)
 
     def _fail_load(self, load: Load, error: NanochatError) -> None:
-        if self._load is load:
+        if self._load is load and not self._is_left:
             self._die(error)
         load.finish(error)
 
@@ -305,15 +281,13 @@ class EngineService:
         if self._core is not None:
             self._core.abort(request_id)
 
-    def _leave(self, core: EngineCore, error: NanochatError) -> None:
-        """From another thread: the engine's hangs in a call that does not return. The next command gets a new one."""
+    def _leave(self, thread: threading.Thread, load: Load, error: NanochatError) -> None:
+        """From another thread: the engine's hangs in a call that does not return. A new one does what is left to do."""
         with self._bell:
-            if self._core is not core:
-                return
-            self._thread = None
-        self._die(error)
-        if self._commands:
-            self._post(lambda: None)
+            if self._thread is thread:
+                end = self._die if load.done else partial(self._fail_load, load)
+                self._commands.appendleft(partial(end, error))
+                self._start_thread()
 
     def _die(self, error: NanochatError) -> None:
         core, self._core = self._core, None

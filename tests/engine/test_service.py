@@ -28,7 +28,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     opened = threading.Event()
     opened.set()
 
-    def load(config, progress=None):
+    def load(config, *_):
         assert opened.wait(WAIT)
         return hash_loaded(config)
 
@@ -154,7 +154,7 @@ def test_a_failed_load_says_why_and_a_fresh_one_works(
 ) -> None:
     good = loading.load
 
-    def fails(config, progress=None):
+    def fails(config, *_):
         raise ModelNotFound("no such folder")
 
     monkeypatch.setattr(loading, "load", fails)
@@ -241,7 +241,7 @@ def look():  # the first to be registered is the last to be called
     print("nanochat-engine" in [thread.name for thread in threading.enumerate()])
 
 atexit.register(look)
-loading.load = lambda config, progress=None: hash_loaded(config)
+loading.load = lambda config, *_: hash_loaded(config)
 EngineService().load(hash_config()).wait(30)
 """
 

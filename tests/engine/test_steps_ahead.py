@@ -198,7 +198,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[EngineServic
     loaded = loading.Loaded(**{**{n: getattr(loaded, n) for n in loaded.__slots__}, "runner": runner})
     opened = threading.Event()
 
-    def load(config: Any, progress: Any = None) -> loading.Loaded:
+    def load(config: Any, *_: Any) -> loading.Loaded:
         assert opened.wait(WAIT)
         return loaded
 

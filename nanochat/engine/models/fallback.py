@@ -14,9 +14,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from nanochat.engine.models.alone import alone
 from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.models.division import Division
-from nanochat.engine.models.share_reading import alone, divided_class, read_share, whole_model
+from nanochat.engine.models.share_reading import divided_class, read_share, whole_model
 from nanochat.engine.weights import Checkpoint
 from nanochat.errors import InvalidModel, UnsupportedModel
 from nanochat.kernels import pick

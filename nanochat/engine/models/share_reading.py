@@ -7,9 +7,6 @@ that they have in the files, and a model whose parameters are cut alike.
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -17,23 +14,6 @@ from torch import Tensor, nn
 
 from nanochat.engine.models.division import Cut, Division
 from nanochat.engine.weights import TORCH_DTYPES, Checkpoint
-from nanochat.kernels.headway import made
-
-_ONE_AT_A_TIME = threading.Lock()
-
-
-@contextmanager
-def alone() -> Generator[None]:
-    """While Transformers makes a model, it changes defaults of all of torch: one at a time in a process.
-
-    To wait for another one is not to hang.
-    """
-    while not _ONE_AT_A_TIME.acquire(timeout=1.0):
-        made()
-    try:
-        yield
-    finally:
-        _ONE_AT_A_TIME.release()
 
 
 def whole_model(theirs: Any, attention: str) -> nn.Module:

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,8 +43,19 @@ class RankMemory:
 class RankGroup:
     """The ranks of one engine, seen from rank 0."""
 
-    def __init__(self, config: EngineConfig, ranks: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        ranks: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        when_stuck: Callable[[NanochatError], None] | None = None,
+    ) -> None:
         """Start the workers and meet them.
+
+        Args:
+            when_stuck: called from another thread, when rank 0's hangs in a call that does not return, in the load or
+                in a step. The group is closed then.
 
         Raises:
             EngineDead: one cannot start.
@@ -60,6 +72,8 @@ class RankGroup:
             environment["OMP_NUM_THREADS"] = str(threads)
         self._workers = Workers(ranks, environment)
         self._end = weakref.finalize(self, self._workers.close)
+        if when_stuck is not None:
+            self._workers.on_stuck = partial(self._leave, when_stuck)
         try:
             self._workers.hear("started")
             self._introduce(config, device, dtype, threads)
@@ -168,9 +182,9 @@ class RankGroup:
         self._workers.busy = True
         self._sender.send(self._writer.write(chunks))
 
-    def when_stuck(self, leave: Callable[[NanochatError], None]) -> None:
-        """What to do when rank 0's thread hangs in a call that does not return; called from another thread."""
-        self._workers.on_stuck = leave
+    def _leave(self, when_stuck: Callable[[NanochatError], None], error: NanochatError) -> None:
+        when_stuck(error)
+        self.close()
 
     def own_work(self) -> AbstractContextManager[None]:
         """Inside it, this thread does rank 0's part, and is watched. May raise EngineDead anywhere: then rank 0 hung."""

@@ -221,8 +221,9 @@ class Workers:
         self.fail(EngineDead(f"rank {rank} of {self.ranks} (process {process}) {how}: {_LOAD_AGAIN}"))
         if rank == 0:
             self.own.call_off()
-            if self.failure is not None and self.on_stuck is not None and not self.own.has_ended(_STUCK):
-                self.on_stuck(self.failure)
+            on_stuck = self.on_stuck
+            if self.failure is not None and on_stuck is not None and not self.own.has_ended(_STUCK):
+                on_stuck(self.failure)
 
     def _ending(self, place: int) -> str:
         """How a worker whose socket is closed has ended."""

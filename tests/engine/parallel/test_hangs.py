@@ -248,6 +248,40 @@ def test_a_thread_that_cannot_be_called_off_is_left_behind(
 
 
 @pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("name", ["llama_biases", "olmo2"])
+def test_a_thread_that_cannot_be_called_off_is_left_behind_in_a_load_too(
+    name: str, place: Place, tiny_folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waited behind the load goes on; Transformers makes another model, although the thread was in the middle of one."""
+    whole, hung = threading.Event(), threading.Event()
+    fill = Checkpoint._fill
+
+    def sleeps(self, *args) -> None:
+        if not hung.is_set():
+            hung.set()
+            whole.wait()
+        fill(self, *args)
+
+    monkeypatch.setattr(Checkpoint, "_fill", sleeps)
+    service = EngineService()
+    config = EngineConfig(model=tiny_folder(name), device="cpu", skip_tokenizer=True, num_blocks=8)
+    load = service.load(replace(config, tensor_parallel_size=2))
+    left, waits = service._thread, service.submit(Request(PROMPT[0], FEW))
+    with pytest.raises(EngineDead, match=lost(0, "did nothing while loading its weights")):
+        load.wait(60.0)
+    with pytest.raises(EngineDead, match=lost(0, "did nothing while loading its weights")):
+        list(waits)
+    service.load(config).wait(60.0)
+    whole.set()  # it wakes after all, and must not touch what is no longer its own
+    assert left is not None and left is not service._thread
+    left.join(10)
+    assert not left.is_alive() and service.stats().state == "ready"
+    assert len([t for delta in service.submit(Request(PROMPT[0], FEW)) for t in delta.token_ids]) == 4
+    service.close()
+    assert place.is_clean()
+
+
+@pytest.mark.usefixtures("soon")
 def test_rank_0_that_hangs_while_it_loads_ends_the_load(
     place: Place, load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
