@@ -43,6 +43,17 @@ def as_textual(keymap: Mapping[str, str], registry: Registry) -> dict[str, str]:
     return read
 
 
+def priority_keys(keymap: Mapping[str, str], registry: Registry) -> dict[str, str]:
+    """The keys that belong to the application wherever the user is, each with its action."""
+    return {
+        key: action.id
+        for action in registry
+        if action.priority
+        for key in keymap.get(action.id, action.keys).split(",")
+        if key not in ("", NO_KEY)
+    }
+
+
 def unknown(keymap: Mapping[str, str], registry: Registry) -> list[str]:
     """What the key map names that can have no key. Imports every widget: call from a worker."""
     known = {action.id for action in registry}

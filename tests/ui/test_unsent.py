@@ -147,6 +147,20 @@ async def test_the_only_tab_has_nothing_to_close_when_it_is_empty(tmp_path: Path
         await stage.until(lambda: prompt(stage) == "hello")
 
 
+async def test_a_key_of_the_application_that_comes_to_the_prompt_deletes_no_word_there(
+    tmp_path: Path,
+) -> None:
+    """As Ctrl+W does right behind the Esc that closes a page: when the application saw it, the page was there."""
+    async with on_stage(tmp_path) as stage:
+        await stage.type("several words")
+        await stage.app._check_bindings("ctrl+w")  # as it comes up from that page
+        assert prompt(stage) == "several words"
+        stage.app.chat_screen.prompt.post_message(events.Key("ctrl+w", None))
+        await stage.until(lambda: not prompt(stage))
+        stage.app.run_registered("tab.reopen")
+        await stage.until(lambda: prompt(stage) == "several words")
+
+
 async def test_a_new_tab_is_not_the_one_that_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with on_stage(tmp_path) as stage:
         await stage.ask("a chat")

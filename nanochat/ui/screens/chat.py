@@ -16,7 +16,7 @@ from textual.screen import Screen
 from nanochat.ui import chrome, edits, figures, links
 from nanochat.ui.commands import REGISTRY, editing, replies, settings
 from nanochat.ui.draft import Draft
-from nanochat.ui.keymap import first_key
+from nanochat.ui.keymap import first_key, priority_keys
 from nanochat.ui.screens.sides import Sides
 from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import short_name
@@ -70,6 +70,7 @@ class ChatScreen(Screen[None]):
         self.prompt.keymap = self.nanochat.keys
         self.prompt.count_tokens = self.nanochat.tokens.of
         self.prompt.send = self.nanochat.send
+        self.prompt.leave_keys(priority_keys(self.nanochat.keys, self.nanochat.registry), self.action_run)
         help_key = first_key("help", self.nanochat.registry["help"].keys, self.nanochat.keys)
         self.prompt.placeholder = f"Message · / for commands · {help_key or '/help'} for help"
 

@@ -70,6 +70,8 @@ class PromptBox(TextArea):
         self.completing: Callable[[str], bool] = lambda _verb: False
         self.send: Callable[[Draft], None] = lambda _draft: None  # at once: the next key may show another tab
         self.keymap: dict[str, str] = {}
+        self._taken: dict[str, str] = {}
+        self._act: Callable[[str], None] = lambda _action: None
         self._actions: dict[str, str] | None = None
         self._draft = Draft()
 
@@ -90,6 +92,15 @@ class PromptBox(TextArea):
         self._draft = Draft(folds=dict(draft.folds))
         self.load_text(draft.text)
         self.move_cursor(self.document.end if draft.cursor is None else self.clamp_visitable(draft.cursor))
+
+    def leave_keys(self, taken: dict[str, str], act: Callable[[str], None]) -> None:
+        """Have no meaning of one's own for the application's keys, each with its action.
+
+        They come here when a screen over the chat, which has keys of its own, closed as one was on its way.
+        """
+        self._taken, self._act = taken, act
+        for key in taken:
+            self._bindings.key_to_bindings.pop(key, None)
 
     def insert_text(self, text: str) -> None:
         """Put `text` at the cursor, as if it had been pasted, folded when it is long."""
@@ -112,6 +123,10 @@ class PromptBox(TextArea):
         if event.character in _JOINERS:  # Textual takes what has no width for no text
             event.prevent_default()
             self._put(event.character)
+        elif event.key in self._taken:
+            event.stop()
+            event.prevent_default()
+            self._act(self._taken[event.key])
         elif action is not None:
             event.stop()
             event.prevent_default()
