@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.kernels.bundle import AttentionSpec, Reduce
+from nanochat.kernels.headway import made
 from nanochat.kernels.paged_attention import PagedPlan, attend_row_by_row, write_kv
 from nanochat.kernels.reference import ReferenceKernels, Rotation, Weight
 from nanochat.kernels.routing import run_experts
@@ -116,8 +117,10 @@ class InvariantKernels(ReferenceKernels):
         activation: str,
     ) -> Tensor:
         """See `Kernels`. Token by token: which others chose the same expert must not matter."""
-        rows = [
-            run_experts(row.contiguous(), router, gate_up, down, per_token, normalized, activation)
-            for row in x.split(1)
-        ]
+        rows: list[Tensor] = []
+        for row in x.split(1):
+            rows.append(
+                run_experts(row.contiguous(), router, gate_up, down, per_token, normalized, activation)
+            )
+            made()
         return torch.cat(rows)

@@ -9,6 +9,7 @@ import torch
 
 from nanochat.kernels import headway
 from nanochat.kernels.headway import in_its_time, longer, made, witnessed
+from nanochat.kernels.invariant import InvariantKernels
 from nanochat.kernels.packed import Int8Linear
 from nanochat.kernels.widened import Widened
 
@@ -68,3 +69,11 @@ def test_products_of_many_rows_are_many_pieces(monkeypatch: pytest.MonkeyPatch) 
         assert told.pieces == 5
         Int8Linear(weight, None, Widened([]))
     assert told.pieces == 5 + 1 + 2
+
+
+def test_each_token_of_the_deterministic_experts_is_a_piece() -> None:
+    told, x = Told(), torch.ones(5, 8)
+    router, gate_up, down = torch.ones(4, 8), torch.ones(4, 12, 8), torch.ones(4, 8, 6)
+    with witnessed(told):
+        InvariantKernels(torch.device("cpu")).experts(x, router, gate_up, down, 2, True, "silu")
+    assert told.pieces == 5

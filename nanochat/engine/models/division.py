@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from nanochat.engine.models.config import ModelConfig
+from nanochat.engine.models.product_time import give_time
 from nanochat.engine.parallel.shares import column_share, head_share, share, vocabulary_share
 from nanochat.errors import UnsupportedModel
 from nanochat.kernels.bundle import Gather, Reduce
-from nanochat.kernels.headway import in_its_time
 
 _OUTPUTS = ("colwise", "colwise_gather_output")
 _INPUTS = ("rowwise", "rowwise_split_input")
@@ -209,9 +209,7 @@ class Division:
     def connect(self, causal: nn.Module, reduce: Reduce, gather: Gather) -> None:
         """Put the collectives where the plan has them. The head's results are `gather`'s, all others everybody's."""
         modules = dict(causal.named_modules())
-        for module in modules.values():
-            if isinstance(module, nn.Linear):
-                _give_time(module)
+        give_time(causal)
         for name, style in self._styles.items():
             module = modules.get(name)
             if module is None:
@@ -272,14 +270,6 @@ def _name_of(causal: nn.Module, wanted: nn.Module | None) -> str:
 def _attends(name: str) -> bool:
     """Whether a module belongs to an attention, by what its parent is called."""
     return "att" in name.rpartition(".")[0].rpartition(".")[2]
-
-
-def _give_time(module: nn.Linear) -> None:
-    """Let whoever watches this rank know how long a product may take."""
-    forward, numbers = module.forward, module.weight.numel()
-    module.forward = lambda input: in_its_time(
-        input.numel() // input.shape[-1] * numbers, lambda: forward(input)
-    )
 
 
 def _has_bias(module: nn.Linear) -> bool:

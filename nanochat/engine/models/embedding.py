@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nanochat.errors import InvalidModel
 from nanochat.kernels.bundle import Reduce
+from nanochat.kernels.headway import READING, longer, made
 
 
 class Embedding:
@@ -58,13 +59,15 @@ class RowsOnDisk:
         tokens: list[int] = ids.tolist()
         size = self._width * self._saved.itemsize
         data = bytearray(size * len(tokens))
-        for place, token in enumerate(tokens):
-            row = os.pread(self._file, size, self._offset + token * size)
-            if len(row) != size:
-                raise InvalidModel(
-                    f"{self._path.name} was cut short while the model was in use: load the model again"
-                )
-            data[place * size : (place + 1) * size] = row
+        with longer(READING):
+            for place, token in enumerate(tokens):
+                row = os.pread(self._file, size, self._offset + token * size)
+                if len(row) != size:
+                    raise InvalidModel(
+                        f"{self._path.name} was cut short while the model was in use: load the model again"
+                    )
+                data[place * size : (place + 1) * size] = row
+                made()
         return torch.frombuffer(data, dtype=self._saved).view(-1, self._width).to(self._dtype)
 
     def __del__(self) -> None:

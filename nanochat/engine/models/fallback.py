@@ -183,7 +183,8 @@ def load_fallback(
                 causal = _read_weights(folder, theirs, dtype, divided_class(whole, division), share)
             division.connect(causal, reduce, gather)
             kv_heads, read = division.num_kv_heads, checkpoint.bytes_read
-        causal = causal.to(device).eval()
+        with longer(moving(2 * sum(p.nbytes for p in causal.parameters()))):
+            causal = causal.to(device).eval()
     if progress is not None:
         progress(total, total)
     return TransformersModel(config, causal, device, read, kv_heads)
