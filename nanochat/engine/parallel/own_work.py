@@ -1,7 +1,9 @@
 """What rank 0 does itself, in a thread of the program's: watched like the other ranks, and called off like nothing else.
 
 The other ranks are processes, which can be killed. A thread cannot: an exception is thrown into it, which it meets as
-soon as it runs Python again. One that hangs in a library's call for ever does not; a service leaves it behind.
+soon as it runs Python again. One that hangs for ever in a library's call does not: a service leaves it behind, with what
+it holds; a program that called the engine itself goes on hanging. And nothing helps against a call that hangs and holds
+Python's lock: no thread of this process runs then, the watch neither.
 """
 
 from __future__ import annotations

@@ -1,16 +1,18 @@
 """How a lost rank is found out: the looks that rank 0's watch takes at all ranks, several times a second.
 
-A rank is lost when it
+Lost is
 
-    gives no sign of life                       (its process was stopped, or hangs in a call that holds Python)
-    has work and comes no further with it       (it hangs, asleep or computing: see `standstill.py`)
-    waits for others while they wait for it     (it left out a collective)
+    a worker that gives no sign of life                 (its process was stopped, or hangs in a call that holds Python)
+    a rank that has work and comes no further with it   (it hangs, asleep or computing: see `standstill.py`)
+    a worker that waits for others while they wait      (it left out a collective)
 
-Each ends an engine within 10 s (the last one where pieces are short), but for the few calls that are given longer by
-name (`kernels/headway.py`: reading a mebibyte from a disk that does not answer takes two minutes). How long a load or a
-step takes is up to the machine: no time is too long as long as pieces of work get done. What counts is looks, not
-seconds: while all processes were asleep, or the program was stopped, nobody is to blame. A rank that waits for another
-one never is.
+Each ends an engine within 10 s (the last one where pieces are short), but for calls that are given longer, by name or by
+their size (`kernels/headway.py`: reading a mebibyte from a disk that does not answer takes two minutes). Rank 0 shares its
+process with the watch: in a call that hangs and holds Python it stops the watch too, and nobody finds out.
+
+How long a load or a step takes is up to the machine: no time is too long as long as pieces of work get done. What counts
+is looks, not seconds: while all processes were asleep, or the program was stopped, nobody is to blame. A rank that waits
+for another one never is.
 """
 
 from __future__ import annotations
