@@ -284,10 +284,14 @@ class EngineService:
     def _leave(self, thread: threading.Thread, load: Load, error: NanochatError) -> None:
         """From another thread: the engine's hangs in a call that does not return. A new one does what is left to do."""
         with self._bell:
-            if self._thread is thread:
-                end = self._die if load.done else partial(self._fail_load, load)
-                self._commands.appendleft(partial(end, error))
-                self._start_thread()
+            if self._thread is not thread:
+                return
+            core, self._core = self._core, None
+            end = self._die if load.done else partial(self._fail_load, load)
+            self._commands.appendleft(partial(end, error))
+            self._start_thread()
+        if core is not None:  # here, because a device that hangs as well is waited for
+            core.close()
 
     def _die(self, error: NanochatError) -> None:
         core, self._core = self._core, None

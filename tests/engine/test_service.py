@@ -149,6 +149,32 @@ def test_without_a_model_a_submit_says_so(service: EngineService) -> None:
         service.submit(request())
 
 
+def test_a_load_that_was_left_behind_changes_nothing_when_it_wakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    hung, opened, leave = threading.Event(), threading.Event(), []
+
+    def hangs(config, progress, when_stuck):
+        leave.append(when_stuck)
+        hung.set()
+        assert opened.wait(WAIT)
+        return hash_loaded(config)
+
+    monkeypatch.setattr(loading, "load", hangs)
+    service = EngineService()
+    load = service.load(hash_config())
+    assert hung.wait(WAIT)
+    left = service._thread
+    leave[0](EngineDead("it hangs"))
+    with pytest.raises(EngineDead, match="it hangs"):
+        load.wait(WAIT)
+    opened.set()
+    assert left is not None
+    left.join(WAIT)
+    assert service.stats().state == "dead" and service._core is None and not left.is_alive()
+    service.load(hash_config()).wait(WAIT)
+    assert service.stats().state == "ready"
+    service.close()
+
+
 def test_a_failed_load_says_why_and_a_fresh_one_works(
     service: EngineService, monkeypatch: pytest.MonkeyPatch, gate: threading.Event
 ) -> None:
