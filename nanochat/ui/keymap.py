@@ -43,10 +43,10 @@ def as_textual(keymap: Mapping[str, str], registry: Registry) -> dict[str, str]:
     return read
 
 
-def priority_keys(keymap: Mapping[str, str], registry: Registry) -> dict[str, str]:
-    """The keys that belong to the application wherever the user is, each with its action."""
+def priority_keys(keymap: Mapping[str, str], registry: Registry) -> set[str]:
+    """The keys that belong to the application wherever the user is."""
     return {
-        key: action.id
+        key
         for action in registry
         if action.priority
         for key in keymap.get(action.id, action.keys).split(",")

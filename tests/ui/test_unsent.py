@@ -85,7 +85,7 @@ async def test_an_older_state_is_never_saved_over_a_newer_one(
 ) -> None:
     async with on_stage(tmp_path) as stage:
         await stage.ask("a chat")
-        tabs, begun, newer, gate = stage.app.history.tabs, *(threading.Event() for _ in range(3))
+        tabs, begun, late, newer, gate = stage.app.history.tabs, *(threading.Event() for _ in range(4))
         save = tabs.save
 
         def slow(state: Sequence[Tab]) -> None:
@@ -96,6 +96,7 @@ async def test_an_older_state_is_never_saved_over_a_newer_one(
                 begun.set()
                 gate.wait(60)
                 save(state)
+                late.set()
 
         monkeypatch.setattr(tabs, "save", slow)
         await stage.type("one")
@@ -108,7 +109,7 @@ async def test_an_older_state_is_never_saved_over_a_newer_one(
         await stage.until(lambda: newer.is_set() or (turn is not None and turn._waiters))
         gate.set()
         await last
-        await stage.until(newer.is_set)
+        await stage.until(lambda: newer.is_set() and late.is_set())
         assert stage.app.history.chats.list()[0].draft == "one and two"
 
 
@@ -227,6 +228,21 @@ async def test_a_tab_closes_after_what_is_being_sent_there(
         await stage.until(lambda: session not in stage.app.chats)
         assert (session.chat is not None, session.busy, session.unsent) == (True, False, "")
         assert [chat.title for chat in stage.app.history.chats.list()] == ["on its way"]
+
+
+async def test_the_end_waits_for_what_is_being_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attach = SlowAttach(monkeypatch, works=True)
+    async with on_stage(tmp_path, FakeEngine(manual=True)) as stage:
+        session = stage.app.chats.active
+        await stage.type("on its way")
+        await stage.press("enter")
+        await stage.until(attach.begun.is_set)
+        closing = asyncio.create_task(session.close())
+        await stage.pilot.pause()
+        assert not closing.done()
+        attach.gate.set()
+        await closing
+        assert (session.chat is not None, session.busy, session.unsent) == (True, False, "")
 
 
 async def test_what_cannot_be_sent_from_a_tab_that_closes_stays_with_it(

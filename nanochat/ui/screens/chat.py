@@ -70,7 +70,7 @@ class ChatScreen(Screen[None]):
         self.prompt.keymap = self.nanochat.keys
         self.prompt.count_tokens = self.nanochat.tokens.of
         self.prompt.send = self.nanochat.send
-        self.prompt.leave_keys(priority_keys(self.nanochat.keys, self.nanochat.registry), self.action_run)
+        self.prompt.leave_keys(priority_keys(self.nanochat.keys, self.nanochat.registry))
         help_key = first_key("help", self.nanochat.registry["help"].keys, self.nanochat.keys)
         self.prompt.placeholder = f"Message · / for commands · {help_key or '/help'} for help"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -70,8 +70,6 @@ class PromptBox(TextArea):
         self.completing: Callable[[str], bool] = lambda _verb: False
         self.send: Callable[[Draft], None] = lambda _draft: None  # at once: the next key may show another tab
         self.keymap: dict[str, str] = {}
-        self._taken: dict[str, str] = {}
-        self._act: Callable[[str], None] = lambda _action: None
         self._actions: dict[str, str] | None = None
         self._draft = Draft()
 
@@ -93,12 +91,11 @@ class PromptBox(TextArea):
         self.load_text(draft.text)
         self.move_cursor(self.document.end if draft.cursor is None else self.clamp_visitable(draft.cursor))
 
-    def leave_keys(self, taken: dict[str, str], act: Callable[[str], None]) -> None:
-        """Have no meaning of one's own for the application's keys, each with its action.
+    def leave_keys(self, taken: Iterable[str]) -> None:
+        """Have no meaning of one's own for the application's keys, and hand them up to it.
 
         They come here when a screen over the chat, which has keys of its own, closed as one was on its way.
         """
-        self._taken, self._act = taken, act
         for key in taken:
             self._bindings.key_to_bindings.pop(key, None)
 
@@ -123,10 +120,6 @@ class PromptBox(TextArea):
         if event.character in _JOINERS:  # Textual takes what has no width for no text
             event.prevent_default()
             self._put(event.character)
-        elif event.key in self._taken:
-            event.stop()
-            event.prevent_default()
-            self._act(self._taken[event.key])
         elif action is not None:
             event.stop()
             event.prevent_default()
