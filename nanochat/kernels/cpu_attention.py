@@ -116,14 +116,28 @@ class _Group:
         row_size = b.add(code.product(heads, self.width), b.mul(self.line, int64(2)))
         self.queries = code.at(code.pointer(args, QKV), b.add(code.product(self.row, row_size), first))
         self.out = code.at(code.pointer(args, OUT), b.add(code.product(self.row, heads, self.width), first))
-        self.context = b.sext(b.load(code.at(code.pointer(args, CONTEXTS), self.row, I32), typ=I32), I64)
-        owner = b.sext(b.load(code.at(code.pointer(args, OWNERS), self.row, I32), typ=I32), I64)
-        self.table = code.at(
-            code.pointer(args, TABLES), code.product(owner, code.argument(args, TABLE_ROW)), I32
-        )
-        window = code.argument(args, WINDOW)
-        seen = b.select(b.icmp_signed(">", window, int64(0)), window, self.context)
-        self.start = code.most(b.sub(self.context, seen), int64(0))
+        self.start, self.context = seen_by(code, args, self.row)
+        self.table = table_of(code, args, self.row)
+
+
+def number_at(code: Code, address: Value) -> Value:
+    """An int32 in memory."""
+    return code.b.sext(code.b.load(address, typ=I32), I64)
+
+
+def table_of(code: Code, args: Value, row: Value) -> Value:
+    """The block table of a row's sequence."""
+    owner = number_at(code, code.at(code.pointer(args, OWNERS), row, I32))
+    return code.at(code.pointer(args, TABLES), code.product(owner, code.argument(args, TABLE_ROW)), I32)
+
+
+def seen_by(code: Code, args: Value, row: Value) -> tuple[Value, Value]:
+    """The positions [start, end) that a row sees."""
+    b = code.b
+    context = number_at(code, code.at(code.pointer(args, CONTEXTS), row, I32))
+    window = code.argument(args, WINDOW)
+    width = b.select(b.icmp_signed(">", window, int64(0)), window, context)
+    return code.most(b.sub(context, width), int64(0)), context
 
 
 def _job(module: Any, dots: bool) -> Value:
@@ -142,7 +156,7 @@ def _job(module: Any, dots: bool) -> Value:
     keys, values, scale = code.pointer(args, KEYS), code.pointer(args, VALUES), code.real(args, SCALE)
     last = b.sdiv(b.add(group.context, int64(LANES - 1)), int64(LANES))
     with code.loop(b.sdiv(group.start, int64(LANES)), last) as step:
-        block = b.sext(b.load(code.at(group.table, step, I32), typ=I32), I64)
+        block = number_at(code, code.at(group.table, step, I32))
         offset = b.add(code.product(block, int64(LANES), group.line), code.product(group.head, group.width))
         before = b.mul(step, int64(LANES))
         least, end = b.sub(group.start, before), b.sub(group.context, before)

@@ -12,24 +12,22 @@ from typing import Any
 import llvmlite.ir as ir
 
 from nanochat.kernels.cpu_attention import (
-    CONTEXTS,
     HEADS,
     KEYS,
     KV_HEADS,
     MOST_GROUP,
     MOST_WIDTH,
     OUT,
-    OWNERS,
     QKV,
     ROWS,
     SCALE,
     SPANS,
-    TABLE_ROW,
-    TABLES,
     VALUES,
     WIDTH,
-    WINDOW,
     between,
+    number_at,
+    seen_by,
+    table_of,
 )
 from nanochat.kernels.cpu_code import (
     F32,
@@ -72,7 +70,7 @@ class _Ticket:
         self._code, self._args = code, args
         heads, kv_heads, self.width = (code.argument(args, place) for place in (HEADS, KV_HEADS, WIDTH))
         span = code.at(code.pointer(args, SPANS), b.mul(b.sdiv(index, kv_heads), int64(2)), I32)
-        self.first, self.count = (self._number(code.at(span, place, I32)) for place in range(2))
+        self.first, self.count = (number_at(code, code.at(span, place, I32)) for place in range(2))
         self.head = b.srem(index, kv_heads)
         self.group = b.sdiv(heads, kv_heads)
         self.line = code.product(kv_heads, self.width)  # a position's keys
@@ -80,22 +78,13 @@ class _Ticket:
         self._heads = code.product(heads, self.width)
         self._row_size = b.add(self._heads, b.mul(self.line, int64(2)))
         self._first_head = code.product(self.head, self.group, self.width)
-        owner = self._number(code.at(code.pointer(args, OWNERS), self.first, I32))
-        table_row = code.product(owner, code.argument(args, TABLE_ROW))
-        self.table = code.at(code.pointer(args, TABLES), table_row, I32)
+        self.table = table_of(code, args, self.first)
         self.start, _ = self.seen(int64(0))
         _, self.end = self.seen(b.sub(self.count, int64(1)))
 
-    def _number(self, address: Value) -> Value:
-        return self._code.b.sext(self._code.b.load(address, typ=I32), I64)
-
     def seen(self, row: Value) -> tuple[Value, Value]:
         """The positions [start, end) that a row of the ticket sees."""
-        code, b = self._code, self._code.b
-        context = self._number(code.at(code.pointer(self._args, CONTEXTS), b.add(self.first, row), I32))
-        window = code.argument(self._args, WINDOW)
-        width = b.select(b.icmp_signed(">", window, int64(0)), window, context)
-        return code.most(b.sub(context, width), int64(0)), context
+        return seen_by(self._code, self._args, self._code.b.add(self.first, row))
 
     def query(self, row: Value, g: Value) -> Value:
         """Where a query of the ticket lies."""
@@ -158,7 +147,7 @@ def _job(module: Any, dots: bool) -> Value:
 def _lay_out(code: Code, ticket: _Ticket, room: _Room, keys: Value, values: Value, step: Value) -> None:
     """A step's keys and values, as the products want them."""
     b = code.b
-    block = b.sext(b.load(code.at(ticket.table, step, I32), typ=I32), I64)
+    block = number_at(code, code.at(ticket.table, step, I32))
     offset = b.add(code.product(block, int64(LANES), ticket.line), code.product(ticket.head, ticket.width))
     # What lies past the context was never written and may be NaN: the last position stands in, with no weight.
     most = b.sub(b.sub(ticket.end, b.mul(step, int64(LANES))), int64(1))
