@@ -72,11 +72,12 @@ def alone(folder: Path) -> dict[str, list[tuple[int, ...]]]:
 @pytest.mark.parametrize("options", [{}, {"enforce_eager": True}, {"num_blocks": 24}], ids=str)
 def test_ranks_say_what_one_says(folder: Path, alone, ranks: int, options: dict[str, object]) -> None:
     llm = load(folder, ranks, **options)
-    print(llm.core.describe())
+    print(llm.core.describe(), llm.core.group.collectives.measured)
     found = replies(llm)
-    graphs = llm.core._runner._runner._graphs
-    kinds = {divided for _, divided in graphs._captured}
+    kinds = {divided for _, divided in llm.core._runner._runner._graphs._captured}
+    began = time.perf_counter()
     llm.close()
+    assert time.perf_counter() - began < 2, "NCCL did not let go"
     wrong = [
         (name, row, next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), "length"))
         for name in WISHES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 import weakref
@@ -145,8 +146,7 @@ class RankGroup:
     @property
     def link(self) -> str:
         """How the ranks reach each other, in words for people."""
-        one_shot = self.collectives.one_shot
-        return self._link if one_shot is None else f"{self._link}, {one_shot.about}"
+        return ", ".join(filter(None, (self._link, self.collectives.compared)))
 
     @property
     def collective_seconds(self) -> float | None:
@@ -209,8 +209,11 @@ class RankGroup:
         return self._workers.explain(error)
 
     def close(self) -> None:
-        """End the workers. May be called twice."""
+        """Leave the workers, and end them. May be called twice. Graphs with collectives in them are to be gone."""
         if self._end.detach() is not None:
+            if hasattr(self, "collectives"):
+                self._workers.dismiss()
+                self.collectives.part()
             self._workers.close()
             self._workers.on_failure = self._workers.on_stuck = None
             if hasattr(self, "collectives"):
@@ -227,6 +230,7 @@ class ParallelRunner:
     def __init__(self, runner: ModelRunner, group: RankGroup) -> None:
         self._runner = runner
         self.group = group
+        self._end = weakref.finalize(self, _end, runner, group)
 
     def dispatch(self, chunks: list[Chunk]) -> PendingStep:
         """See `ModelRunner`. Raises EngineDead when a rank is lost."""
@@ -256,8 +260,14 @@ class ParallelRunner:
 
     def close(self) -> None:
         """Drop the tensors, end the workers."""
-        self._runner.close()
-        self.group.close()
+        self._end()
+
+
+def _end(runner: ModelRunner, group: RankGroup) -> None:
+    runner.close()
+    if runner.device.type == "cuda":
+        gc.collect()  # a graph may be left in a cycle, and NCCL waits for it
+    group.close()
 
 
 class WatchedStep:

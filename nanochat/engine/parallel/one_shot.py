@@ -29,18 +29,11 @@ _EPS = 1e-6
 
 
 class Sums(FusedReduce):
-    """A GPU's sums: in one shot what is small, with NCCL what is not.
+    """A GPU's sums: in one shot what is small, with NCCL what is not."""
 
-    Attributes:
-        about: what was measured, in a few words.
-    """
-
-    def __init__(
-        self, collectives: Collectives, end: OneShot, memory: PeerMemory, rows: int, about: str
-    ) -> None:
+    def __init__(self, collectives: Collectives, end: OneShot, memory: PeerMemory, rows: int) -> None:
         self._collectives, self._end, self._memory = collectives, end, memory
         self._rows = rows
-        self.about = about
 
     def __call__(self, x: Tensor) -> Tensor:
         """The sum over all ranks; in x's place or not."""
@@ -103,21 +96,24 @@ class Sums(FusedReduce):
 def connect(collectives: Collectives, device: torch.device, width: int, dtype: torch.dtype) -> Sums | None:
     """Sums for messages of up to `width` columns; None, on every rank alike, where NCCL is as fast or there is no other way.
 
-    Not run yet on a machine with several GPUs.
+    Says in `collectives.compared` what was found.
     """
     rows = min(_SIZES[-1], torch.cuda.get_device_properties(device).multi_processor_count)
     joined = _join(collectives, device, rows, max(width * dtype.itemsize // 4, 1))
     if joined is None:
+        collectives.compared = "no GPU memory that the ranks share"
         return None
     end, memory = joined
-    most, about = 0, ""
+    most = 0
     if _agree(collectives, device, _sound(collectives, end, device, width, dtype)):
-        most, about = _measure(collectives, end, device, width, dtype)
+        most, collectives.compared = _measure(collectives, end, device, width, dtype)
+    else:
+        collectives.compared = "sums in one shot did not come out right"
     if most == 0:
         _part(collectives, device, memory)
         return None
     end.nanoseconds.zero_()
-    return Sums(collectives, end, memory, most, about)
+    return Sums(collectives, end, memory, most)
 
 
 def _join(
@@ -183,7 +179,7 @@ def _sound(
         x = torch.randn(rows, width, generator=draw, device=device).to(dtype)
         if not end.takes(x):
             return False
-        whole = collectives.reduce(x.float())
+        whole = collectives.reduce(x.to(torch.float32, copy=True))
         well &= torch.allclose(end.sum(x).float(), whole, rtol=2**-6, atol=2**-6)
     end.looks = looks
     return well and not end.failed.item()
@@ -210,11 +206,12 @@ def _measure(
         told = collectives.exchange(torch.tensor(times, dtype=torch.float64, device=device))
         assert told is not None
         one, other = told.amax(dim=0).tolist()  # the slowest rank's count
+        collectives.measured[rows] = one, other
         words = words or f"one row in {one * 1e6:.1f} us, by NCCL in {other * 1e6:.1f}"
         if one >= other:
             break
         best = rows
-    return best, f"sums of up to {best} rows in one shot ({words})"
+    return best, f"{f'sums of up to {best} rows' if best else 'no sums'} in one shot ({words})"
 
 
 def _seconds(step: Callable[[], object], device: torch.device) -> float:

@@ -163,13 +163,17 @@ class Workers:
         """Everybody has met: nothing of this engine is left in a file system."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def close(self) -> None:
-        """End every worker, by itself where it can, and remove every trace."""
+    def dismiss(self) -> None:
+        """Tell every worker to end by itself."""
         with self._changed:
             self._closing = True
         for line in self._lines:
             with contextlib.suppress(OSError):  # its process may be gone
                 line.socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End every worker, by itself where it can, and remove every trace."""
+        self.dismiss()
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1

@@ -6,6 +6,7 @@ closes its socket, and at once when rank 0's process is gone.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import shutil
@@ -107,6 +108,11 @@ def _serve(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path
     line.send(word="ready")
     while (message := receiver.receive()) is not None:
         runner.dispatch(steps.read(message))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        runner.close()
+        gc.collect()
+        collectives.part()
 
 
 def _describe(error: Exception) -> tuple[str, str]:

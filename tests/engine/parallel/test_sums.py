@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -75,12 +76,14 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
 
 
-def connected() -> list[Sums | None]:
-    meeting, found = Meeting(), list[Sums | None]([None] * RANKS)
+def connected() -> tuple[list[Sums | None], list[str]]:
+    """(the sums of each rank, what each says was found)."""
+    meeting, found, compared = Meeting(), list[Sums | None]([None] * RANKS), [""] * RANKS
 
     def rank_is(rank: int) -> None:
         collectives = SimpleNamespace(rank=rank, ranks=RANKS, exchange=lambda x: meeting.exchange(rank, x))
         found[rank] = connect(collectives, CPU, WIDTH, torch.bfloat16)  # type: ignore[arg-type]
+        compared[rank] = collectives.compared
 
     threads = [threading.Thread(target=rank_is, args=(rank,)) for rank in range(RANKS)]
     for thread in threads:
@@ -88,12 +91,12 @@ def connected() -> list[Sums | None]:
     for thread in threads:
         thread.join(20)
     assert not any(thread.is_alive() for thread in threads)
-    return found
+    return found, compared
 
 
 def test_every_rank_maps_the_inboxes_of_all_in_their_order() -> None:
-    found = connected()
-    assert all(sums is not None and sums.about == "measured" for sums in found)
+    found, compared = connected()
+    assert compared == ["measured"] * RANKS
     inboxes = {tuple(sums._end._inboxes.tolist()) for sums in found if sums is not None}
     assert len(inboxes) == 1 and sorted(*inboxes) == [1000, 1001, 1002]
     assert [sums._end.rank for sums in found if sums is not None] == [0, 1, 2]
@@ -103,25 +106,25 @@ def test_every_rank_maps_the_inboxes_of_all_in_their_order() -> None:
 
 def test_one_rank_that_does_not_reach_another_leaves_all_with_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_shot, "_reaches_all", lambda device, rank, ranks: rank != 1)
-    assert connected() == [None] * RANKS
+    assert connected() == ([None] * RANKS, ["no GPU memory that the ranks share"] * RANKS)
     assert len(Memory.made) == 2 and all(memory.closed for memory in Memory.made)
 
 
 def test_one_rank_that_cannot_map_an_inbox_leaves_all_with_nccl() -> None:
     Memory.cannot_map = {2}
-    assert connected() == [None] * RANKS
+    assert connected() == ([None] * RANKS, ["no GPU memory that the ranks share"] * RANKS)
     assert len(Memory.made) == RANKS and all(memory.closed for memory in Memory.made)
 
 
 def test_one_rank_whose_sums_are_wrong_leaves_all_with_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_shot, "_sound", lambda collectives, *_: collectives.rank != 2)
-    assert connected() == [None] * RANKS
+    assert connected() == ([None] * RANKS, ["sums in one shot did not come out right"] * RANKS)
     assert all(memory.closed for memory in Memory.made)
 
 
 def test_what_is_not_faster_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one_shot, "_measure", lambda *_: (0, ""))
-    assert connected() == [None] * RANKS
+    monkeypatch.setattr(one_shot, "_measure", lambda *_: (0, "no sums in one shot (slow)"))
+    assert connected() == ([None] * RANKS, ["no sums in one shot (slow)"] * RANKS)
     assert all(memory.closed for memory in Memory.made)
 
 
@@ -139,11 +142,12 @@ def test_the_slowest_rank_says_up_to_which_size_one_shot_is_faster(
     monkeypatch.undo()
     taken = iter([seconds for pair in times.values() for seconds in pair])
     monkeypatch.setattr(one_shot, "_seconds", lambda step, device: next(taken) / 2)
-    collectives = SimpleNamespace(exchange=lambda x: torch.stack([x, 2 * x, x]))
+    collectives = SimpleNamespace(exchange=lambda x: torch.stack([x, 2 * x, x]), measured={})
     end = SimpleNamespace(rows=128)
     found, about = one_shot._measure(collectives, end, CPU, WIDTH, torch.float32)  # type: ignore[arg-type]
     assert found == most
-    assert "one row in" in about and f"up to {most} rows" in about
+    assert "one row in" in about and (f"up to {most} rows" if most else "no sums") in about
+    assert collectives.measured == pytest.approx({rows: times[rows] for rows in collectives.measured})
 
 
 class Asked:
@@ -171,7 +175,7 @@ class Asked:
 
 def test_large_sums_go_the_old_way_and_small_ones_are_counted() -> None:
     asked = Asked()
-    sums = Sums(asked, asked, None, 8, "")  # type: ignore[arg-type]
+    sums = Sums(asked, asked, None, 8)  # type: ignore[arg-type]
     sums(torch.zeros(9, WIDTH))
     sums(torch.zeros(8, WIDTH))
     assert asked.said == ["NCCL", "counted", "one shot"]
@@ -195,3 +199,56 @@ def test_a_lost_rank_ends_the_waiting_in_sums_too() -> None:
     collectives.one_shot = SimpleNamespace(give_up=lambda: ended.append("sums"))  # type: ignore[assignment]
     collectives.abort()
     assert ended == ["sums", "group"]
+
+
+def test_a_lost_rank_that_nccl_waits_for_holds_nobody_up() -> None:
+    """Its abort waits for the other ranks; a group that is destroyed meanwhile would wait too."""
+    done, destroyed = threading.Event(), []
+
+    class Group:
+        def abort(self) -> None:
+            done.wait(20)
+
+        def __del__(self) -> None:
+            destroyed.append(True)
+
+    collectives = Collectives(Group(), 0, 2, torch.device("cuda", 0), None)  # type: ignore[arg-type]
+    collectives.abort()
+    parting = collectives._parting
+    assert parting is not None and parting.daemon
+    collectives.abort()
+    assert collectives._parting is parting
+    collectives.close()
+    gc.collect()
+    assert parting.is_alive() and not destroyed
+    done.set()
+    parting.join(20)
+    gc.collect()
+    assert destroyed
+
+
+def test_who_parts_waits_until_nccl_has_let_go() -> None:
+    class Group:
+        def abort(self) -> None:
+            released.wait(0.2)
+            parted.append(True)
+
+    released, parted = threading.Event(), []
+    collectives = Collectives(Group(), 0, 2, torch.device("cuda", 0), None)  # type: ignore[arg-type]
+    collectives.part()
+    assert parted
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_right_sums_are_found_sound_and_wrong_ones_are_not(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sum by NCCL ends in the place of what was summed."""
+    monkeypatch.undo()
+    collectives = SimpleNamespace(rank=0, reduce=lambda x: x.mul_(2))
+    end = SimpleNamespace(
+        rows=8, looks=1, takes=lambda x: True, sum=lambda x: 2 * x, failed=torch.zeros(1, dtype=torch.int32)
+    )
+    assert one_shot._sound(collectives, end, CPU, WIDTH, dtype)  # type: ignore[arg-type]
+    end.sum = lambda x: 3 * x
+    assert not one_shot._sound(collectives, end, CPU, WIDTH, dtype)  # type: ignore[arg-type]
