@@ -35,6 +35,14 @@ class FusedReduce(ABC):
     def add(self, delta: Tensor, x: Tensor, *, pdl: bool = False) -> Tensor:
         """`x + reduce(delta)`, in new memory. `pdl`: a programmatic dependent launch."""
 
+    @abstractmethod
+    def outlet(self, x: Tensor) -> Any:
+        """Where a product can send its results by itself (`triton_one_shot.Outlet`), for `collect`; None where it cannot."""
+
+    @abstractmethod
+    def collect(self, x: Tensor, *, pdl: bool = False) -> Tensor:
+        """x + the sum of what every rank's product sent last, in new memory. `pdl`: the product was a `late` one."""
+
 
 Gather = Callable[[Tensor], Tensor]
 """Puts the shares [rows, vocab / ranks] of all ranks side by side: [rows, vocab]."""

@@ -18,11 +18,12 @@ from torch import Tensor
 from nanochat.kernels.bundle import AttentionSpec, FusedReduce, Reduce
 from nanochat.kernels.cuda import CudaKernels, Weight
 from nanochat.kernels.decode_plan import decode_plan
-from nanochat.kernels.gemv_config import GemvShape
+from nanochat.kernels.gemv_config import GemvConfig, GemvShape
 from nanochat.kernels.nvrtc import CompilerMissing, DriverError
 from nanochat.kernels.persistent import PersistentStep, sizes
 from nanochat.kernels.triton_decode import decode_attention
 from nanochat.kernels.triton_gemv import gemv
+from nanochat.kernels.triton_one_shot import Outlet
 from nanochat.kernels.triton_rope import Rope
 from nanochat.kernels.triton_step import DecodeRows, embed
 
@@ -156,6 +157,11 @@ class FusedDecoder:
         reduce = self.model.reduce
         if reduce is None:
             return self._product(y, weight, residual=x)
+        if isinstance(reduce, FusedReduce):
+            outlet = None if self._config(y, weight).library else reduce.outlet(x)
+            if outlet is not None:
+                self._product(y, weight, late=True, to=outlet)
+                return reduce.collect(x, pdl=self.kernels.pdl)
         delta = self._product(y, weight)
         if isinstance(reduce, FusedReduce) and reduce.takes(delta):
             return reduce.add(delta, x, pdl=self.kernels.pdl)
@@ -163,16 +169,19 @@ class FusedDecoder:
 
     def _product(
         self, x: Tensor, weight: Weight, *, norm: Tensor | None = None, residual: Tensor | None = None,
-        activation: str = "", out_dtype: torch.dtype | None = None, late: bool = False,
+        activation: str = "", out_dtype: torch.dtype | None = None, late: bool = False, to: Outlet | None = None,
     ) -> Tensor:  # fmt: skip
-        out, k = weight.weight.shape
-        shape = GemvShape.of(
-            x.shape[0], out // 2 if activation else out, k, bool(activation), norm is not None
-        )
+        config = self._config(x, weight, gated=bool(activation), norm=norm is not None)
         return gemv(
-            x, weight.weight, config=self.kernels.tuning.config(shape), norm=norm, eps=self.model.eps, bias=weight.bias,
-            residual=residual, activation=activation, out_dtype=out_dtype, pdl=self.kernels.pdl, late=late,
+            x, weight.weight, config=config, norm=norm, eps=self.model.eps, bias=weight.bias,
+            residual=residual, activation=activation, out_dtype=out_dtype, pdl=self.kernels.pdl, late=late, to=to,
         )  # fmt: skip
+
+    def _config(self, x: Tensor, weight: Weight, *, gated: bool = False, norm: bool = False) -> GemvConfig:
+        out, k = weight.weight.shape
+        return self.kernels.tuning.config(
+            GemvShape.of(x.shape[0], out // 2 if gated else out, k, gated, norm)
+        )
 
     def _attend(
         self, qkv: Tensor, spec: AttentionSpec, rope: Rope, rows: DecodeRows, query_start: Tensor,

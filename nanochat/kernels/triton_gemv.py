@@ -22,6 +22,7 @@ from torch import Tensor
 from nanochat.kernels.gemv_config import GemvConfig, GemvShape, default_config
 from nanochat.kernels.triton_activation import activated, gate_mul
 from nanochat.kernels.triton_norm import rms_norm
+from nanochat.kernels.triton_one_shot import Outlet, following, send_results
 
 MAX_ROWS = 8
 
@@ -93,10 +94,11 @@ def _finish(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _gemv(
-    x_ptr, w_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, eps, num_rows, x_stride, residual_stride,
-    ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_ptr, w_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, inboxes_ptr, rounds_ptr, eps, num_rows, x_stride, residual_stride,
+    room, capacity, ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     WARPS: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, GATE: tl.constexpr, RESIDUAL: tl.constexpr,
-    PREFETCH: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr,
+    PREFETCH: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
+    COMPILED: tl.constexpr,
 ):  # fmt: skip
     """Rows on the arithmetic units: each thread multiplies its weights with every row of x.
 
@@ -134,6 +136,10 @@ def _gemv(
         tl.extra.cuda.gdc_wait()
         if LATE:
             tl.extra.cuda.gdc_launch_dependents()
+    rounds = ()
+    for row in tl.static_range(ROWS):
+        if RANKS > 0:
+            rounds = rounds + (following(tl.load(rounds_ptr + row, mask=row < num_rows, other=0)),)
     residuals = ()
     for part in tl.static_range(BLOCK_N // WARPS):
         for row in tl.static_range(ROWS):
@@ -190,7 +196,13 @@ def _gemv(
                 residuals[part * ROWS + row] if RESIDUAL else y, BIAS, GATE, RESIDUAL,
             )  # fmt: skip
             at = n + part * WARPS
-            tl.store(out_ptr + row * N + at, y.to(out_ptr.dtype.element_ty), mask=(at < N) & (row < num_rows))
+            mask = (at < N) & (row < num_rows)
+            if RANKS > 0:
+                send_results(
+                    y, at, row, rounds[row], mask, inboxes_ptr, room, capacity, RANK, RANKS, COMPILED
+                )
+            else:
+                tl.store(out_ptr + row * N + at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -208,10 +220,11 @@ def _request_to_l2(w_ptr, first_row, num_rows, K: tl.constexpr, BYTES: tl.conste
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _gemv_dot(
-    x_ptr, w_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, eps, num_rows, x_stride, residual_stride,
-    ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_ptr, w_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, inboxes_ptr, rounds_ptr, eps, num_rows, x_stride, residual_stride,
+    room, capacity, ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     NORM: tl.constexpr, BIAS: tl.constexpr, GATE: tl.constexpr, RESIDUAL: tl.constexpr,
     STAGES: tl.constexpr, PREFETCH: tl.constexpr, PIECES: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr,
+    RANK: tl.constexpr, RANKS: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     """Rows on the matrix units: a tile of weights times x transposed, ROWS (a power of two, 8 or more) columns."""
     if PDL and not LATE:
@@ -275,13 +288,17 @@ def _gemv_dot(
             tl.float32
         )
     y = _finish(total, gate_total, bias, gate_bias, residual, BIAS, GATE, RESIDUAL)
-    tl.store(out_ptr + column[None, :] * N + at, y.to(out_ptr.dtype.element_ty), mask=mask)
+    if RANKS > 0:
+        round_ = following(tl.load(rounds_ptr + column, mask=column < num_rows, other=0))[None, :]
+        send_results(y, at, column[None, :], round_, mask, inboxes_ptr, room, capacity, RANK, RANKS, COMPILED)
+    else:
+        tl.store(out_ptr + column[None, :] * N + at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def gemv(
     x: Tensor, weight: Tensor, *, out: Tensor | None = None, config: GemvConfig | None = None,
     norm: Tensor | None = None, eps: float = 0.0, bias: Tensor | None = None, residual: Tensor | None = None,
-    activation: str = "", out_dtype: torch.dtype | None = None, pdl: bool = False, late: bool = False,
+    activation: str = "", out_dtype: torch.dtype | None = None, pdl: bool = False, late: bool = False, to: Outlet | None = None,
 ) -> Tensor:  # fmt: skip
     """`residual + f(rms_norm(x, norm) @ weight.T + bias)` for up to eight rows.
 
@@ -295,6 +312,7 @@ def gemv(
         pdl: a programmatic dependent launch (sm_90 and later).
         late: let the next kernel start only after this one's wait, so that it may read before its own wait
             whatever was written two kernels earlier or before.
+        to: send the results there instead, float32; then `out` is not written. Not with a `library` config.
     """
     rows, k = x.shape
     n = weight.shape[0] // 2 if activation else weight.shape[0]
@@ -302,17 +320,22 @@ def gemv(
         out = torch.empty(rows, n, dtype=out_dtype or x.dtype, device=x.device)
     config = config or default_config(GemvShape.of(rows, n, k, bool(activation), norm is not None))
     if config.library:
+        assert to is None
         return _by_library(x, weight, out, norm, eps, bias, residual, activation)
     arguments = (
         x, weight, weight if norm is None else norm, weight if bias is None else bias,
-        out if residual is None else residual, out, eps, rows,
-        x.stride(0), n if residual is None else residual.stride(0),
+        out if residual is None else residual, out, out if to is None else to.inboxes, out if to is None else to.rounds,
+        eps, rows, x.stride(0), n if residual is None else residual.stride(0),
+        0 if to is None else to.rows, 0 if to is None else to.words,
     )  # fmt: skip
     flags = {
         "NORM": norm is not None,
         "BIAS": bias is not None,
         "GATE": activation,
         "RESIDUAL": residual is not None,
+        "RANK": 0 if to is None else to.rank,
+        "RANKS": 0 if to is None else to.ranks,
+        "COMPILED": to is not None and to.compiled,
     }
     sizes = {"N": n, "K": k, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "PDL": pdl, "LATE": late}
     options = {"num_warps": config.warps, **({"launch_pdl": True} if pdl else {})}

@@ -10,6 +10,9 @@ Rounds are counted on the device, for each row, so that a captured graph can be 
 of the inbox. A rank begins a round when it has everything of the one before, which its peers sent after they had read all
 of the round before that: nothing is overwritten that is still needed.
 
+A product can send its results itself, as it has them (`Outlet`): then a rank only collects them, its own ones too. No kernel
+ends between the product and the sum, and what is sent is not rounded to 16 bits before.
+
 Waiting is bounded: a rank that misses a word for too long, or is told that a peer is lost, says so in `failed`, makes
 its result NaN and never waits again.
 """
@@ -19,6 +22,8 @@ its result NaN and never waits again.
 # pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -68,10 +73,28 @@ def _receive(source, round_, mask, failed_ptr, looks):
 
 
 @triton.jit
+def following(round_):
+    """The number of the round after `round_`; never 0, which is what an inbox holds where nothing was ever written."""
+    return tl.where(round_ + 1 == 0, 2, round_ + 1)
+
+
+@triton.jit
 def _next(rounds_ptr):
-    """The number of the round that begins; never 0, which is what an inbox holds where nothing was ever written."""
-    round_ = tl.load(rounds_ptr) + 1
-    return tl.where(round_ == 0, 2, round_)
+    """The number of the round that begins."""
+    return following(tl.load(rounds_ptr))
+
+
+@triton.jit
+def send_results(
+    results, at, row, round_, mask, inboxes_ptr, num_rows, capacity,
+    RANK: tl.constexpr, RANKS: tl.constexpr, COMPILED: tl.constexpr,
+):  # fmt: skip
+    """Put float32 results, whose places in a row are `at`, into every rank's inbox, the other ranks' first."""
+    words = results.to(tl.float32).to(tl.int32, bitcast=True)
+    place = (((round_ & 1).to(tl.int64) * num_rows + row) * RANKS + RANK) * capacity + at
+    for step in tl.static_range(RANKS):
+        inbox = tl.load(inboxes_ptr + (RANK + 1 + step) % RANKS)
+        _send(inbox + place * 8, words, round_, mask, COMPILED)
 
 
 @triton.jit
@@ -104,9 +127,9 @@ def _one_shot(
 
     An inbox begins with int64 [2, num_rows, RANKS, capacity]. PAIRED: a word holds two elements of 16 bits.
     """
-    if PDL:
+    if PDL:  # the next kernel asks for its weights while this one waits for the others
+        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()  # the next kernel asks for its weights while this one waits for the others
     began = _clock(COMPILED)
     row = tl.program_id(0).to(tl.int64)
     WORDS: tl.constexpr = WIDTH // 2 if PAIRED else WIDTH
@@ -158,6 +181,46 @@ def _one_shot(
 
 
 @triton.jit
+def _collect(
+    x_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, spent_ptr, looks, num_rows, capacity,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr, COMPILED: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One row: x plus what the products of all ranks sent, a float32 in each word.
+
+    PDL: the product before lets this kernel start only once its own wait is over (`late`), so x and the rounds are there.
+    What the product computes is known by its words; its end is waited for last, for the sake of who waits for this one's.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    row = tl.program_id(0).to(tl.int64)
+    word = tl.arange(0, BLOCK)
+    own = word < WIDTH
+    round_ = following(tl.load(rounds_ptr + row, cache_modifier=".cg"))
+    x = tl.load(x_ptr + row * WIDTH + word, mask=own, other=0.0, cache_modifier=".cg").to(tl.float32)
+    inbox = tl.load(inboxes_ptr + RANK).to(tl.pointer_type(tl.int64))
+    inbox += ((round_ & 1).to(tl.int64) * num_rows + row) * RANKS * capacity
+    mine, lost = _receive(inbox + RANK * capacity + word, round_, own, failed_ptr, looks)
+    began = _clock(COMPILED)
+    total = tl.zeros([BLOCK], tl.float32)
+    for rank in tl.static_range(RANKS):
+        summand = mine
+        if rank != RANK:
+            summand, state = _receive(inbox + rank * capacity + word, round_, own, failed_ptr, looks)
+            lost += state
+        total += summand.to(tl.float32, bitcast=True)
+    tl.debug_barrier()  # every thread has read the round
+    tl.store(rounds_ptr + row, round_)
+    if row == 0:
+        tl.store(spent_ptr, tl.load(spent_ptr, cache_modifier=".cg") + _clock(COMPILED) - began)
+    if lost > 0:
+        tl.store(failed_ptr, 1)
+    total = tl.where(lost > 0, float("nan"), total + x)
+    tl.store(out_ptr + row * WIDTH + word, total.to(out_ptr.dtype.element_ty), mask=own)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
 def _gather(
     words_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, spent_ptr, looks, begin, count,
     BLOCK: tl.constexpr, CAPACITY: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
@@ -190,6 +253,25 @@ def _gather(
         tl.debug_barrier()  # every thread has read the round
         tl.store(rounds_ptr, round_)
         tl.store(spent_ptr, tl.load(spent_ptr) + _clock(COMPILED) - began)
+
+
+@dataclass(frozen=True, slots=True)
+class Outlet:
+    """Where a product sends its results, instead of storing them: every rank's inbox.
+
+    Attributes:
+        inboxes: int64 [ranks], their addresses, each int64 [2, rows, ranks, words].
+        rounds: int32 [rows], of each row's last exchange.
+        compiled: whether the kernel runs on a GPU.
+    """
+
+    inboxes: Tensor
+    rounds: Tensor
+    rank: int
+    ranks: int
+    rows: int
+    words: int
+    compiled: bool
 
 
 class OneShot:
@@ -239,6 +321,29 @@ class OneShot:
     def add_norm(self, delta: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """(the norm of x + the sum of all ranks' delta, x + that sum), both [T, H] in new memory."""
         return self._launch(delta, x, weight, eps)
+
+    def outlet(self, x: Tensor) -> Outlet | None:
+        """Where products send what `collect` adds to x [T, H]; None where a row of float32 is too long."""
+        if x.shape[-1] > self.words or x.numel() > self.rows * x.shape[-1] or not x.is_contiguous():
+            return None
+        compiled = x.device.type != "cpu"
+        return Outlet(self._inboxes, self._rounds, self.rank, self.ranks, self.rows, self.words, compiled)
+
+    def collect(self, x: Tensor, *, pdl: bool = False) -> Tensor:
+        """x + the sum of what every rank's product sent last, [T, H] in new memory.
+
+        Args:
+            pdl: a programmatic dependent launch; the product before must have been a `late` one.
+        """
+        width = x.shape[-1]
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        block = next_power_of_2(width)
+        _collect[(x.numel() // width,)](
+            x, out, self._inboxes, self._rounds, self.failed, self.nanoseconds, self.looks, self.rows, self.words,
+            WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, COMPILED=x.device.type != "cpu", PDL=pdl,
+            num_warps=min(16, max(1, block // 128)), **({"launch_pdl": True} if pdl else {}),
+        )  # fmt: skip
+        return out
 
     def gathers(self, x: Tensor) -> bool:
         """Whether `gather` can be asked about x."""

@@ -40,6 +40,7 @@ from nanochat.kernels.cuda import CudaKernels
 from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs, default_config
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.triton_divided import choose_rows, offer_rows
+from nanochat.kernels.triton_gemv import gemv
 from nanochat.kernels.triton_one_shot import OneShot
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
 from nanochat.kernels.triton_step import DecodeRows, advance, embed
@@ -250,6 +251,10 @@ def exchanges(width: int, dtype: torch.dtype, pdl: bool) -> None:
         end.gather(empty(4, 3, dtype=torch.int32))
         end.add_norm(delta, delta, delta[0], 1e-6)
         end.add(delta, delta, pdl=pdl)
+        end.collect(delta, pdl=pdl)
+        weight, outlet = empty(width, 512, dtype=dtype), end.outlet(delta)
+        for config in (GemvConfig(4, 256, prefetch=12), GemvConfig(16, 256, 1, dot=True)):
+            gemv(empty(4, 512, dtype=dtype), weight, config=config, pdl=pdl, late=True, to=outlet)
 
 
 def attention_kinds(kernels: CudaKernels) -> None:

@@ -12,7 +12,9 @@ import torch
 
 from nanochat.engine.parallel.one_shot import Sums
 from nanochat.kernels.cuda import CudaKernels, Weight
+from nanochat.kernels.gemv_config import GemvConfig
 from nanochat.kernels.triton_divided import choose_rows
+from nanochat.kernels.triton_gemv import gemv
 from nanochat.kernels.triton_norm import add_rms_norm
 from nanochat.kernels.triton_one_shot import GATHERED, OneShot, inbox_bytes
 
@@ -107,6 +109,76 @@ def test_rounds_go_on_when_their_count_overflows() -> None:
     assert group.ends[0]._rounds[0] == 4
 
 
+def products(
+    ranks: int, rows: int, dtype: torch.dtype, seed: int
+) -> tuple[list, list, torch.Tensor, torch.Tensor]:
+    """(each rank's inputs, each rank's weights, a residual, what comes out of all)."""
+    draw = torch.Generator().manual_seed(seed)
+    inputs = [torch.randn(rows, 64, generator=draw).to(dtype) for _ in range(ranks)]
+    weights = [torch.randn(90, 64, generator=draw).to(dtype) for _ in range(ranks)]
+    x = torch.randn(rows, 90, generator=draw).to(dtype)
+    return (
+        inputs,
+        weights,
+        x,
+        x.double() + sum(a.double() @ w.double().T for a, w in zip(inputs, weights, strict=True)),
+    )
+
+
+CONFIGS = {"own": GemvConfig(4, 32, 2, prefetch=1), "dot": GemvConfig(16, 32, 4, dot=True)}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_products_send_and_every_rank_collects_the_same(ranks: int, dtype: torch.dtype, config: str) -> None:
+    """Between other exchanges, of more and of fewer rows; what is sent is rounded once, after the residual."""
+    group = Ranks(ranks)
+    for seed, rows in enumerate((1, 5, 2, 5, 1)):
+        inputs, weights, x, expected = products(ranks, rows, dtype, seed)
+        for end, a, w in zip(group.ends, inputs, weights, strict=True):
+            outlet = end.outlet(x)
+            assert outlet is not None
+            gemv(a, w, config=CONFIGS[config], to=outlet)
+        found = [end.collect(x) for end in group.ends]
+        assert (found[0].double() - expected).abs().max() < 2 * torch.finfo(dtype).eps * expected.abs().max()
+        assert all(torch.equal(each, found[0]) for each in found)
+        deltas = numbers(seed, ranks, 2, 64, torch.float32)
+        assert torch.equal(group.sum(deltas)[0], sum(deltas[1:], deltas[0]))
+    assert not any(end.failed.item() for end in group.ends)
+
+
+def test_a_product_of_a_rank_that_is_ahead_overwrites_nothing_that_is_still_needed() -> None:
+    group = Ranks(2)
+    ahead, behind = group.ends
+    rounds = [products(2, 2, torch.float32, seed) for seed in range(4)]
+
+    def send(end: OneShot, rank: int, seed: int) -> None:
+        inputs, weights, x, _ = rounds[seed]
+        gemv(inputs[rank], weights[rank], config=CONFIGS["own"], to=end.outlet(x))
+
+    send(behind, 1, 0)
+    for seed in range(3):
+        if seed == 0:
+            send(ahead, 0, seed)
+        ahead.collect(rounds[seed][2])
+        send(ahead, 0, seed + 1)
+        *_, x, expected = rounds[seed]
+        assert (behind.collect(x).double() - expected).abs().max() < 1e-3
+        send(behind, 1, seed + 1)
+
+
+def test_a_product_that_did_not_send_ends_in_nan() -> None:
+    group = Ranks(2)
+    inputs, weights, x, _ = products(2, 1, torch.float32, 0)
+    gemv(inputs[0], weights[0], to=group.ends[0].outlet(x))
+    assert group.ends[0].collect(x).isnan().all() and group.ends[0].failed.item() == 1
+    assert (
+        group.ends[0].outlet(torch.zeros(1, WORDS + 1)) is None
+        and group.ends[0].outlet(torch.zeros(ROWS + 1, 8)) is None
+    )
+
+
 def test_a_peer_that_sends_nothing_ends_in_nan_and_is_not_waited_for_again() -> None:
     group = Ranks(3)
     deltas = numbers(1, 3, 2, 64, torch.bfloat16)
@@ -180,7 +252,7 @@ def test_the_row_parallel_end_of_half_a_layer_is_one_exchange(
         return delta + y[:, 16:] @ weight[:, 16:].T
 
     collectives = SimpleNamespace(reduce=reduce, counted=lambda: nullcontext(said.append("one shot")))
-    sums = Sums(collectives, group.ends[0], None, 8, "")  # type: ignore[arg-type]
+    sums = Sums(collectives, group.ends[0], None, 8)  # type: ignore[arg-type]
     if rows <= ROWS:
         group.ends[1]._launch(y[:, 16:] @ weight[:, 16:].T, None, None, 0.0, receive=False)
     share = Weight(weight[:, :16].contiguous(), None)

@@ -20,10 +20,11 @@ from nanochat.kernels.peer_memory import HANDLE_BYTES, PeerMemory
 
 if TYPE_CHECKING:
     from nanochat.engine.parallel.collectives import Collectives
-    from nanochat.kernels.triton_one_shot import OneShot
+    from nanochat.kernels.triton_one_shot import OneShot, Outlet
 
 _SIZES = (1, 8, 32, 128)  # rows of the messages that are measured
 _TRIAL_LOOKS = 1 << 24  # some ten seconds: while a rank compiles, the others wait for it on the device
+_INPUTS = 256  # of a product that is tried
 _CHAIN, _REPLAYS = 20, 5  # sums in a measured graph, and how often it is replayed
 _EPS = 1e-6
 
@@ -31,9 +32,12 @@ _EPS = 1e-6
 class Sums(FusedReduce):
     """A GPU's sums: in one shot what is small, with NCCL what is not."""
 
-    def __init__(self, collectives: Collectives, end: OneShot, memory: PeerMemory, rows: int) -> None:
+    def __init__(
+        self, collectives: Collectives, end: OneShot, memory: PeerMemory, rows: int, *, collects: bool = True
+    ) -> None:
+        """`rows`: of a message at most. `collects`: whether products may send their results themselves."""
         self._collectives, self._end, self._memory = collectives, end, memory
-        self._rows = rows
+        self._rows, self._collects = rows, collects
 
     def __call__(self, x: Tensor) -> Tensor:
         """The sum over all ranks; in x's place or not."""
@@ -55,6 +59,15 @@ class Sums(FusedReduce):
         """See `FusedReduce`."""
         with self._collectives.counted():
             return self._end.add(delta, x, pdl=pdl)
+
+    def outlet(self, x: Tensor) -> Outlet | None:
+        """See `FusedReduce`."""
+        return self._end.outlet(x) if self._collects and self.takes(x) else None
+
+    def collect(self, x: Tensor, *, pdl: bool = False) -> Tensor:
+        """See `FusedReduce`."""
+        with self._collectives.counted():
+            return self._end.collect(x, pdl=pdl)
 
     def gathers(self, x: Tensor) -> bool:
         """Whether x is small enough to be put beside the other ranks' in one shot."""
@@ -99,7 +112,7 @@ def connect(collectives: Collectives, device: torch.device, width: int, dtype: t
     Says in `collectives.compared` what was found.
     """
     rows = min(_SIZES[-1], torch.cuda.get_device_properties(device).multi_processor_count)
-    joined = _join(collectives, device, rows, max(width * dtype.itemsize // 4, 1))
+    joined = _join(collectives, device, rows, width)
     if joined is None:
         collectives.compared = "no GPU memory that the ranks share"
         return None
@@ -112,8 +125,11 @@ def connect(collectives: Collectives, device: torch.device, width: int, dtype: t
     if most == 0:
         _part(collectives, device, memory)
         return None
+    collects = _agree(collectives, device, _sound_products(collectives, end, device, width, dtype))
+    if collects:
+        collectives.compared += ", small ones sent by the products"
     end.nanoseconds.zero_()
-    return Sums(collectives, end, memory, most)
+    return Sums(collectives, end, memory, most, collects=collects)
 
 
 def _join(
@@ -181,6 +197,29 @@ def _sound(
             return False
         whole = collectives.reduce(x.to(torch.float32, copy=True))
         well &= torch.allclose(end.sum(x).float(), whole, rtol=2**-6, atol=2**-6)
+    end.looks = looks
+    return well and not end.failed.item()
+
+
+def _sound_products(
+    collectives: Collectives, end: OneShot, device: torch.device, width: int, dtype: torch.dtype
+) -> bool:
+    """Whether what products send by themselves adds up to NCCL's sum."""
+    from nanochat.kernels.triton_gemv import gemv
+
+    looks, end.looks = end.looks, _TRIAL_LOOKS
+    draw = torch.Generator(device).manual_seed(collectives.rank)
+    weight = torch.randn(width, _INPUTS, generator=draw, device=device).to(dtype)
+    y = (torch.randn(1, _INPUTS, generator=draw, device=device) / _INPUTS**0.5).to(dtype)
+    x = torch.ones(1, width, dtype=dtype, device=device)
+    whole = collectives.reduce(torch.nn.functional.linear(y, weight).float())
+    well = True
+    for _ in range(3):
+        outlet = end.outlet(x)
+        if outlet is None:
+            return False
+        gemv(y, weight, to=outlet)
+        well &= torch.allclose(end.collect(x).float() - 1, whole, rtol=2**-5, atol=2**-4)
     end.looks = looks
     return well and not end.failed.item()
 

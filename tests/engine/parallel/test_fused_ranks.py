@@ -61,8 +61,8 @@ class Baton:
 class Passing(FusedReduce):
     """A rank's sums; `deaf` to the exchange with this number, it goes on with what it has itself."""
 
-    def __init__(self, baton: Baton, end: OneShot, deaf: int = -1) -> None:
-        self._baton, self._end, self._deaf, self.count = baton, end, deaf, 0
+    def __init__(self, baton: Baton, end: OneShot, deaf: int = -1, sends: bool = True) -> None:
+        self._baton, self._end, self._deaf, self.count, self._sends = baton, end, deaf, 0, sends
 
     def _exchange(self, delta, x, weight, eps):
         self.count += 1
@@ -81,6 +81,15 @@ class Passing(FusedReduce):
 
     def add(self, delta, x, *, pdl=False):
         return self._exchange(delta, x, None, 0.0)[0]
+
+    def outlet(self, x):
+        return self._end.outlet(x) if self._sends else None
+
+    def collect(self, x, *, pdl=False):
+        self.count += 1
+        if self.count - 1 == self._deaf:
+            return x
+        return self._baton.exchange(lambda **ways: None if "receive" in ways else self._end.collect(x))
 
 
 def decode_rows(count: int) -> DecodeRows:
@@ -118,12 +127,14 @@ def whole_logits(folder, monkeypatch) -> torch.Tensor:
     return model.logits(model.forward(rows.ids, rows.positions, layout, cache_of(model)))
 
 
-def divided_logits(folder, monkeypatch, ranks: int, deaf: int = -1) -> tuple[torch.Tensor, int]:
-    """(the ranks' logits side by side, exchanges); every rank is deaf to the exchange `deaf`."""
+def divided_logits(
+    folder, monkeypatch, ranks: int, deaf: int = -1, sends: bool = True
+) -> tuple[torch.Tensor, int]:
+    """(the ranks' logits side by side, exchanges); every rank is deaf to the exchange `deaf`; products send, or do not."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: CHIP)
     memory = [torch.zeros(inbox_bytes(ranks, 8, WORDS) // 8, dtype=torch.int64) for _ in range(ranks)]
     inboxes, baton = [each.data_ptr() for each in memory], Baton(ranks)
-    sums = [Passing(baton, OneShot(inboxes, rank, 8, WORDS, CPU, 2), deaf) for rank in range(ranks)]
+    sums = [Passing(baton, OneShot(inboxes, rank, 8, WORDS, CPU, 2), deaf, sends) for rank in range(ranks)]
     parts = [torch.empty(0)] * ranks
 
     def step(rank: int, model: Decoder) -> None:
@@ -147,15 +158,16 @@ def divided_logits(folder, monkeypatch, ranks: int, deaf: int = -1) -> tuple[tor
     return torch.cat(parts, dim=1), sums[0].count
 
 
+@pytest.mark.parametrize("sends", [True, False])
 def test_ranks_in_fused_steps_give_the_whole_model_and_every_exchange_counts(
-    tiny_folder, monkeypatch
+    sends: bool, tiny_folder, monkeypatch
 ) -> None:
     folder = tiny_folder("qwen3")
     whole = whole_logits(folder, monkeypatch)
-    divided, exchanges = divided_logits(folder, monkeypatch, 2)
+    divided, exchanges = divided_logits(folder, monkeypatch, 2, sends=sends)
     assert divided.shape == whole.shape
     assert (divided - whole).abs().max() < 1e-3 * whole.abs().max()
     assert exchanges == 1 + 2 * 3, "the embedding, and two in each of three layers"
     for deaf in (0, 2):
-        found, _ = divided_logits(folder, monkeypatch, 2, deaf)
+        found, _ = divided_logits(folder, monkeypatch, 2, deaf, sends)
         assert (found - whole).abs().max() > 1e-2 * whole.abs().max(), deaf

@@ -69,6 +69,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_shot, "PeerMemory", Memory)
     monkeypatch.setattr(one_shot, "_reaches_all", lambda device, rank, ranks: True)
     monkeypatch.setattr(one_shot, "_sound", lambda *_: True)
+    monkeypatch.setattr(one_shot, "_sound_products", lambda *_: True)
     monkeypatch.setattr(one_shot, "_measure", lambda *_: (8, "measured"))
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=60)
@@ -96,7 +97,7 @@ def connected() -> tuple[list[Sums | None], list[str]]:
 
 def test_every_rank_maps_the_inboxes_of_all_in_their_order() -> None:
     found, compared = connected()
-    assert compared == ["measured"] * RANKS
+    assert compared == ["measured, small ones sent by the products"] * RANKS
     inboxes = {tuple(sums._end._inboxes.tolist()) for sums in found if sums is not None}
     assert len(inboxes) == 1 and sorted(*inboxes) == [1000, 1001, 1002]
     assert [sums._end.rank for sums in found if sums is not None] == [0, 1, 2]
@@ -120,6 +121,15 @@ def test_one_rank_whose_sums_are_wrong_leaves_all_with_nccl(monkeypatch: pytest.
     monkeypatch.setattr(one_shot, "_sound", lambda collectives, *_: collectives.rank != 2)
     assert connected() == ([None] * RANKS, ["sums in one shot did not come out right"] * RANKS)
     assert all(memory.closed for memory in Memory.made)
+
+
+def test_products_send_by_themselves_only_where_that_is_sound_on_every_rank(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.zeros(1, WIDTH, dtype=torch.bfloat16)
+    assert all(sums is not None and sums.outlet(x) is not None for sums in connected()[0])
+    monkeypatch.setattr(one_shot, "_sound_products", lambda collectives, *_: collectives.rank != 1)
+    assert all(sums is not None and sums.outlet(x) is None and sums.takes(x) for sums in connected()[0])
 
 
 def test_what_is_not_faster_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
