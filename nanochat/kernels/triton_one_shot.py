@@ -55,7 +55,7 @@ def _look(source, round_, mask, failed_ptr):
 
     The state is a maximum over all threads, so that they leave a loop together whatever each of them saw.
     """
-    failed = tl.load(failed_ptr + tl.zeros_like(mask.to(tl.int32)), volatile=True)
+    failed = tl.load(failed_ptr, volatile=True)
     pairs = tl.load(source, mask=mask, other=0, volatile=True)
     missing = mask & ((pairs >> 32).to(tl.int32) != round_)
     return pairs, tl.max(tl.where(failed != 0, 2, missing.to(tl.int32)), 0)

@@ -146,6 +146,56 @@ def check_replayed(end, store, rank: int, ranks: int) -> dict[str, Any]:
     return {"off": found, "rounds": end._rounds.tolist()}
 
 
+def check_products(end, store, rank: int, ranks: int) -> dict[str, Any]:
+    """Products that send their results by themselves, and those whose results are exchanged: the same; and us a product."""
+    from nanochat.kernels.gemv_config import GemvConfig
+    from nanochat.kernels.triton_gemv import gemv
+
+    pdl, dtype = torch.cuda.get_device_capability() >= (9, 0), torch.bfloat16
+    draw = torch.Generator().manual_seed(1)
+    whole = torch.randn(WIDTH, ranks * 512, generator=draw).to(dtype)
+    weights = [whole[:, rank * 512 : (rank + 1) * 512].contiguous().cuda() for _ in range(4)]
+    inputs = torch.randn(ROWS, ranks * 512, generator=draw).to(dtype)
+    x = torch.randn(ROWS, WIDTH, generator=draw).to(dtype)
+    expected = x.double() + inputs.double() @ whole.double().T
+    found: dict[str, float] = {}
+    times: dict[str, float] = {}
+    for rows in (1, 3, ROWS):
+        y, start = inputs[:rows, rank * 512 : (rank + 1) * 512].contiguous().cuda(), x[:rows].cuda()
+
+        def sent(weight, y=y, start=start):
+            gemv(y, weight, pdl=pdl, late=True, to=end.outlet(start), config=GemvConfig(4, 256, prefetch=12))
+            return end.collect(start, pdl=pdl)
+
+        def exchanged(weight, y=y, start=start):
+            delta = gemv(y, weight, pdl=pdl, config=GemvConfig(4, 256, prefetch=12))
+            return end.add(delta, start, pdl=pdl)
+
+        for name, step in (("sent", sent), ("exchanged", exchanged)):
+            meet(store, f"{name} {rows}", rank, ranks)
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                step(weights[0])
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                outs = [step(weight) for weight in weights * 5]
+            meet(store, f"{name} {rows} captured", rank, ranks)
+            for turn in range(3):
+                began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                began.record()
+                graph.replay()
+                ended.record()
+                torch.cuda.synchronize()
+                times[f"{name} {rows}"] = round(1e3 * began.elapsed_time(ended) / len(outs), 2)
+                assert all(torch.equal(out, outs[0]) for out in outs), (name, rows, turn)
+            off = ((outs[0].cpu().double() - expected[:rows]).abs() / (expected[:rows].abs() + 1)).max()
+            found[f"{name} {rows}"] = round(float(off) / torch.finfo(dtype).eps, 2)
+            store.set(f"{name} {rows} {rank}", str(outs[-1].double().sum().item()))
+            assert len({store.get(f"{name} {rows} {other}") for other in range(ranks)}) == 1
+    return {"off": found, "us": times}
+
+
 def check_lost(end, store, rank: int, ranks: int) -> dict[str, Any]:
     """The last rank does not come; afterwards nobody waits again."""
     x = torch.ones(1, WIDTH, dtype=torch.bfloat16, device="cuda")
@@ -185,7 +235,13 @@ def check_told(end, store, rank: int, ranks: int) -> dict[str, Any]:
     return {"waits": waits, "nan": bool(first.isnan().all())}
 
 
-CHECKS = {"launched": check_launched, "replayed": check_replayed, "lost": check_lost, "told": check_told}
+CHECKS = {
+    "launched": check_launched,
+    "replayed": check_replayed,
+    "products": check_products,
+    "lost": check_lost,
+    "told": check_told,
+}
 
 
 def main(rank: int, ranks: int, folder: Path) -> None:
@@ -241,7 +297,7 @@ def said() -> list[dict[str, Any]]:
     return [json.loads(out.strip().splitlines()[-1]) for _, out, _ in heard]
 
 
-@pytest.mark.parametrize(("check", "limit"), [("launched", 3.0), ("replayed", 0.1)])
+@pytest.mark.parametrize(("check", "limit"), [("launched", 3.0), ("replayed", 0.1), ("products", 3.0)])
 def test_every_rank_gets_the_sum(check: str, limit: float, said: list[dict[str, Any]]) -> None:
     for rank, one in enumerate(said):
         assert "off" in one.get(check, {}), (rank, one)
