@@ -153,7 +153,7 @@ def check_products(end, store, rank: int, ranks: int) -> dict[str, Any]:
 
     pdl, dtype = torch.cuda.get_device_capability() >= (9, 0), torch.bfloat16
     draw = torch.Generator().manual_seed(1)
-    whole = torch.randn(WIDTH, ranks * 512, generator=draw).to(dtype)
+    whole = (torch.randn(WIDTH, ranks * 512, generator=draw) / 32).to(dtype)
     weights = [whole[:, rank * 512 : (rank + 1) * 512].contiguous().cuda() for _ in range(4)]
     inputs = torch.randn(ROWS, ranks * 512, generator=draw).to(dtype)
     x = torch.randn(ROWS, WIDTH, generator=draw).to(dtype)
