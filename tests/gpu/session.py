@@ -3,7 +3,7 @@
     python tests/gpu/session.py [--out FOLDER] [--model FOLDER] [--within SECONDS] [PART ...]
 
 Parts, in this order when none is named: tests, bits, gap, bench, large, start, drawing, interference, compiled, divergence,
-memcheck, racecheck; and where there are several GPUs, ranks, ranks-small, ranks-large, and ranks-divergence.
+memcheck, racecheck; and where there are several GPUs, ranks, ranks-small, ranks-large, ranks-held, and ranks-divergence.
 `--model` is for divergence (see divergence.py) and may be left out with it. A part that would begin after `--within` is
 skipped and says so. The whole output of each part is kept in FOLDER/PART.log, and the lines in FOLDER/results.jsonl.
 """
@@ -88,6 +88,7 @@ def of_several(model: Path | None) -> dict[str, Part]:
         "ranks": Part([*PYTEST, *(["-n", "0"] if SIDE_BY_SIDE else []), "-s", *tests], 240),
         "ranks-small": Part([*BENCH, "--random", "qwen3-0.6b", *scaling], 240),
         "ranks-large": Part([*BENCH, "--random", "qwen3-8b", *scaling], 400),
+        "ranks-held": Part([sys.executable, f"{HERE}/held.py"], 180),
         "ranks-divergence": Part(forced, 240),
     }
 
