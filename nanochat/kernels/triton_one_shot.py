@@ -23,6 +23,8 @@ its result NaN and never waits again.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +106,16 @@ def _clock(COMPILED: tl.constexpr):
         return tl.extra.cuda.globaltimer()
     else:
         return tl.zeros([], tl.int64)
+
+
+@triton.jit
+def _stamp(began_ptr, spent_ptr, BEGINS: tl.constexpr, COMPILED: tl.constexpr):
+    """Note the time, or count what has passed since."""
+    now = _clock(COMPILED)
+    if BEGINS:
+        tl.store(began_ptr, now)
+    else:
+        tl.store(spent_ptr, tl.load(spent_ptr) + now - tl.load(began_ptr))
 
 
 @triton.jit
@@ -296,6 +308,7 @@ class OneShot:
         self.failed = torch.zeros(1, dtype=torch.int32, device=device)
         self._inboxes = torch.tensor(inboxes, dtype=torch.int64, device=device)
         self.nanoseconds = torch.zeros(1, dtype=torch.int64, device=device)
+        self._began = torch.zeros(1, dtype=torch.int64, device=device)
         self._rounds = torch.zeros(
             rows + 1, dtype=torch.int32, device=device
         )  # of each row, and of gathered words
@@ -359,6 +372,19 @@ class OneShot:
             self._spent.copy_(self.nanoseconds, non_blocking=True)
         self._aside.synchronize()
         return int(self._spent) / 1e9
+
+    @contextmanager
+    def timed(self) -> Generator[None]:
+        """What is launched inside it counts as an exchange."""
+        self._note(begins=True)
+        yield
+        self._note(begins=False)
+
+    def _note(self, *, begins: bool) -> None:
+        compiled = self.nanoseconds.device.type != "cpu"
+        _stamp[(1,)](
+            self._began, self.nanoseconds, BEGINS=begins, COMPILED=compiled, num_warps=1
+        )  # fmt: skip
 
     def give_up(self) -> None:
         """A peer is lost: whoever waits ends at once, and so does every later sum. From any thread."""

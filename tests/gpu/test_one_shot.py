@@ -98,6 +98,11 @@ def check_launched(end, store, rank: int, ranks: int) -> dict[str, Any]:
             store.set(f"bits {dtype} {round_} {rank}", str(pair[1].double().sum().item()))
             bits = {store.get(f"bits {dtype} {round_} {other}") for other in range(ranks)}
             assert len(bits) == 1, f"ranks disagree: {bits}"
+    before = end.seconds()
+    with end.timed():
+        torch.cuda._sleep(2_000_000)  # cycles: a millisecond or so
+    torch.cuda.synchronize()
+    assert 3e-4 < end.seconds() - before < 0.1, end.seconds() - before
     return {"off": found, "ms in exchanges": round(1e3 * end.seconds(), 1)}
 
 

@@ -152,8 +152,8 @@ class RankGroup:
     def collective_seconds(self) -> float | None:
         """Spent in collectives since the start, waiting for slower ranks included; None where nobody counts it.
 
-        On GPUs no host waits: what goes in one shot is counted on the device, and NCCL's is not; then it is what was
-        found at the last `count_seconds`.
+        On GPUs no host waits: sums are counted on the device, where some go in one shot, and it is what was found at the
+        last `count_seconds`.
         """
         if self._device.type == "cpu":
             return self.collectives.seconds

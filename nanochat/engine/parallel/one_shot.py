@@ -42,7 +42,8 @@ class Sums(FusedReduce):
     def __call__(self, x: Tensor) -> Tensor:
         """The sum over all ranks; in x's place or not."""
         if not self.takes(x):
-            return self._collectives.reduce(x)
+            with self._end.timed():
+                return self._collectives.reduce(x)
         with self._collectives.counted():
             return self._end.sum(x)
 
@@ -80,7 +81,7 @@ class Sums(FusedReduce):
 
     @property
     def seconds(self) -> float:
-        """What sums in one shot took on the device so far."""
+        """What sums took on the device so far, in one shot and by NCCL."""
         return self._end.seconds()
 
     @property

@@ -182,13 +182,18 @@ class Asked:
         self.said.append("counted")
         yield
 
+    @contextmanager
+    def timed(self):
+        self.said.append("timed")
+        yield
+
 
 def test_large_sums_go_the_old_way_and_small_ones_are_counted() -> None:
     asked = Asked()
     sums = Sums(asked, asked, None, 8)  # type: ignore[arg-type]
     sums(torch.zeros(9, WIDTH))
     sums(torch.zeros(8, WIDTH))
-    assert asked.said == ["NCCL", "counted", "one shot"]
+    assert asked.said == ["timed", "NCCL", "counted", "one shot"]
     assert not sums.takes(torch.zeros(9, WIDTH)) and sums.takes(torch.zeros(1, 8, WIDTH))
 
 
