@@ -171,6 +171,7 @@ def _nccl(store: Any, rank: int, ranks: int, device: torch.device) -> Any:
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     os.environ.setdefault("NCCL_IB_DISABLE", "1")  # one host: NVLink, PCIe or shared memory
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+    os.environ.setdefault("NCCL_RAS_ENABLE", "0")  # no service that tells others about this process
     from torch.distributed import ProcessGroupNCCL
 
     nccl = cast(Any, ProcessGroupNCCL)
