@@ -25,7 +25,11 @@ class FusedReduce(ABC):
 
     @abstractmethod
     def takes(self, x: Tensor) -> bool:
-        """Whether `add_norm` and `add` can be asked about a tensor [T, H]."""
+        """Whether `add` can be asked about a tensor [T, H]."""
+
+    @abstractmethod
+    def norms(self, x: Tensor) -> bool:
+        """Whether `add_norm` can be asked about a tensor [T, H]: at least where `takes` says so."""
 
     @abstractmethod
     def add_norm(self, delta: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -141,7 +141,7 @@ class CudaKernels:
             x = self._product(y, weight, residual=x)
             return rms_norm(x, norm, eps), x
         delta = self.linear(y, weight)
-        if isinstance(reduce, FusedReduce) and reduce.takes(delta):
+        if isinstance(reduce, FusedReduce) and reduce.norms(delta):
             return reduce.add_norm(delta, x, norm, eps)
         return add_rms_norm(delta if reduce is None else reduce(delta), x, norm, eps)
 

@@ -44,6 +44,7 @@ from nanochat.kernels.triton_gemv import gemv
 from nanochat.kernels.triton_one_shot import OneShot
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
 from nanochat.kernels.triton_step import DecodeRows, advance, embed
+from nanochat.kernels.triton_wide_sum import ROWS, WideSum
 
 META = torch.device("meta")
 CHIPS = {  # multiprocessors, bytes of shared memory that a program may have
@@ -241,7 +242,7 @@ def sampling(rows: int, vocab: int) -> None:
 
 
 def exchanges(width: int, dtype: torch.dtype, pdl: bool) -> None:
-    """Sums in one shot over two and over eight ranks, and the rows of an embedding that are on one of them."""
+    """Sums in one shot and wide ones over two and over eight ranks, and the rows of an embedding that are on one of them."""
     ids = empty(4, dtype=torch.int64)
     embed(ids, ids, empty(64, width, dtype=dtype), empty(1, 32, dtype=torch.float32), first=64, pdl=pdl)
     for ranks in (2, 8):
@@ -257,6 +258,9 @@ def exchanges(width: int, dtype: torch.dtype, pdl: bool) -> None:
         weight, outlet = empty(width, 512, dtype=dtype), end.outlet(delta)
         for config in (GemvConfig(4, 256, prefetch=12), GemvConfig(16, 256, 1, dot=True)):
             gemv(empty(4, 512, dtype=dtype), weight, config=config, pdl=pdl, late=True, to=outlet)
+        wide = WideSum([0] * ranks, ROWS, width * dtype.itemsize, end)
+        wide.sum(delta)
+        wide.add_norm(delta, delta, delta[0], 1e-6)
 
 
 def attention_kinds(kernels: CudaKernels) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nanochat.engine.parallel.one_shot import Sums
+from nanochat.engine.parallel.trial import Limits
 from nanochat.kernels.cuda import CudaKernels, Weight
 from nanochat.kernels.gemv_config import GemvConfig
 from nanochat.kernels.triton_divided import choose_rows
@@ -252,7 +253,8 @@ def test_the_row_parallel_end_of_half_a_layer_is_one_exchange(
         return delta + y[:, 16:] @ weight[:, 16:].T
 
     collectives = SimpleNamespace(reduce=reduce, counted=lambda: nullcontext(said.append("one shot")))
-    sums = Sums(collectives, group.ends[0], None, 8)  # type: ignore[arg-type]
+    wide = SimpleNamespace(takes=lambda x: False)
+    sums = Sums(collectives, group.ends[0], wide, None, Limits(8, 8))  # type: ignore[arg-type]
     if rows <= ROWS:
         group.ends[1]._launch(y[:, 16:] @ weight[:, 16:].T, None, None, 0.0, receive=False)
     share = Weight(weight[:, :16].contiguous(), None)

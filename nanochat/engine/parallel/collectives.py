@@ -41,9 +41,9 @@ class Collectives:
         seconds: spent in collectives since the start, waiting for slower ranks included; on GPUs only what it took
             to launch them.
         count: collectives since the start.
-        one_shot: what sums small messages on GPUs, where that is faster.
+        one_shot: what sums small and middle-sized messages on GPUs, where that is faster.
         compared: what was found when the two were measured, in words for people; empty where they were not.
-        measured: seconds of a sum with what follows it, in one shot and by NCCL, for numbers of rows.
+        measured: seconds of a sum with what follows it (in one shot, in a wide sum, by NCCL), for numbers of rows.
     """
 
     def __init__(self, group: Any, rank: int, ranks: int, device: torch.device, pulse: Pulse) -> None:
@@ -52,7 +52,7 @@ class Collectives:
         self.count = 0
         self.one_shot: Sums | None = None
         self.compared = ""
-        self.measured: dict[int, tuple[float, float]] = {}
+        self.measured: dict[int, tuple[float, float, float]] = {}
         self._group: Any = group
         self._parting: threading.Thread | None = None
         self._device = device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -13,9 +14,13 @@ import torch
 from nanochat.engine.parallel import one_shot
 from nanochat.engine.parallel.collectives import Collectives
 from nanochat.engine.parallel.one_shot import Sums, connect
+from nanochat.engine.parallel.trial import Limits
 from nanochat.kernels.nvrtc import DriverError
 
 pytest.importorskip("triton", reason="Triton runs on Linux only")
+
+from nanochat.kernels.triton_one_shot import OneShot, inbox_bytes
+from nanochat.kernels.triton_wide_sum import LINE, ROWS, WideSum, wide_bytes
 
 CPU = torch.device("cpu")
 RANKS, WIDTH = 3, 64
@@ -42,7 +47,7 @@ class Memory:
     cannot_map: set[int]
 
     def __init__(self, size: int, device: torch.device) -> None:
-        self.number = len(Memory.made)
+        self.number, self.size = len(Memory.made), size
         self.address, self.handle, self.closed = 1000 + self.number, bytes([self.number] * 64), False
         self.mapped: set[int] = set()
         Memory.made.append(self)
@@ -68,9 +73,10 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     Memory.made, Memory.cannot_map = [], set()
     monkeypatch.setattr(one_shot, "PeerMemory", Memory)
     monkeypatch.setattr(one_shot, "_reaches_all", lambda device, rank, ranks: True)
-    monkeypatch.setattr(one_shot, "_sound", lambda *_: True)
-    monkeypatch.setattr(one_shot, "_sound_products", lambda *_: True)
-    monkeypatch.setattr(one_shot, "_measure", lambda *_: (8, "measured"))
+    monkeypatch.setattr(one_shot, "sound", lambda *_: True)
+    monkeypatch.setattr(one_shot, "sound_products", lambda *_: True)
+    monkeypatch.setattr(one_shot, "measure", lambda *_: Limits(8, 32))
+    monkeypatch.setattr(one_shot, "describe", lambda limits, _: str(tuple(limits)))
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=60)
     )
@@ -82,7 +88,9 @@ def connected() -> tuple[list[Sums | None], list[str]]:
     meeting, found, compared = Meeting(), list[Sums | None]([None] * RANKS), [""] * RANKS
 
     def rank_is(rank: int) -> None:
-        collectives = SimpleNamespace(rank=rank, ranks=RANKS, exchange=lambda x: meeting.exchange(rank, x))
+        collectives = SimpleNamespace(
+            rank=rank, ranks=RANKS, exchange=lambda x: meeting.exchange(rank, x), measured={}
+        )
         found[rank] = connect(collectives, CPU, WIDTH, torch.bfloat16)  # type: ignore[arg-type]
         compared[rank] = collectives.compared
 
@@ -97,9 +105,19 @@ def connected() -> tuple[list[Sums | None], list[str]]:
 
 def test_every_rank_maps_the_inboxes_of_all_in_their_order() -> None:
     found, compared = connected()
-    assert compared == ["measured, small ones sent by the products"] * RANKS
+    assert compared == ["(8, 32), small ones sent by the products"] * RANKS
     inboxes = {tuple(sums._end._inboxes.tolist()) for sums in found if sums is not None}
     assert len(inboxes) == 1 and sorted(*inboxes) == [1000, 1001, 1002]
+    for sums in found:
+        assert sums is not None
+        begins = sums._wide._inboxes - sums._end._inboxes
+        assert (
+            len(set(begins.tolist())) == 1
+            and begins[0] >= inbox_bytes(RANKS, 60, WIDTH)
+            and begins[0] % LINE == 0
+        )
+        assert Memory.made[0].size >= begins[0] + wide_bytes(RANKS, ROWS, WIDTH * 2)
+        assert sums._wide.failed is sums._end.failed
     assert [sums._end.rank for sums in found if sums is not None] == [0, 1, 2]
     assert {sums._end.rows for sums in found if sums is not None} == {60}
     assert not any(memory.closed for memory in Memory.made)
@@ -117,10 +135,39 @@ def test_one_rank_that_cannot_map_an_inbox_leaves_all_with_nccl() -> None:
     assert len(Memory.made) == RANKS and all(memory.closed for memory in Memory.made)
 
 
+def wrong_on_rank_2(*kinds: type) -> Callable[..., bool]:
+    return lambda collectives, end, *_: not (collectives.rank == 2 and isinstance(end, kinds))
+
+
 def test_one_rank_whose_sums_are_wrong_leaves_all_with_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one_shot, "_sound", lambda collectives, *_: collectives.rank != 2)
-    assert connected() == ([None] * RANKS, ["sums in one shot did not come out right"] * RANKS)
+    monkeypatch.setattr(one_shot, "sound", wrong_on_rank_2(OneShot, WideSum))
+    said = "sums in one shot did not come out right; wide sums did not come out right"
+    assert connected() == ([None] * RANKS, [said] * RANKS)
     assert all(memory.closed for memory in Memory.made)
+
+
+@pytest.mark.parametrize("wrong", [OneShot, WideSum])
+def test_the_way_that_is_right_on_every_rank_is_used_alone(
+    wrong: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[bool, bool]] = []
+
+    def measured(collectives: object, small: OneShot | None, wide: WideSum | None, *_: object) -> Limits:
+        asked.append((small is not None, wide is not None))
+        return Limits(0, 32) if wide else Limits(8, 8)
+
+    monkeypatch.setattr(one_shot, "sound", wrong_on_rank_2(wrong))
+    monkeypatch.setattr(one_shot, "measure", measured)
+    found, compared = connected()
+    assert asked == [(wrong is WideSum, wrong is OneShot)] * RANKS
+    name = "sums in one shot" if wrong is OneShot else "wide sums"
+    way = "(0, 32)" if wrong is OneShot else "(8, 8), small ones sent by the products"
+    assert compared == [f"{way}; {name} did not come out right"] * RANKS
+    for sums in found:
+        assert sums is not None
+        assert sums.takes(torch.zeros(1, WIDTH)[:, : WIDTH // 2]) == (wrong is WideSum)
+        assert sums.gathers(torch.zeros(1, 3, dtype=torch.int32)) == (wrong is WideSum)
+        assert sums.norms(torch.zeros(32, WIDTH // 2)) == (wrong is OneShot)
 
 
 def test_products_send_by_themselves_only_where_that_is_sound_on_every_rank(
@@ -128,73 +175,60 @@ def test_products_send_by_themselves_only_where_that_is_sound_on_every_rank(
 ) -> None:
     x = torch.zeros(1, WIDTH, dtype=torch.bfloat16)
     assert all(sums is not None and sums.outlet(x) is not None for sums in connected()[0])
-    monkeypatch.setattr(one_shot, "_sound_products", lambda collectives, *_: collectives.rank != 1)
+    monkeypatch.setattr(one_shot, "sound_products", lambda collectives, *_: collectives.rank != 1)
     assert all(sums is not None and sums.outlet(x) is None and sums.takes(x) for sums in connected()[0])
 
 
 def test_what_is_not_faster_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one_shot, "_measure", lambda *_: (0, "no sums in one shot (slow)"))
-    assert connected() == ([None] * RANKS, ["no sums in one shot (slow)"] * RANKS)
+    monkeypatch.setattr(one_shot, "measure", lambda *_: Limits(0, 0))
+    assert connected() == ([None] * RANKS, ["(0, 0)"] * RANKS)
     assert all(memory.closed for memory in Memory.made)
-
-
-@pytest.mark.parametrize(
-    ("times", "most"),
-    [
-        ({1: (5e-6, 9e-6), 8: (6e-6, 9e-6), 32: (12e-6, 11e-6), 128: (1e-6, 2e-6)}, 8),
-        ({1: (9e-6, 5e-6), 8: (1e-6, 9e-6)}, 0),
-        ({1: (1e-6, 5e-6), 8: (1e-6, 9e-6), 32: (1e-6, 9e-6), 128: (1e-6, 9e-6)}, 128),
-    ],
-)
-def test_the_slowest_rank_says_up_to_which_size_one_shot_is_faster(
-    times: dict[int, tuple[float, float]], most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.undo()
-    taken = iter([seconds for pair in times.values() for seconds in pair])
-    monkeypatch.setattr(one_shot, "_seconds", lambda step, device: next(taken) / 2)
-    collectives = SimpleNamespace(exchange=lambda x: torch.stack([x, 2 * x, x]), measured={})
-    end = SimpleNamespace(rows=128)
-    found, about = one_shot._measure(collectives, end, CPU, WIDTH, torch.float32)  # type: ignore[arg-type]
-    assert found == most
-    assert "one row in" in about and (f"up to {most} rows" if most else "no sums") in about
-    assert collectives.measured == pytest.approx({rows: times[rows] for rows in collectives.measured})
 
 
 class Asked:
     """An end, or the collectives, that notes what it was asked."""
 
-    def __init__(self) -> None:
-        self.said: list[str] = []
+    def __init__(self, name: str, said: list[str]) -> None:
+        self.name, self.said = name, said
 
     def takes(self, x: torch.Tensor) -> bool:
         return True
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
-        self.said.append("one shot")
+        self.said.append(self.name)
         return x
 
-    def reduce(self, x: torch.Tensor) -> torch.Tensor:
-        self.said.append("NCCL")
-        return x
-
-    @contextmanager
-    def counted(self):
-        self.said.append("counted")
-        yield
+    reduce = sum
 
     @contextmanager
     def timed(self):
         self.said.append("timed")
         yield
 
+    def add_norm(self, delta: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
+        self.said.append(f"{self.name}, norm")
+        return delta, delta
 
-def test_large_sums_go_the_old_way_and_small_ones_are_counted() -> None:
-    asked = Asked()
-    sums = Sums(asked, asked, None, 8)  # type: ignore[arg-type]
-    sums(torch.zeros(9, WIDTH))
-    sums(torch.zeros(8, WIDTH))
-    assert asked.said == ["timed", "NCCL", "counted", "one shot"]
-    assert not sums.takes(torch.zeros(9, WIDTH)) and sums.takes(torch.zeros(1, 8, WIDTH))
+    @contextmanager
+    def counted(self):
+        self.said.append("counted")
+        yield
+
+
+def test_rows_choose_the_way_and_what_nccl_does_not_do_is_counted() -> None:
+    said: list[str] = []
+    ends = [Asked(name, said) for name in ("NCCL", "one shot", "wide")]
+    sums = Sums(*ends, None, Limits(8, 32))  # type: ignore[arg-type]
+    rows = [torch.zeros(1, count, WIDTH) for count in (8, 9, 32, 33)]
+    for x in rows:
+        sums(x)
+    assert said == ["counted", "one shot", "counted", "wide", "counted", "wide", "timed", "NCCL"]
+    assert [sums.takes(x) for x in rows] == [True, False, False, False]
+    assert [sums.norms(x) for x in rows] == [True, True, True, False]
+    said.clear()
+    for x in rows[:3]:
+        sums.add_norm(x, x, x[0, 0], 1e-6)
+    assert said[1::2] == ["one shot, norm", "wide, norm", "wide, norm"]
 
 
 def test_few_words_are_exchanged_in_one_shot_too() -> None:
@@ -252,18 +286,3 @@ def test_who_parts_waits_until_nccl_has_let_go() -> None:
     collectives = Collectives(Group(), 0, 2, torch.device("cuda", 0), None)  # type: ignore[arg-type]
     collectives.part()
     assert parted
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_right_sums_are_found_sound_and_wrong_ones_are_not(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A sum by NCCL ends in the place of what was summed."""
-    monkeypatch.undo()
-    collectives = SimpleNamespace(rank=0, reduce=lambda x: x.mul_(2))
-    end = SimpleNamespace(
-        rows=8, looks=1, takes=lambda x: True, sum=lambda x: 2 * x, failed=torch.zeros(1, dtype=torch.int32)
-    )
-    assert one_shot._sound(collectives, end, CPU, WIDTH, dtype)  # type: ignore[arg-type]
-    end.sum = lambda x: 3 * x
-    assert not one_shot._sound(collectives, end, CPU, WIDTH, dtype)  # type: ignore[arg-type]

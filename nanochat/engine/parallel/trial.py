@@ -1,0 +1,150 @@
+"""Which way a sum over GPUs goes: whether each way comes out right, and up to how many rows it is the fastest.
+
+All ranks do the same here, and come to the same decision: they make it from what all of them measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from nanochat.engine.parallel.collectives import Collectives
+    from nanochat.kernels.triton_one_shot import OneShot
+    from nanochat.kernels.triton_wide_sum import WideSum
+
+SIZES = (1, 8, 32, 128, 512)  # rows of the messages that are measured
+_TRIAL_LOOKS = 1 << 24  # some ten seconds: while a rank compiles, the others wait for it on the device
+_INPUTS = 256  # of a product that is tried
+_CHAIN, _REPLAYS = 20, 5  # sums in a measured graph, and how often it is replayed
+_EPS = 1e-6
+
+
+class Limits(NamedTuple):
+    """Sums of up to `small` rows go in one shot, of up to `wide` rows in a wide sum, all others by NCCL."""
+
+    small: int
+    wide: int
+
+
+def sound(
+    collectives: Collectives, end: OneShot | WideSum, device: torch.device, width: int, dtype: torch.dtype
+) -> bool:
+    """Whether a few sums come out as NCCL's do, in time."""
+    if not end.takes(torch.empty(end.rows, width, dtype=dtype, device=device)):
+        return False
+    draw = torch.Generator(device).manual_seed(collectives.rank)
+    well = True
+    with _trial(end) as failed:
+        for rows in (1, 1, end.rows, end.rows, 3, 3):  # twice: an inbox has two halves
+            x = torch.randn(rows, width, generator=draw, device=device).to(dtype)
+            whole = collectives.reduce(x.to(torch.float32, copy=True))
+            well &= torch.allclose(end.sum(x).float(), whole, rtol=2**-6, atol=2**-6)
+        return well and not failed()
+
+
+def sound_products(
+    collectives: Collectives, end: OneShot, device: torch.device, width: int, dtype: torch.dtype
+) -> bool:
+    """Whether what products send by themselves adds up to NCCL's sum."""
+    from nanochat.kernels.triton_gemv import gemv
+
+    draw = torch.Generator(device).manual_seed(collectives.rank)
+    weight = torch.randn(width, _INPUTS, generator=draw, device=device).to(dtype)
+    y = (torch.randn(1, _INPUTS, generator=draw, device=device) / _INPUTS**0.5).to(dtype)
+    x = torch.ones(1, width, dtype=dtype, device=device)
+    whole = collectives.reduce(torch.nn.functional.linear(y, weight).float())
+    outlet, well = end.outlet(x), True
+    if outlet is None:
+        return False
+    with _trial(end) as failed:
+        for _ in range(3):
+            gemv(y, weight, to=outlet)
+            well &= torch.allclose(end.collect(x).float() - 1, whole, rtol=2**-5, atol=2**-4)
+        return well and not failed()
+
+
+@contextmanager
+def _trial(end: OneShot | WideSum) -> Generator[Callable[[], bool]]:
+    """Peers are not waited for as long as usual inside it; what fails then is no reason to refuse what is right."""
+    looks, end.looks = end.looks, _TRIAL_LOOKS
+    yield lambda: bool(end.failed.item())
+    end.looks = looks
+    end.failed.zero_()
+
+
+def measure(
+    collectives: Collectives, small: OneShot | None, wide: WideSum | None, device: torch.device, width: int,
+    dtype: torch.dtype,
+) -> Limits:  # fmt: skip
+    """Put into `collectives.measured` what a sum takes each way, and say what follows from it. None: it cannot be used."""
+    from nanochat.kernels.triton_norm import add_rms_norm
+
+    weight = torch.ones(width, dtype=dtype, device=device)
+    for rows in SIZES:
+        x = torch.zeros(rows, width, dtype=dtype, device=device)
+
+        def by_nccl(x: Tensor = x) -> object:
+            return add_rms_norm(collectives.reduce(x), x, weight, _EPS)
+
+        times = [_seconds_through(end, x, weight) for end in (small, wide)] + [_seconds(by_nccl, device)]
+        told = collectives.exchange(torch.tensor(times, dtype=torch.float64, device=device))
+        assert told is not None
+        one_shot, in_wide, nccl = told.amax(dim=0).tolist()  # the slowest rank's count
+        collectives.measured[rows] = one_shot, in_wide, nccl
+    return choose(collectives.measured)
+
+
+def choose(measured: Mapping[int, tuple[float, float, float]]) -> Limits:
+    """What was fastest for each number of rows, up to the first for which NCCL was."""
+    small = wide = 0
+    for rows, (one_shot, in_wide, nccl) in sorted(measured.items()):
+        if min(one_shot, in_wide) >= nccl:
+            break
+        if one_shot <= in_wide:
+            small = rows
+        wide = rows
+    return Limits(small, wide)
+
+
+def describe(limits: Limits, measured: Mapping[int, tuple[float, float, float]]) -> str:
+    """The choice, for people."""
+    ways = [f"up to {limits.small} rows in one shot"] if limits.small else []
+    if limits.wide > limits.small:
+        ways.append(f"up to {limits.wide}{'' if ways else ' rows'} in wide ones")
+    *own, nccl = measured[1]
+    chosen = f"sums of {', '.join(ways)}" if ways else "no sums in one shot"
+    return f"{chosen} (one row in {min(own) * 1e6:.1f} us, by NCCL in {nccl * 1e6:.1f})"
+
+
+def _seconds_through(end: OneShot | WideSum | None, x: Tensor, weight: Tensor) -> float:
+    if end is None or not end.takes(x):
+        return inf
+    return _seconds(lambda: end.add_norm(x, x, weight, _EPS), x.device)
+
+
+def _seconds(step: Callable[[], object], device: torch.device) -> float:
+    """What a step takes on the device, in a captured chain of them."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for _ in range(_CHAIN):
+            step()
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    graph.replay()
+    before.record()
+    for _ in range(_REPLAYS):
+        graph.replay()
+    after.record()
+    torch.cuda.synchronize(device)
+    return before.elapsed_time(after) / 1000 / (_CHAIN * _REPLAYS)

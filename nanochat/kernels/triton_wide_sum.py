@@ -1,0 +1,213 @@
+"""Sums of middle-sized messages over the GPUs of one host in one launch, with residual and RMSNorm: whole rows, then a flag.
+
+What `triton_one_shot` is for few rows, this is for hundreds: its words of 32 bits, each beside its round's number, take
+twice the bytes in small writes. Here one program has one row. It writes this rank's summands into the inboxes of all
+others in plain stores of 16 bytes and, when all its threads have, the round's number behind them, as a release seen by
+the whole system. Who reads that number (an acquire) sees the row. The summands are added in the order of the ranks, in
+float32: all get the same bits, and those of `triton_one_shot`.
+
+Rounds are counted on the device, for each row; odd and even ones use two halves of the inbox, flags too. Who sends round
+k + 1 has the peer's flag of round k, which the peer sent after its kernel of round k - 1 had ended: two halves are enough.
+There may be more rows than fit on the chip at once: a program waits only for the same row of its peers, and programs
+start in order.
+
+Waiting is bounded and can be ended, as in `triton_one_shot`, whose `failed` and `nanoseconds` are shared.
+"""
+
+# Device code has no Python types.
+# pyright: reportMissingParameterType=false, reportUntypedFunctionDecorator=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nanochat.kernels.sizes import next_power_of_2
+from nanochat.kernels.triton_one_shot import OneShot, _clock, _next
+
+ROWS = 512  # at most in a message
+LINE = 128  # bytes: rows begin at whole ones, and a flag has one to itself
+_VECTOR = 16  # bytes that a thread moves at once
+
+
+@triton.jit
+def _elements(address, like):
+    """The address of a row in an inbox as a pointer to elements of the type that `like` points to."""
+    return tl.multiple_of(address.to(tl.pointer_type(like.dtype.element_ty)), 16)
+
+
+@triton.jit
+def _fence(COMPILED: tl.constexpr):
+    """All that this program's threads wrote before is seen before what thread 0 writes after."""
+    tl.debug_barrier()
+    if COMPILED:
+        tl.inline_asm_elementwise(
+            "{ .reg .pred p; .reg .b32 t; mov.u32 t, %tid.x; setp.eq.u32 p, t, 0; @p fence.acq_rel.sys; mov.u32 $0, 0; }",
+            "=r", [], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
+def _raise(flag, round_, COMPILED: tl.constexpr):
+    """Thread 0 writes the round's number to the address `flag`: a store, since peers on PCIe alone take no atomics."""
+    if COMPILED:
+        tl.inline_asm_elementwise(
+            "{ .reg .pred p; .reg .b32 t; mov.u32 t, %tid.x; setp.eq.u32 p, t, 0; @p st.relaxed.sys.global.b32 [$1], $2;"
+            " mov.u32 $0, 0; }",
+            "=r,l,r", [flag, round_], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+    else:  # the interpreter knows no assembler
+        tl.store(flag.to(tl.pointer_type(tl.int32)), round_)
+
+
+@triton.jit
+def _look(word_ptr):
+    """A word, read by one thread and told to all, who then see what was released with it."""
+    return tl.atomic_add(word_ptr, 0, sem="acquire", scope="sys")
+
+
+@triton.jit
+def _wait(flag, round_, failed_ptr, looks):
+    """0 when the flag at this address has the round's number, 1 when it was missed for too long, 2 when a peer is lost."""
+    flag_ptr = flag.to(tl.pointer_type(tl.int32))
+    state = (_look(flag_ptr) != round_).to(tl.int32)
+    looked = 0
+    while (state == 1) & (looked < looks):
+        state = (_look(flag_ptr) != round_).to(tl.int32)
+        if looked % 32 == 0:
+            state = tl.where(_look(failed_ptr) != 0, 2, state)
+        looked += 1
+    return state
+
+
+@triton.jit
+def _finish(
+    total, residual, weight, sum_ptr, out_ptr, to, mask, eps, WIDTH: tl.constexpr, NORM: tl.constexpr
+):
+    """Store a row's sum with its residual, and with NORM the norm of it."""
+    total += residual
+    if NORM:
+        kept = total.to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + to, kept, mask=mask)
+        kept = tl.where(mask, kept.to(tl.float32), 0.0)  # the norm is of the residual as it is stored
+        total = kept * tl.rsqrt(tl.sum(kept * kept, 0) / WIDTH + eps) * weight
+    tl.store(out_ptr + to, total.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _wide_sum(
+    delta_ptr, x_ptr, weight_ptr, sum_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, spent_ptr, eps, looks,
+    stride, between, WIDTH: tl.constexpr, BLOCK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
+    ADD: tl.constexpr, NORM: tl.constexpr, SEND: tl.constexpr, RECEIVE: tl.constexpr, COMPILED: tl.constexpr,
+    LINE: tl.constexpr,
+):  # fmt: skip
+    """One row: send this rank's summands, add up everybody's, with ADD add the residual, with NORM norm the result too.
+
+    An inbox is bytes [2, RANKS, rows, stride], `between` of them from rank to rank; a row's last LINE begins with its flag.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    mask = at < WIDTH
+    to = row * WIDTH + at
+    own = tl.load(delta_ptr + to, mask=mask, other=0.0)
+    round_ = _next(rounds_ptr + row)
+    place = (round_ & 1).to(tl.int64) * RANKS * between + row * stride
+    began = _clock(COMPILED)
+    if SEND:
+        for step in range(1, RANKS):
+            inbox = tl.load(inboxes_ptr + (RANK + step) % RANKS) + place + RANK * between
+            tl.store(_elements(inbox, delta_ptr) + at, own, mask=mask)
+        _fence(COMPILED)
+        for step in range(1, RANKS):
+            inbox = tl.load(inboxes_ptr + (RANK + step) % RANKS) + place + RANK * between
+            _raise(inbox + stride - LINE, round_, COMPILED)
+    if RECEIVE:
+        residual = 0.0  # it and the weight are on their way while the others are waited for
+        weight = 1.0
+        if ADD:
+            residual = tl.load(x_ptr + to, mask=mask, other=0.0).to(tl.float32)
+        if NORM:
+            weight = tl.load(weight_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        given_up = tl.load(failed_ptr, volatile=True)  # no branch may hang on it: threads may see it differ
+        inbox = tl.load(inboxes_ptr + RANK) + place
+        total = tl.zeros([BLOCK], tl.float32)
+        lost = tl.zeros([], tl.int32)
+        for rank in range(RANKS):
+            if rank == RANK:
+                total += own.to(tl.float32)
+            else:
+                theirs = inbox + rank * between
+                lost += _wait(theirs + stride - LINE, round_, failed_ptr, looks)
+                summand = tl.load(
+                    _elements(theirs, delta_ptr) + at, mask=mask, other=0.0, cache_modifier=".cg"
+                )
+                total += summand.to(tl.float32)
+        tl.store(rounds_ptr + row, round_)
+        if row == 0:
+            tl.store(spent_ptr, tl.load(spent_ptr) + _clock(COMPILED) - began)
+        if lost > 0:
+            tl.store(failed_ptr, 1)
+        total = tl.where((lost > 0) | (given_up != 0), float("nan"), total)
+        _finish(total, residual, weight, sum_ptr, out_ptr, to, mask, eps, WIDTH, NORM)
+
+
+class WideSum:
+    """One rank's end. Launches only, the same on every rank and in the same order; a graph can capture it.
+
+    Args:
+        inboxes: the address of each rank's inbox, as this process sees it; `wide_bytes` of zeros each, at whole LINEs.
+        rows: at most so many in a message.
+        row_bytes: at most so many in a row.
+        one_shot: the end whose `failed` and `nanoseconds` this one shares.
+    """
+
+    def __init__(self, inboxes: list[int], rows: int, row_bytes: int, one_shot: OneShot) -> None:
+        self.rank, self.ranks = one_shot.rank, one_shot.ranks
+        self.rows, self.row_bytes, self.looks = rows, row_bytes, one_shot.looks
+        self.failed, self._nanoseconds = one_shot.failed, one_shot.nanoseconds
+        self._inboxes = torch.tensor(inboxes, dtype=torch.int64, device=self.failed.device)
+        self._rounds = torch.zeros(rows, dtype=torch.int32, device=self.failed.device)
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether a message [..., width] goes through an inbox."""
+        size = x.shape[-1] * x.element_size()
+        fits = size % _VECTOR == 0 and size <= self.row_bytes and 0 < x.numel() <= self.rows * x.shape[-1]
+        return fits and x.is_contiguous() and x.dtype in (torch.bfloat16, torch.float16, torch.float32)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over all ranks, in new memory."""
+        return self._launch(x, None, None, 0.0)[0]
+
+    def add_norm(self, delta: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """(the norm of x + the sum of all ranks' delta, x + that sum), both [T, H] in new memory."""
+        return self._launch(delta, x, weight, eps)
+
+    def _launch(
+        self, delta: Tensor, x: Tensor | None, weight: Tensor | None, eps: float, *, send: bool = True, receive: bool = True
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        width = delta.shape[-1]
+        out = torch.empty(delta.shape, dtype=delta.dtype, device=delta.device)
+        total = out if weight is None else torch.empty(delta.shape, dtype=delta.dtype, device=delta.device)
+        block, stride = next_power_of_2(width), _stride(self.row_bytes)
+        threads = block * delta.element_size() // (2 * _VECTOR)  # two vectors each
+        _wide_sum[(delta.numel() // width,)](
+            delta, delta if x is None else x, delta if weight is None else weight, total, out,
+            self._inboxes, self._rounds, self.failed, self._nanoseconds, eps, self.looks, stride, self.rows * stride,
+            WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, ADD=x is not None, NORM=weight is not None,
+            SEND=send, RECEIVE=receive, COMPILED=delta.device.type != "cpu", LINE=LINE,
+            num_warps=min(8, max(4, threads // 32)), num_stages=1,
+        )  # fmt: skip
+        return out, total
+
+
+def _stride(row_bytes: int) -> int:
+    """From row to row in an inbox: whole lines of data, and a flag's."""
+    return -(-row_bytes // LINE) * LINE + LINE
+
+
+def wide_bytes(ranks: int, rows: int, row_bytes: int) -> int:
+    """How large an inbox must be."""
+    return 2 * ranks * rows * _stride(row_bytes)

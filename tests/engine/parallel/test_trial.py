@@ -1,0 +1,113 @@
+"""Which way a sum over GPUs goes; what is measured and what sums are fakes."""
+
+from __future__ import annotations
+
+from math import inf
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nanochat.engine.parallel import trial
+
+pytest.importorskip("triton", reason="Triton runs on Linux only")
+
+from nanochat.kernels import triton_gemv
+
+CPU = torch.device("cpu")
+WIDTH = 64
+
+Times = dict[int, tuple[float, float, float]]
+STEADY: Times = {1: (3, 5, 8), 8: (4, 5, 8), 32: (7, 6, 9), 128: (15, 9, 12), 512: (inf, 20, 30)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "limits", "words"),
+    [
+        ({}, (8, 512), "sums of up to 8 rows in one shot, up to 512 in wide ones (one row in 3.0 us, by NCCL in 8.0)"),
+        ({512: (inf, 31, 30)}, (8, 128), "sums of up to 8 rows in one shot, up to 128 in wide ones"),
+        ({8: (5, 4, 8), 32: (5, 6, 9)}, (32, 512), "sums of up to 32 rows in one shot, up to 512 in wide ones"),
+        ({32: (7, 9, 6)}, (8, 8), "sums of up to 8 rows in one shot (one row"),
+        ({1: (6, 5, 8), 8: (6, 5, 8)}, (0, 512), "sums of up to 512 rows in wide ones (one row in 5.0 us"),
+        ({1: (9, 9, 8)}, (0, 0), "no sums in one shot (one row in 9.0 us, by NCCL in 8.0)"),
+    ],
+)  # fmt: skip
+def test_each_number_of_rows_goes_the_way_that_is_fastest_on_the_slowest_rank(
+    changed: Times, limits: tuple[int, int], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = STEADY | changed
+    taken = iter([seconds for three in times.values() for seconds in three if seconds < inf])
+    monkeypatch.setattr(trial, "_seconds", lambda step, device: next(taken) / 2 * 1e-6)
+    collectives = SimpleNamespace(exchange=lambda x: torch.stack([x, 2 * x, x]), measured={})
+    small, wide = (SimpleNamespace(takes=lambda x, rows=rows: len(x) <= rows) for rows in (128, 512))
+    found = trial.measure(collectives, small, wide, CPU, WIDTH, torch.float32)  # type: ignore[arg-type]
+    assert tuple(found) == limits
+    assert trial.describe(found, collectives.measured).startswith(words)
+    expected = {rows: tuple(seconds * 1e-6 for seconds in three) for rows, three in times.items()}
+    assert collectives.measured.keys() == expected.keys()
+    for rows, three in expected.items():
+        assert collectives.measured[rows] == pytest.approx(three)
+
+
+def test_a_way_that_is_wrong_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "_seconds", lambda step, device: 1e-6)
+    collectives = SimpleNamespace(exchange=lambda x: torch.stack([x, x]), measured={})
+    wide = SimpleNamespace(takes=lambda x: True)
+    assert trial.measure(collectives, None, wide, CPU, WIDTH, torch.float32) == (0, 0)  # type: ignore[arg-type]
+    assert set(collectives.measured.values()) == {(inf, 1e-6, 1e-6)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_right_sums_are_found_sound_and_wrong_ones_are_not(dtype: torch.dtype) -> None:
+    """A sum by NCCL ends in the place of what was summed."""
+    collectives = SimpleNamespace(rank=0, reduce=lambda x: x.mul_(2))
+    asked: list[int] = []
+
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        asked.append(len(x))
+        return 2 * x
+
+    end = SimpleNamespace(
+        rows=8, looks=1, takes=lambda x: True, sum=doubled, failed=torch.zeros(1, dtype=torch.int32)
+    )
+
+    def found() -> bool:
+        return trial.sound(collectives, end, CPU, WIDTH, dtype)  # type: ignore[arg-type]
+
+    assert found()
+    assert sorted(asked) == [1, 1, 3, 3, 8, 8], "both halves of the inbox"
+    end.failed.fill_(1)
+    assert not found() and end.looks == 1
+    assert found(), "the other way is not blamed for it"
+    seen: list[torch.Tensor] = []
+    end.sum = lambda x: (
+        2 * (seen.append(x) or seen[max(len(seen) - 2, 0)])[: len(x)] if len(x) == 1 else 2 * x
+    )
+    assert not found(), "the second sum is the first one's"
+    end.sum = lambda x: 3 * x
+    assert not found()
+    end.takes = lambda x: False
+    assert not found()
+
+
+def test_products_whose_sum_is_right_are_found_sound_and_others_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        triton_gemv, "gemv", lambda y, weight, *, to: sent.append(torch.nn.functional.linear(y, weight))
+    )
+    collectives = SimpleNamespace(rank=0, reduce=lambda x: x.mul_(2))
+    end = SimpleNamespace(looks=1, outlet=lambda x: "everywhere", failed=torch.zeros(1, dtype=torch.int32))
+
+    def found() -> bool:
+        return trial.sound_products(collectives, end, CPU, WIDTH, torch.float32)  # type: ignore[arg-type]
+
+    end.collect = lambda x: x + 2 * sent[-1]
+    assert found() and len(sent) == 3
+    end.failed.fill_(1)
+    assert not found() and not end.failed.item() and end.looks == 1
+    end.collect = lambda x: x + sent[-1]
+    assert not found()
+    end.outlet = lambda x: None
+    assert not found()

@@ -1,0 +1,199 @@
+"""Wide sums, in the interpreter: all ranks send before one receives, since no two run at once here."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from itertools import pairwise
+from types import SimpleNamespace
+
+import interpreted  # noqa: F401  # first: it turns the interpreter on
+import pytest
+import torch
+
+from nanochat.engine.parallel.one_shot import Sums
+from nanochat.engine.parallel.trial import Limits
+from nanochat.kernels.cuda import CudaKernels, Weight
+from nanochat.kernels.triton_norm import add_rms_norm
+from nanochat.kernels.triton_one_shot import OneShot, inbox_bytes
+from nanochat.kernels.triton_wide_sum import LINE, WideSum, wide_bytes
+
+CPU = torch.device("cpu")
+ROWS, ROW_BYTES, LOOKS = 5, 400, 3
+UNWRITTEN = (
+    -1
+)  # int32 in every inbox at first, a NaN in each of the dtypes: what was not sent must not be read
+
+
+class Ranks:
+    """The ends of all ranks in this process, and their inboxes: one memory each, wide sums behind those in one shot."""
+
+    def __init__(self, count: int) -> None:
+        begin, size = inbox_bytes(count, ROWS, 100), wide_bytes(count, ROWS, ROW_BYTES)
+        self.memory = [torch.zeros((begin + size) // 4, dtype=torch.int32) for _ in range(count)]
+        inboxes = [memory.data_ptr() for memory in self.memory]
+        self.small = [OneShot(inboxes, rank, ROWS, 100, CPU, LOOKS) for rank in range(count)]
+        self.ends = [
+            WideSum([inbox + begin for inbox in inboxes], ROWS, ROW_BYTES, end) for end in self.small
+        ]
+        self.wide = [memory[begin // 4 :].view(2, count, ROWS, -1) for memory in self.memory]
+        for area in self.wide:
+            area[..., : -LINE // 4] = UNWRITTEN
+
+    def send(self, deltas: list[torch.Tensor]) -> None:
+        for end, delta in zip(self.ends, deltas, strict=True):
+            end._launch(delta, None, None, 0.0, receive=False)
+
+    def add_norm(self, deltas: list[torch.Tensor], x: torch.Tensor, weight: torch.Tensor):
+        self.send(deltas)
+        return [
+            end._launch(delta, x, weight, 1e-5, send=False)
+            for end, delta in zip(self.ends, deltas, strict=True)
+        ]
+
+    def sum(self, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+        self.send(deltas)
+        return [
+            end._launch(delta, None, None, 0.0, send=False)[0]
+            for end, delta in zip(self.ends, deltas, strict=True)
+        ]
+
+
+def numbers(seed: int, count: int, rows: int, width: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randn(rows, width, generator=draw).to(dtype) for _ in range(count)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_every_rank_gets_the_sum_with_residual_and_norm(ranks: int, dtype: torch.dtype) -> None:
+    """Round after round, of more and of fewer rows, wider and narrower: what an earlier round left is never taken for this one's."""
+    group = Ranks(ranks)
+    for seed, (rows, size) in enumerate(((1, 288), (5, 400), (2, 256), (5, 288), (5, 400), (1, 288))):
+        width = size // dtype.itemsize
+        *deltas, x = numbers(seed, ranks + 1, rows, width, dtype)
+        weight = torch.rand(width, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        whole = sum(delta.float() for delta in deltas)
+        expected = add_rms_norm(whole, x, weight, 1e-5)
+        for normed, total in group.add_norm(deltas, x, weight):
+            assert torch.equal(total, expected[1])
+            assert torch.equal(normed, expected[0])
+        sums = group.sum(deltas)
+        assert torch.allclose(
+            sums[0].float(), whole, rtol=2**-7, atol=0
+        )  # the interpreter cuts off to 16 bits
+        assert all(torch.equal(total, sums[0]) for total in sums)
+    assert not any(end.failed.item() for end in group.ends)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_it_has_the_bits_of_a_sum_in_one_shot_and_leaves_its_inbox_alone(dtype: torch.dtype) -> None:
+    group = Ranks(3)
+    for seed in range(4):
+        *deltas, x = numbers(seed, 4, ROWS, 96, dtype)
+        for end, delta in zip(group.small, deltas, strict=True):
+            end._launch(delta, None, None, 0.0, receive=False)
+        wide = group.add_norm([-delta for delta in deltas], -x, x[0])  # between sending and receiving
+        for end, delta, pair in zip(group.small, deltas, wide, strict=True):
+            normed, total = end._launch(delta, x, x[0], 1e-5, send=False)
+            assert torch.equal(-total, pair[1]) and torch.equal(-normed, pair[0])
+
+
+def test_one_row_may_be_in_many_more_rounds_than_another() -> None:
+    group = Ranks(2)
+    for seed in range(5):
+        deltas = numbers(seed, 2, 1, 64, torch.float32)
+        assert torch.equal(group.sum(deltas)[1], deltas[0] + deltas[1])
+    deltas = numbers(9, 2, 5, 64, torch.float32)
+    assert torch.equal(group.sum(deltas)[0], deltas[0] + deltas[1])
+
+
+def test_a_rank_that_is_a_round_ahead_overwrites_nothing_that_is_still_needed() -> None:
+    """Neither a row nor its flag."""
+    group, rounds = Ranks(2), [numbers(seed, 2, 2, 64, torch.float32) for seed in range(4)]
+    ahead, behind = group.ends
+    behind._launch(rounds[0][1], None, None, 0.0, receive=False)
+    for now, then in pairwise(rounds):
+        ahead._launch(now[0], None, None, 0.0)
+        ahead._launch(then[0], None, None, 0.0, receive=False)
+        assert torch.equal(behind._launch(now[1], None, None, 0.0, send=False)[0], now[0] + now[1])
+        behind._launch(then[1], None, None, 0.0, receive=False)
+    assert not behind.failed.item()
+
+
+def test_rounds_go_on_when_their_count_overflows() -> None:
+    group = Ranks(2)
+    for end in group.ends:
+        end._rounds.fill_(-3)
+    for seed in range(5):  # the rounds -2, -1, 2, 3, 4
+        deltas = numbers(seed, 2, 2, 64, torch.float32)
+        assert torch.equal(group.sum(deltas)[0], deltas[0] + deltas[1])
+        assert not group.ends[0].failed.item()
+    assert group.ends[0]._rounds[0] == 4
+
+
+def test_nothing_is_written_beside_a_row_and_its_flag() -> None:
+    group = Ranks(2)
+    group.send(numbers(1, 2, 2, 72, torch.bfloat16))
+    for rank, area in enumerate(group.wide):
+        theirs = area[1, 1 - rank, :2]  # the first round is an odd one
+        assert (theirs[:, -LINE // 4] == 1).all() and (theirs[:, : 72 * 2 // 4] != UNWRITTEN).all()
+        area[1, 1 - rank, :2, : 72 * 2 // 4] = UNWRITTEN
+        area[1, 1 - rank, :2, -LINE // 4] = 0
+        assert (area[..., : -LINE // 4] == UNWRITTEN).all() and (area[..., -LINE // 4 :] == 0).all()
+
+
+def test_a_peer_that_sends_nothing_ends_in_nan_and_is_not_waited_for_again() -> None:
+    group = Ranks(3)
+    deltas = numbers(1, 3, 2, 64, torch.bfloat16)
+    for _ in range(3):  # so that flags were raised in both halves
+        assert torch.isfinite(group.sum(deltas)[0]).all()
+    for end in group.ends[:2]:  # rank 2 is lost
+        end._launch(deltas[0], None, None, 0.0, receive=False)
+    first = group.ends[0]
+    normed, total = first._launch(deltas[0], deltas[1], deltas[2][0], 1e-5, send=False)
+    assert normed.isnan().all() and total.isnan().all()
+    assert first.failed.item() == 1 and group.ends[1].failed.item() == 0
+    first.looks = 1 << 40
+    assert first.sum(deltas[0]).isnan().all()
+    assert group.small[0].sum(deltas[0]).isnan().all(), "whoever sums in one shot knows too"
+
+
+def test_who_was_told_that_a_peer_is_lost_does_not_sum_even_what_is_there() -> None:
+    group = Ranks(2)
+    deltas = numbers(1, 2, 2, 64, torch.float32)
+    group.send(deltas)
+    group.ends[0].failed.fill_(1)
+    assert group.ends[0]._launch(deltas[0], None, None, 0.0, send=False)[0].isnan().all()
+    assert torch.equal(
+        group.ends[1]._launch(deltas[1], None, None, 0.0, send=False)[0], deltas[0] + deltas[1]
+    )
+
+
+def test_what_does_not_fit_into_an_inbox_is_not_taken() -> None:
+    end = Ranks(2).ends[0]
+    assert end.takes(torch.empty(5, 100)) and end.takes(torch.empty(5, 200, dtype=torch.bfloat16))
+    assert end.takes(torch.empty(1, 5, 64))
+    assert not end.takes(torch.empty(6, 96)) and not end.takes(torch.empty(5, 104))
+    assert not end.takes(torch.empty(5, 98)) and not end.takes(torch.empty(5, 4, dtype=torch.bfloat16))
+    assert not end.takes(torch.empty(96, 4).T) and not end.takes(torch.empty(0, 96))
+    assert not end.takes(torch.empty(5, 48, dtype=torch.float64))
+
+
+def test_the_row_parallel_end_of_half_a_layer_goes_the_wide_way_with_more_rows_than_one_shot_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chip = SimpleNamespace(
+        name="none", major=9, minor=0, multi_processor_count=4, shared_memory_per_block_optin=1
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: chip)
+    monkeypatch.setattr(WideSum, "sum", None)  # the norm is no launch of its own
+    kernels, group = CudaKernels(CPU), Ranks(2)
+    *y, x = numbers(1, 3, 5, 64, torch.float32)
+    *shares, (norm, *_) = numbers(2, 3, 64, 64, torch.float32)
+    group.ends[1]._launch(y[1] @ shares[1].T, None, None, 0.0, receive=False)
+    collectives = SimpleNamespace(counted=nullcontext)  # with no way to NCCL
+    sums = Sums(collectives, group.small[0], group.ends[0], None, Limits(4, 5))  # type: ignore[arg-type]
+    normed, total = kernels.project_add_norm(y[0], Weight(shares[0], None), x, norm, 1e-5, sums)
+    expected = x + y[0] @ shares[0].T + y[1] @ shares[1].T
+    assert torch.allclose(total, expected, atol=1e-4)
+    assert torch.allclose(normed, torch.nn.functional.rms_norm(expected, (64,), norm, 1e-5), atol=1e-4)
