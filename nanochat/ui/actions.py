@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Literal
 
 from textual.binding import Binding
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
+    from nanochat.ui.session import ChatSession
 
 Scope = Literal["app", "chat"]
 NO_KEY = "unbound"  # no terminal sends it: an action without a key of its own has it, until the key map gives it one
 Run = Callable[["NanochatApp", str], Awaitable[None] | None]
+RunOnChat = Callable[["NanochatApp", "ChatSession", str], Awaitable[None] | None]
+
+
+def on_chat(run: RunOnChat) -> Run:
+    """What is done to one chat: the one that is shown when it is asked for, whatever tab is in front when it is done."""
+
+    @wraps(run)
+    def on_shown(app: NanochatApp, argument: str) -> Awaitable[None] | None:
+        return run(app, app.shown, argument)
+
+    return on_shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +38,8 @@ class Action:
         title: its name on the screen.
         help: one sentence about what it does.
         group: the heading it stands under in the help.
-        run: what does it; takes the application and the argument of the slash command ("" from a key).
+        run: what does it; takes the application and the argument of the slash command ("" from a key). It is called
+            in its turn, before the next key: which chat it is about is to be known then, not when it is awaited.
         keys: the keys it has unless the settings say otherwise, commas between.
         slash: its slash command, without the slash.
         argument: what may follow the slash command, in words.

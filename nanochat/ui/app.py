@@ -17,7 +17,7 @@ from nanochat.errors import NanochatError
 from nanochat.sanitize import sanitize
 from nanochat.settings import Paths, Settings
 from nanochat.ui import sending, theme
-from nanochat.ui.actions import Action, Registry
+from nanochat.ui.actions import Registry
 from nanochat.ui.ascii_filter import AsciiFilter
 from nanochat.ui.benchmark import Benchmark
 from nanochat.ui.clipboard import Clipboard
@@ -124,6 +124,11 @@ class NanochatApp(App[None], inherit_bindings=False):
         return self.desk.chats
 
     @property
+    def shown(self) -> ChatSession:
+        """The chat that the user sees, and means."""
+        return self.chat_screen.shown or self.chats.active
+
+    @property
     def idle(self) -> IdleWork:
         """What the engine does when nobody waits."""
         return self.desk.idle
@@ -222,12 +227,6 @@ class NanochatApp(App[None], inherit_bindings=False):
         In its turn: what was typed before the key waits in the focused widget's queue, and the action waits behind it.
         """
         (self.focused or self.screen).call_later(self.run_registered, action_id)
-
-    async def run_action_now(self, action: Action, argument: str = "") -> None:
-        """Do one action and wait for its end."""
-        result = action.run(self, argument)
-        if result is not None:
-            await result
 
     def send(self, draft: Draft) -> None:
         """Send what the prompt held, as soon as the chats are there."""

@@ -23,6 +23,7 @@ from nanochat.ui.shelf import reference
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
     from nanochat.ui.models_flow import ModelsFlow
+    from nanochat.ui.session import ChatSession
 
 
 class _Ends(NanochatError):
@@ -52,8 +53,9 @@ class ModelActs:
                 return await self.use(model, row.fit)
         return False
 
-    async def use(self, model: LocalModel, fit: Fit | None) -> bool:
-        """Load a model for the shown chat. What does not fit is loaded only when the user insists."""
+    async def use(self, model: LocalModel, fit: Fit | None, session: ChatSession | None = None) -> bool:
+        """Load a model for a chat, the shown one without `session`. What does not fit is loaded only when the user insists."""
+        session = session or self._app.shown
         if fit is not None and not fit.fits and not self._flow.is_loaded(model):
             answers = [
                 Answer("leave", "Leave it"),
@@ -67,7 +69,7 @@ class ModelActs:
             if await self._app.ask(question) != "load":
                 return False
             self._app.desk.insisted.add(model.path)
-        self._app.attempt(use_model(self._app, model))
+        self._app.attempt(use_model(self._app, session, model))
         return True
 
     async def use_folder(self) -> bool:

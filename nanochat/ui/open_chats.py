@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from nanochat.errors import HistoryError, NanochatError
 from nanochat.storage.records import Chat, Tab
 from nanochat.ui.chat_settings import ChatSettings
+from nanochat.ui.conversation import Conversation
 from nanochat.ui.services import Services
 from nanochat.ui.session import ChatSession
 
@@ -51,6 +52,10 @@ class OpenChats:
         """Its place among the tabs."""
         return self._active
 
+    def of(self, conversation: Conversation) -> ChatSession | None:
+        """The chat whose conversation this is; None where its tab was closed."""
+        return next((session for session in self._sessions if session.conversation is conversation), None)
+
     @property
     def busy(self) -> list[ChatSession]:
         """The chats in which a reply is on its way."""
@@ -91,13 +96,29 @@ class OpenChats:
                 return self._put(session)
         return self.activate(place)
 
-    async def close(self, session: ChatSession) -> None:
-        """Close a tab: what is being sent is sent, its reply stops and is saved. The last tab leaves an empty one.
+    def is_last(self, session: ChatSession) -> bool:
+        """Whether no other tab is open, or stays so."""
+        return all(each is session or each in self._closing for each in self._sessions)
 
-        What stands in its prompt stays with the chat, also what is typed until it is closed.
+    def close(self, session: ChatSession) -> Awaitable[None]:
+        """Close a tab. Another is the active one at once, an empty one when this is the last; the rest is to be awaited.
+
+        That is: what is being sent is sent, its reply stops and is saved. What stands in its prompt stays with the
+        chat, also what is typed by who goes back to it until it is closed.
         """
         self._keep()
         self._closing.append(session)
+        if session is self.active:
+            place = self._active
+            near = [*self._sessions[place + 1 :], *reversed(self._sessions[:place])]
+            stays = next((each for each in near if each not in self._closing), None)
+            if stays is None:
+                self._add(ChatSession(self._services, settings=self._defaults))
+            else:
+                self.activate(self._sessions.index(stays))
+        return self._close(session)
+
+    async def _close(self, session: ChatSession) -> None:
         try:
             await self._settle(session)
         finally:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from nanochat.errors import NanochatError, UsageError
 from nanochat.ui import edits
+from nanochat.ui.actions import Action
 from nanochat.ui.attachments import attach
 from nanochat.ui.draft import Draft
 from nanochat.ui.session import ChatSession
@@ -22,13 +23,13 @@ _COMMAND = re.compile(r"/[a-z][a-z_-]*(\s|$)")
 def send(app: NanochatApp, draft: Draft) -> Coroutine[Any, Any, None]:
     """Take what the prompt of the shown chat held; the rest is to be awaited. On an error it stands there again.
 
-    The chat is known at once: who presses another key right behind Enter may be in another tab already.
+    The chat is known at once, a command's too: who presses another key right behind Enter may be in another tab then.
     """
     session = app.chat_screen.shown
     if session is None:
         return _when_begun(app, draft)
     if not draft.folds and _COMMAND.match(draft.text):
-        return _command(app, session, draft)
+        return _command(app, session, draft, _begin(app, draft.text))
     session.outgoing.add(draft)
     return _message(app, session, draft, edits.finish(app, session))
 
@@ -38,9 +39,12 @@ async def _when_begun(app: NanochatApp, draft: Draft) -> None:
     await send(app, draft)
 
 
-async def _command(app: NanochatApp, session: ChatSession, draft: Draft) -> None:
+async def _command(
+    app: NanochatApp, session: ChatSession, draft: Draft, work: Awaitable[None] | None
+) -> None:
     try:
-        await _run(app, draft.text)
+        if work is not None:
+            await work
     except NanochatError:
         app.chat_screen.keep_draft()
         if session.draft.empty and session in app.chats:
@@ -50,14 +54,27 @@ async def _command(app: NanochatApp, session: ChatSession, draft: Draft) -> None
         raise
 
 
-async def _run(app: NanochatApp, line: str) -> None:
+def _begin(app: NanochatApp, line: str) -> Awaitable[None] | None:
+    """Do what a command does at once; the rest is to be awaited."""
+    try:
+        action, argument = _find(app, line)
+        return action.run(app, argument)
+    except NanochatError as error:
+        return _fail(error)
+
+
+async def _fail(error: NanochatError) -> None:
+    raise error
+
+
+def _find(app: NanochatApp, line: str) -> tuple[Action, str]:
     found = app.registry.find_slash(line)
     if found is None:
         name = line.split()[0]
         close = app.registry.complete_slash(name[1:2])
         hint = f" Is it {', '.join('/' + action.slash for action in close[:4])}?" if close else ""
         raise UsageError(f"there is no command {name}.{hint} A space before it sends it as a message.")
-    await app.run_action_now(*found)
+    return found
 
 
 async def _message(app: NanochatApp, session: ChatSession, draft: Draft, edited: str) -> None:

@@ -64,10 +64,10 @@ class SidebarFlow:
         elif verb == "open":
             app.chat_screen.keep_draft()
             session = await app.chats.open(chat_id)
-            if message_id:
-                await session.go_to(message_id)
             app.chat_screen.show_active()
             if message_id:
+                await session.go_to(message_id)
+            if message_id and app.shown is session:
                 app.chat_screen.call_after_refresh(app.chat_screen.transcript.show_message, message_id)
         elif verb == "rename":
             chat = await asyncio.to_thread(app.history.chats.get, chat_id)
@@ -75,8 +75,9 @@ class SidebarFlow:
         elif verb == "pin":
             await chats.pin_chat(app, chat_id)
         elif verb == "delete":
-            await chats.delete_chat(app, chat_id)
+            deleted = chats.delete_chat(app, chat_id)
             await self._back_to_list()
+            await deleted
         else:
             await chats.export_one(app, chat_id)
 

@@ -134,8 +134,9 @@ async def test_what_the_prompt_told_before_another_tab_came_is_not_taken_for_tha
         assert stage.app.chats.active.draft.full == "this tab's"
 
 
-async def test_what_is_typed_while_a_tab_closes_stays_with_its_chat(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("goes_back", [False, True])
+async def test_what_is_typed_while_a_tab_closes_is_for_the_tab_that_is_in_front(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goes_back: bool
 ) -> None:
     async with on_stage(tmp_path) as stage:
         await stage.ask("hello")
@@ -151,7 +152,10 @@ async def test_what_is_typed_while_a_tab_closes_stays_with_its_chat(
         monkeypatch.setattr(stage.app.chats, "save", slow)
         await stage.press("ctrl+w")
         await stage.until(saving.is_set)
+        if goes_back:
+            await stage.press("ctrl+pageup")
         await stage.type("and this")
         gate.set()
-        await stage.until(lambda: not stage.texts(), "the tab is closed")
-        assert stage.app.history.chats.get(chat.id).draft == "and this"
+        await stage.until(lambda: len(stage.app.chats) == 1, "the tab is closed")
+        drafts = stage.app.history.chats.get(chat.id).draft, stage.app.chat_screen.prompt.text
+        assert drafts == (("and this", "") if goes_back else ("", "and this"))

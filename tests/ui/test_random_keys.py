@@ -237,8 +237,9 @@ async def test_whatever_is_pressed_nothing_ends_and_no_text_is_lost(
         monkey.check(session, draft, given_back=False)
 
     def watched(app: NanochatApp, draft: Draft) -> Awaitable[None]:
-        assert app.chat_screen.shown is not None
-        return watch(send(app, draft), app.chat_screen.shown, draft)
+        assert app.chat_screen.shown is not None  # a command may show another at once
+        session = app.chat_screen.shown
+        return watch(send(app, draft), session, draft)
 
     monkeypatch.setattr(sending, "send", watched)
     async with on_stage(home, FakeEngine(script=replies), size=SIZES[seed]) as stage:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat.errors import UsageError
-from nanochat.ui.actions import Action
+from nanochat.ui.actions import Action, on_chat
+from nanochat.ui.commands import tabs
 from nanochat.ui.screens.question import TextQuestion
 
 if TYPE_CHECKING:
     from nanochat.exchange.bundle import Imported
     from nanochat.ui.app import NanochatApp
+    from nanochat.ui.session import ChatSession
 
 _GROUP = "Chats"
 
@@ -27,9 +30,9 @@ async def search(app: NanochatApp, query: str) -> None:
     await app.chat_screen.sides.search(query)
 
 
-async def rename(app: NanochatApp, title: str) -> None:
+@on_chat
+async def rename(app: NanochatApp, session: ChatSession, title: str) -> None:
     """Give the shown chat a title."""
-    session = app.chats.active
     if session.chat is None:
         raise UsageError("this chat has no message yet: send one first")
     await rename_chat(app, session.chat.id, session.chat.title, title)
@@ -43,11 +46,12 @@ async def rename_chat(app: NanochatApp, chat_id: str, old: str, title: str = "")
         await app.chats_changed(chat_id)
 
 
-async def pin(app: NanochatApp, _: str) -> None:
+@on_chat
+async def pin(app: NanochatApp, session: ChatSession, _: str) -> None:
     """Pin the shown chat, or let it go."""
-    if app.chats.active.chat is None:
+    if session.chat is None:
         raise UsageError("this chat has no message yet: send one first")
-    await pin_chat(app, app.chats.active.chat.id)
+    await pin_chat(app, session.chat.id)
 
 
 async def pin_chat(app: NanochatApp, chat_id: str) -> None:
@@ -58,24 +62,28 @@ async def pin_chat(app: NanochatApp, chat_id: str) -> None:
     app.say("Unpinned." if chat.pinned else "Pinned: it stays at the top of the list.")
 
 
-async def delete(app: NanochatApp, _: str) -> None:
+@on_chat
+def delete(app: NanochatApp, session: ChatSession, _: str) -> Awaitable[None]:
     """Delete the shown chat; `/undo` brings it back."""
-    if app.chats.active.chat is None:
+    if session.chat is None:
         raise UsageError("this chat has no message yet: there is nothing to delete")
-    await delete_chat(app, app.chats.active.chat.id)
+    return delete_chat(app, session.chat.id)
 
 
-async def delete_chat(app: NanochatApp, chat_id: str) -> None:
-    """Delete a chat and close its tab."""
+def delete_chat(app: NanochatApp, chat_id: str) -> Awaitable[None]:
+    """Close a chat's tab at once; the rest, which deletes the chat, is to be awaited."""
     open_tab = next((session for session in app.chats if session.chat and session.chat.id == chat_id), None)
-    if open_tab is not None:
-        await app.chats.close(open_tab)
-        app.chat_screen.show_active()
+    return _delete(app, chat_id, None if open_tab is None else tabs.close_tab(app, open_tab))
+
+
+async def _delete(app: NanochatApp, chat_id: str, closing: Awaitable[None] | None) -> None:
+    if closing is not None:
+        await closing
     await asyncio.to_thread(app.history.chats.delete, chat_id)
 
     async def undo() -> None:
         await asyncio.to_thread(app.history.chats.restore, chat_id)
-        if open_tab is not None:
+        if closing is not None:
             await app.chats.open(chat_id)
             app.chat_screen.show_active()
         await app.chats_changed(chat_id)
@@ -85,11 +93,12 @@ async def delete_chat(app: NanochatApp, chat_id: str) -> None:
     app.say("Deleted. /undo brings it back; after 30 days it is gone.")
 
 
-async def export(app: NanochatApp, target: str) -> None:
+@on_chat
+async def export(app: NanochatApp, session: ChatSession, target: str) -> None:
     """Write the shown chat to a file."""
-    if app.chats.active.chat is None:
+    if session.chat is None:
         raise UsageError("this chat has no message yet: there is nothing to export")
-    await export_one(app, app.chats.active.chat.id, target)
+    await export_one(app, session.chat.id, target)
 
 
 async def export_one(app: NanochatApp, chat_id: str, target: str = "") -> None:
@@ -127,9 +136,9 @@ async def bring_in(app: NanochatApp, source: str) -> None:
     if len(done.chats) == 1:
         app.chat_screen.keep_draft()
         session = await app.chats.open(done.chats[0])
+        app.chat_screen.show_active()
         if not session.busy:
             await session.load()  # it may have been open, without what is new
-        app.chat_screen.show_active()
     app.say(_imported(done))
 
 

@@ -15,20 +15,23 @@ from textual.app import SuspendNotSupported
 from nanochat.errors import NanochatError, UsageError
 from nanochat.storage.records import Role
 from nanochat.ui import edits
-from nanochat.ui.actions import Action
+from nanochat.ui.actions import Action, on_chat
 from nanochat.ui.draft import Draft
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
+    from nanochat.ui.session import ChatSession
 
 _GROUP = "Messages"
 
 
-async def editor(app: NanochatApp, _: str) -> None:
+@on_chat
+async def editor(app: NanochatApp, session: ChatSession, _: str) -> None:
     """Write the message in $EDITOR. Replies go on meanwhile."""
     command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
     screen = app.chat_screen
-    session, before = screen.shown, screen.prompt.draft.full
+    screen.keep_draft()
+    before = session.draft.full
     with tempfile.TemporaryDirectory(prefix="nanochat-") as folder:
         file = Path(folder) / "message.md"
         file.write_text(before, encoding="utf-8")
@@ -44,9 +47,7 @@ async def editor(app: NanochatApp, _: str) -> None:
                 f"{command[0]} did not work: {error}. Set EDITOR to the editor you want"
             ) from error
     screen.keep_draft()
-    if session is None:
-        screen.prompt.load_draft(Draft.of(text))
-    elif session.draft.full == before:
+    if session.draft.full == before:
         screen.put_draft(session, Draft.of(text))
     else:  # something came into the prompt meanwhile
         screen.put_draft(session, Draft.joined(Draft.of(text), session.draft))
@@ -72,25 +73,25 @@ def edit_last(app: NanochatApp, _: str) -> None:
         edits.begin(app, last.id)
 
 
-async def fork(app: NanochatApp, _: str) -> None:
+@on_chat
+async def fork(app: NanochatApp, session: ChatSession, _: str) -> None:
     """A new tab with a chat that shares everything up to here."""
-    await fork_at(app, None)
+    await fork_at(app, session, None)
 
 
-async def fork_at(app: NanochatApp, message_id: str | None) -> None:
+async def fork_at(app: NanochatApp, session: ChatSession, message_id: str | None) -> None:
     """A new tab with a chat that shares everything up to a message."""
-    chat = await app.chats.active.fork(message_id)
+    chat = await session.fork(message_id)
     app.chat_screen.keep_draft()
     await app.chats.open(chat.id)
     app.chat_screen.show_active()
     app.say("Forked: the other tab keeps the chat as it was.")
 
 
-async def delete_message(app: NanochatApp, message_id: str) -> None:
+async def delete_message(app: NanochatApp, session: ChatSession, message_id: str) -> None:
     """Hide a message and what follows it; `/undo` brings it back."""
-    session = app.chats.active
     hidden = await session.delete(message_id)
-    if not session.conversation.ids:
+    if app.shown is session and not session.conversation.ids:
         app.chat_screen.focus_prompt()
 
     async def undo() -> None:
@@ -100,12 +101,13 @@ async def delete_message(app: NanochatApp, message_id: str) -> None:
     app.say("Deleted, with what followed it. /undo brings it back.")
 
 
-async def drop_last(app: NanochatApp, _: str) -> None:
+@on_chat
+async def drop_last(app: NanochatApp, session: ChatSession, _: str) -> None:
     """Hide the last message and its reply."""
-    last = app.chats.active.last(Role.USER)
+    last = session.last(Role.USER)
     if last is None:
         raise NanochatError("there is no message to delete yet")
-    await delete_message(app, last.id)
+    await delete_message(app, session, last.id)
 
 
 async def undo(app: NanochatApp, _: str) -> None:

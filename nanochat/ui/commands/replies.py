@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from nanochat.storage.records import Role
-from nanochat.ui.actions import Action
+from nanochat.ui.actions import Action, Run, on_chat
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
+    from nanochat.ui.session import ChatSession
 
 _GROUP = "Replies"
 
@@ -23,28 +23,36 @@ def stop(app: NanochatApp, _: str) -> None:
         app.chat_screen.refresh_chrome()
 
 
-async def regenerate(app: NanochatApp, _: str) -> None:
+@on_chat
+async def regenerate(app: NanochatApp, session: ChatSession, _: str) -> None:
     """A new version of the last reply."""
-    await regenerate_at(app, None)
+    await regenerate_at(app, session, None)
 
 
-async def regenerate_at(app: NanochatApp, message_id: str | None) -> None:
+async def regenerate_at(app: NanochatApp, session: ChatSession, message_id: str | None) -> None:
     """A new version of a reply, the last one without `message_id`; the view goes to it."""
-    await app.chats.active.regenerate(message_id)
-    app.chat_screen.transcript.follow()
+    await session.regenerate(message_id)
+    _follow(app, session)
 
 
-async def continue_reply(app: NanochatApp, _: str) -> None:
+@on_chat
+async def continue_reply(app: NanochatApp, session: ChatSession, _: str) -> None:
     """Go on where the last reply ended."""
-    await app.chats.active.continue_reply()
-    app.chat_screen.transcript.follow()
+    await session.continue_reply()
+    _follow(app, session)
 
 
-def step_variant(by: int) -> Callable[[NanochatApp, str], Awaitable[None]]:
+def _follow(app: NanochatApp, session: ChatSession) -> None:
+    """Go to the chat's end, where it is in view."""
+    if app.shown is session:
+        app.chat_screen.transcript.follow()
+
+
+def step_variant(by: int) -> Run:
     """The version of the last reply before (-1) or after (1)."""
 
-    async def run(app: NanochatApp, _: str) -> None:
-        session = app.chats.active
+    @on_chat
+    async def run(app: NanochatApp, session: ChatSession, _: str) -> None:
         last = session.records.messages[-1] if session.records and session.records.messages else None
         if last is not None:
             await session.step_variant(last.id, by)
@@ -52,12 +60,14 @@ def step_variant(by: int) -> Callable[[NanochatApp, str], Awaitable[None]]:
     return run
 
 
-async def step_from(app: NanochatApp, message_id: str, by: int) -> None:
+async def step_from(app: NanochatApp, session: ChatSession, message_id: str, by: int) -> None:
     """Another version of a message: the selected one stays on screen, however long what follows it is."""
-    session, transcript = app.chats.active, app.chat_screen.transcript
-    selected = transcript.cursor is not None and transcript.cursor.message_id == message_id
+    transcript = app.chat_screen.transcript
+    selected = (
+        app.shown is session and transcript.cursor is not None and transcript.cursor.message_id == message_id
+    )
     await session.step_variant(message_id, by)
-    if selected and app.chats.active is session:
+    if selected and app.shown is session:
         transcript.bring_cursor()
 
 

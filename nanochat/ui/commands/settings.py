@@ -9,7 +9,7 @@ from nanochat.errors import UsageError
 from nanochat.hub import LocalModel
 from nanochat.settings import Settings
 from nanochat.ui import figures
-from nanochat.ui.actions import Action
+from nanochat.ui.actions import Action, on_chat
 from nanochat.ui.background import detached
 from nanochat.ui.chat_settings import KNOBS, ChatSettings, knob
 from nanochat.ui.screens.question import Answer, Question
@@ -17,6 +17,7 @@ from nanochat.ui.shelf import reference
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
+    from nanochat.ui.session import ChatSession
 
 _GROUP = "Settings"
 _THINKING = {"on": True, "off": False, "default": None}
@@ -27,23 +28,26 @@ async def panel(app: NanochatApp, _: str) -> None:
     await app.chat_screen.sides.toggle_panel()
 
 
-async def system(app: NanochatApp, prompt: str) -> None:
+@on_chat
+async def system(app: NanochatApp, session: ChatSession, prompt: str) -> None:
     """Set the system prompt, or show the panel."""
     if not prompt:
         await app.chat_screen.sides.toggle_panel(shown=True)
         return
-    await change(app, "system_prompt", "" if prompt in ("none", "default") else prompt)
+    await change(app, session, "system_prompt", "" if prompt in ("none", "default") else prompt)
 
 
-async def think(app: NanochatApp, word: str) -> None:
+@on_chat
+async def think(app: NanochatApp, session: ChatSession, word: str) -> None:
     """Turn thinking on or off."""
     if word and word.lower() not in _THINKING:
         raise UsageError("/think takes on, off or default")
-    now = app.chats.active.settings.thinking
-    await change(app, "thinking", _THINKING[word.lower()] if word else now is False)
+    now = session.settings.thinking
+    await change(app, session, "thinking", _THINKING[word.lower()] if word else now is False)
 
 
-async def set_value(app: NanochatApp, text: str) -> None:
+@on_chat
+async def set_value(app: NanochatApp, session: ChatSession, text: str) -> None:
     """Set one sampling value: `/set temperature 0.7`; without a value, the model's own default."""
     name, _, value = text.partition(" ")
     found = knob(name) if name else None
@@ -52,19 +56,18 @@ async def set_value(app: NanochatApp, text: str) -> None:
             f"/set takes a name and a value; the names are {', '.join(knob.name for knob in KNOBS)}"
         )
     parsed = found.parse(value)
-    await change(app, found.name, parsed)
+    await change(app, session, found.name, parsed)
     said = "the model's own" if parsed is None else value.strip()
     app.say(f"{found.name} is {said} from the next turn on.")
 
 
-async def change(app: NanochatApp, name: str, value: object) -> None:
-    """Change one setting of the shown chat."""
-    await apply(app, app.chats.active.settings.with_value(name, value))
+async def change(app: NanochatApp, session: ChatSession, name: str, value: object) -> None:
+    """Change one setting of a chat."""
+    await apply(app, session, session.settings.with_value(name, value))
 
 
-async def apply(app: NanochatApp, settings: ChatSettings) -> None:
-    """Give the shown chat other settings, and say what that costs."""
-    session = app.chats.active
+async def apply(app: NanochatApp, session: ChatSession, settings: ChatSettings) -> None:
+    """Give a chat other settings, and say what that costs."""
     costs = session.settings.costs_prefix(settings) and session.context_tokens
     await session.apply(settings)
     app.chat_screen.refresh_panel()
@@ -74,19 +77,20 @@ async def apply(app: NanochatApp, settings: ChatSettings) -> None:
         )
 
 
-async def model(app: NanochatApp, name: str) -> None:
+@on_chat
+async def model(app: NanochatApp, session: ChatSession, name: str) -> None:
     """Choose the model of the shown chat."""
     if name:
         models = app.desk.models
         found = await asyncio.to_thread(app.shelf.find, name)
-        await models.acts.use(found, await detached(lambda: models.fit_of(found)))
+        await models.acts.use(found, await detached(lambda: models.fit_of(found)), session)
     else:
         app.run_registered("models")
 
 
-async def use_model(app: NanochatApp, chosen: LocalModel) -> None:
-    """Give the shown chat a model and load it."""
-    await change(app, "model", reference(chosen))
+async def use_model(app: NanochatApp, session: ChatSession, chosen: LocalModel) -> None:
+    """Give a chat a model and load it."""
+    await change(app, session, "model", reference(chosen))
     await app.host.ready(reference(chosen))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from nanochat.errors import UsageError
-from nanochat.ui.actions import Action
+from nanochat.ui.actions import Action, on_chat
 from nanochat.ui.chat_settings import ChatSettings
 
 if TYPE_CHECKING:
@@ -23,18 +23,29 @@ def new(app: NanochatApp, _: str) -> None:
     app.chat_screen.show_active()
 
 
-def close(app: NanochatApp, _: str) -> Awaitable[None] | None:
+@on_chat
+def close(app: NanochatApp, session: ChatSession, _: str) -> Awaitable[None] | None:
     """Close the shown tab; its reply is stopped and saved. When it is the only one and empty there is nothing to do."""
-    session = app.chats.active
     app.chat_screen.keep_draft()
-    return None if len(app.chats) == 1 and session.blank else _close(app, session)
+    return None if app.chats.is_last(session) and session.blank else close_tab(app, session)
 
 
-async def _close(app: NanochatApp, session: ChatSession) -> None:
-    await app.chats.close(session)
+def close_tab(app: NanochatApp, session: ChatSession) -> Awaitable[None]:
+    """Show another tab at once: what is typed from now on is for that one. The rest is to be awaited."""
+    saved = app.chats.close(session)
+    if app.shown is session:
+        app.chat_screen.show_active()
+    return _see_closed(app, session, saved)
+
+
+async def _see_closed(app: NanochatApp, session: ChatSession, saved: Awaitable[None]) -> None:
+    await saved
     if session.chat is None:
         app.remember(session.unsent)  # it has no chat to stay with
-    app.chat_screen.show_active()
+    if app.shown is session:  # the user went back to it
+        app.chat_screen.show_active()
+    else:
+        app.chat_screen.refresh_chrome()
 
 
 async def reopen(app: NanochatApp, _: str) -> None:

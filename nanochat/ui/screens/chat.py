@@ -174,7 +174,7 @@ class ChatScreen(Screen[None]):
         language = host.language
         used = session.context_tokens
         self.sides.panel.show(
-            session.settings,
+            session,
             model=short_name(host.model.name) if host.model else "none",
             defaults=language.defaults if language else {},
             can_think=language.can_think if language else False,
@@ -262,7 +262,7 @@ class ChatScreen(Screen[None]):
 
     @on(ChatPanel.Changed)
     def _settings_changed(self, event: ChatPanel.Changed) -> None:
-        self.nanochat.attempt(settings.apply(self.nanochat, event.settings))
+        self.nanochat.attempt(settings.apply(self.nanochat, event.session, event.settings))
 
     @on(ChatPanel.ModelRequested)
     def _model_requested(self) -> None:
@@ -284,23 +284,31 @@ class ChatScreen(Screen[None]):
         self.nanochat.copy(event.text, f"the {event.what}")
 
     def on_transcript_action_requested(self, event: Transcript.ActionRequested) -> None:
-        """Edit, fork at, regenerate or delete a message, or undo that."""
+        """Edit, fork at, regenerate or delete a message."""
         app = self.nanochat
+        session = app.chats.of(event.conversation)
+        if session is None:
+            return
         match event.verb:
             case "edit":
-                edits.begin(app, event.message_id)
+                if session is self._shown:  # else the user left it: there is no prompt to edit it in
+                    edits.begin(app, event.message_id)
             case "fork":
-                app.attempt(editing.fork_at(app, event.message_id))
+                app.attempt(editing.fork_at(app, session, event.message_id))
             case "regenerate":
-                app.attempt(replies.regenerate_at(app, event.message_id))
+                app.attempt(replies.regenerate_at(app, session, event.message_id))
             case "delete":
-                app.attempt(editing.delete_message(app, event.message_id))
-            case "undo":
-                app.attempt(editing.undo(app, ""))
+                app.attempt(editing.delete_message(app, session, event.message_id))
+
+    def on_transcript_undo_requested(self) -> None:
+        """Undo the last delete."""
+        self.nanochat.run_registered("undo")
 
     def on_transcript_variant_requested(self, event: Transcript.VariantRequested) -> None:
         """Another version of a message."""
-        self.nanochat.attempt(replies.step_from(self.nanochat, event.message_id, event.step))
+        app = self.nanochat
+        if (session := app.chats.of(event.conversation)) is not None:
+            app.attempt(replies.step_from(app, session, event.message_id, event.step))
 
     def on_transcript_link_requested(self, event: Transcript.LinkRequested) -> None:
         """A link was clicked."""

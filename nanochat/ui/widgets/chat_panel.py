@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
@@ -18,6 +18,9 @@ from textual.widgets import Button, Input, Label, Static, TextArea
 from nanochat.errors import InvalidSampling
 from nanochat.sanitize import sanitize, sanitize_line
 from nanochat.ui.chat_settings import KNOBS, ChatSettings
+
+if TYPE_CHECKING:
+    from nanochat.ui.session import ChatSession
 
 _HELP = {
     "model": "Enter chooses another model for this chat.",
@@ -47,8 +50,9 @@ class ChatPanel(VerticalScroll, can_focus=False):
 
     @dataclass
     class Changed(Message):
-        """The chat should have these settings from the next turn on."""
+        """This chat should have these settings from the next turn on; another may be shown by now."""
 
+        session: ChatSession
         settings: ChatSettings
 
     @dataclass
@@ -61,6 +65,7 @@ class ChatPanel(VerticalScroll, can_focus=False):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
+        self._session: ChatSession | None = None
         self._settings = ChatSettings()
         self._showing = False
         self._filling = asyncio.Lock()  # who opens it twice at once waits for the first
@@ -88,10 +93,16 @@ class ChatPanel(VerticalScroll, can_focus=False):
         yield Static("", id="panel-error", classes="panel-error")
 
     def show(
-        self, settings: ChatSettings, *, model: str, defaults: Mapping[str, Any], can_think: bool, note: str
+        self, session: ChatSession, *, model: str, defaults: Mapping[str, Any], can_think: bool, note: str
     ) -> None:
-        """Show a chat's settings, with the model's defaults where nothing is set."""
-        self._settings, self._showing = settings, True
+        """Show a chat's settings, with the model's defaults where nothing is set.
+
+        A line that is being written is left alone; it is taken for its own chat before another one is shown.
+        """
+        another, settings = session is not self._session, session.settings
+        if another and (focused := self.screen.focused) is not None and self in focused.ancestors:
+            self._taken(focused)
+        self._session, self._settings, self._showing = session, settings, True
         try:
             self.query_one("#panel-model", Button).label = Content(
                 f"Model: {sanitize_line(settings.model or model)}"
@@ -100,13 +111,13 @@ class ChatPanel(VerticalScroll, can_focus=False):
             thinking.label = _THINKING_WORDS[settings.thinking]
             thinking.display = can_think
             system = self.query_one(SystemPrompt)
-            if not system.has_focus and system.text != sanitize(settings.system_prompt):
+            if (another or not system.has_focus) and system.text != sanitize(settings.system_prompt):
                 system.load_text(sanitize(settings.system_prompt))
             for knob in KNOBS:
                 line = self.query_one(f"#panel-{knob.name}", Input)
                 default = defaults.get(knob.name)
                 line.placeholder = f"{knob.neutral if default is None else default} · {knob.span}"
-                if not line.has_focus:
+                if another or not line.has_focus:
                     line.value = _shown(getattr(settings, knob.name))
             self.query_one("#panel-note", Static).update(Content(sanitize(note)))
             self.query_one("#panel-note").display = bool(note)
@@ -137,14 +148,17 @@ class ChatPanel(VerticalScroll, can_focus=False):
 
     def on_descendant_blur(self, event: events.DescendantBlur) -> None:
         """Take what was typed when the focus leaves."""
-        if isinstance(event.widget, Input):
-            self._take(event.widget)
-        elif isinstance(event.widget, SystemPrompt) and event.widget.text != self._settings.system_prompt:
-            self._change("system_prompt", event.widget.text)
+        self._taken(event.widget)
 
     def action_leave(self) -> None:
         """Back to the prompt."""
         self.post_message(self.Left())
+
+    def _taken(self, widget: Widget) -> None:
+        if isinstance(widget, Input):
+            self._take(widget)
+        elif isinstance(widget, SystemPrompt) and widget.text != self._settings.system_prompt:
+            self._change("system_prompt", widget.text)
 
     def _take(self, line: Input) -> None:
         name = (line.id or "").removeprefix("panel-")
@@ -159,7 +173,8 @@ class ChatPanel(VerticalScroll, can_focus=False):
     def _change(self, name: str, value: Any) -> None:
         self._settings = self._settings.with_value(name, value)
         self._fault("")
-        self.post_message(self.Changed(self._settings))
+        if self._session is not None:
+            self.post_message(self.Changed(self._session, self._settings))
 
     def _fault(self, text: str) -> None:
         fault = self.query_one("#panel-error", Static)

@@ -24,7 +24,7 @@ from nanochat.ui.widgets.transcript_view import TranscriptView
 
 __all__ = ["Conversation", "Transcript", "TranscriptMessage", "Verb"]
 
-Verb = Literal["edit", "fork", "regenerate", "delete", "undo"]
+Verb = Literal["edit", "fork", "regenerate", "delete"]
 
 STYLES = (
     "user user_bar fold notice error footer step button dropped cursor badge "
@@ -83,17 +83,26 @@ class Transcript(TranscriptView, can_focus=True):
 
     @dataclass
     class ActionRequested(Message):
-        """The reader wants to edit, fork at, regenerate or delete this message, or to undo the last delete."""
+        """The reader wants to edit, fork at, regenerate or delete this message of this conversation.
+
+        Forks have messages in common, and another conversation may be shown when this arrives.
+        """
 
         verb: Verb
-        message_id: str = ""
+        message_id: str
+        conversation: Conversation
+
+    @dataclass
+    class UndoRequested(Message):
+        """The reader wants the last delete undone."""
 
     @dataclass
     class VariantRequested(Message):
-        """The reader wants the version of this message that is `step` (-1 or 1) away."""
+        """The reader wants the version of this message of this conversation that is `step` (-1 or 1) away."""
 
         message_id: str
         step: int
+        conversation: Conversation
 
     @dataclass
     class LinkRequested(Message):
@@ -228,12 +237,13 @@ class Transcript(TranscriptView, can_focus=True):
 
     def action_act(self, verb: Verb) -> None:
         """Ask for something to be done with the selected message."""
-        if self.cursor is not None:
-            self.post_message(self.ActionRequested(verb, self.cursor.message_id))
+        view, cursor = self._view, self.cursor
+        if view is not None and cursor is not None:
+            self.post_message(self.ActionRequested(verb, cursor.message_id, view.conversation))
 
     def action_undo(self) -> None:
         """Ask for the last delete to be undone."""
-        self.post_message(self.ActionRequested("undo"))
+        self.post_message(self.UndoRequested())
 
     def action_command(self) -> None:
         """A command is typed in the prompt."""
@@ -242,8 +252,9 @@ class Transcript(TranscriptView, can_focus=True):
 
     def action_variant(self, step: int) -> None:
         """Ask for another version of the selected message."""
-        if self.cursor is not None:
-            self.post_message(self.VariantRequested(self.cursor.message_id, step))
+        view, cursor = self._view, self.cursor
+        if view is not None and cursor is not None:
+            self.post_message(self.VariantRequested(cursor.message_id, step, view.conversation))
 
     def action_scroll_half(self, pages: int) -> None:
         """Scroll by half a page."""
@@ -273,7 +284,7 @@ class Transcript(TranscriptView, can_focus=True):
         elif kind == "fold":
             self.fold(place.message_id)
         elif kind == "variant":
-            self.post_message(self.VariantRequested(place.message_id, int(argument)))
+            self.post_message(self.VariantRequested(place.message_id, int(argument), view.conversation))
         elif kind == "copy":
             text, language = view.view(place.message_id).code(argument)
             self.post_message(self.CopyRequested(text, f"{language} code"))

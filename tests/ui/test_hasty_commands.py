@@ -1,0 +1,208 @@
+"""What is told to a chat is done to that chat, whatever tab is in front by then: the next key came at once."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_engine import OTHER
+from stage import Stage, on_stage
+from textual import events
+
+from nanochat.ui.session import ChatSession
+from nanochat.ui.shelf import reference
+from nanochat.ui.widgets.transcript import Verb
+
+AWAY = "ctrl+pageup"
+
+
+def at_once(stage: Stage, *keys: str) -> None:
+    for key in keys:
+        stage.app.post_message(events.Key(key, key if len(key) == 1 else None))
+
+
+@asynccontextmanager
+async def two_chats(home: Path) -> AsyncIterator[tuple[Stage, ChatSession, ChatSession]]:
+    """Two tabs with a chat each; the second is shown."""
+    async with on_stage(home) as stage:
+        await stage.ask("first")
+        await stage.press("ctrl+t")
+        await stage.ask("second")
+        first, second = stage.app.chats
+        yield stage, first, second
+
+
+def stored(stage: Stage, session: ChatSession) -> tuple[object, ...]:
+    """Everything that a command could do to a chat."""
+    assert session.chat is not None
+    records = stage.app.history.messages.open(session.chat.id)
+    chat = records.chat
+    messages = [(record.content, record.variants) for record in records.messages]
+    listed = [each.id for each in stage.app.history.chats.list()]
+    return chat.title, chat.pinned, chat.settings, chat.id in listed, messages
+
+
+COMMANDS = ("/delete", "/rename Mine", "/pin", "/drop", "/retry", "/continue", "/think on", "/system Be brief.",
+            "/set temperature 0.5", f"/model {reference(OTHER)}")  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_a_command_acts_on_the_chat_in_which_it_was_given(tmp_path: Path, command: str) -> None:
+    async with two_chats(tmp_path) as (stage, first, second):
+        before = stored(stage, first), stored(stage, second)
+        await stage.type(command)
+        at_once(stage, "enter", AWAY)
+        await stage.until(lambda: (stored(stage, first), stored(stage, second)) != before)
+        await stage.settle()
+        assert stored(stage, first) == before[0]
+        assert stored(stage, second) != before[1]
+        assert stage.app.chats.active is first
+
+
+async def test_a_key_acts_on_the_chat_in_which_it_was_pressed(tmp_path: Path) -> None:
+    async with two_chats(tmp_path) as (stage, first, second):
+        before = stored(stage, first), stored(stage, second)
+        at_once(stage, "ctrl+r", AWAY)
+        await stage.until(lambda: (stored(stage, first), stored(stage, second)) != before)
+        await stage.settle()
+        assert stored(stage, first) == before[0]
+
+
+@pytest.mark.parametrize("verb", ["regenerate", "delete"])
+async def test_a_key_on_a_message_acts_on_the_chat_in_which_it_was_pressed(
+    tmp_path: Path, verb: Verb
+) -> None:
+    async with two_chats(tmp_path) as (stage, _, second):
+        stage.app.run_registered("message.fork")  # both have the same messages now
+        await stage.until(lambda: len(stage.app.chats) == 3)
+        fork = stage.app.chats.active
+        await stage.until(lambda: len(stage.texts()) == 2)
+        before = stored(stage, second), stored(stage, fork)
+        await stage.press("alt+up")
+        stage.app.chat_screen.transcript.action_act(verb)
+        stage.app.run_registered("tab.previous")  # what the transcript asked for is on its way
+        assert stage.app.chats.active is second
+        await stage.until(lambda: (stored(stage, second), stored(stage, fork)) != before)
+        await stage.settle()
+        assert stored(stage, second) == before[0]
+
+
+async def test_the_chat_that_is_exported_is_the_one_in_which_that_was_said(tmp_path: Path) -> None:
+    async with two_chats(tmp_path) as (stage, *_):
+        await stage.type("/export chat.md")
+        at_once(stage, "enter", AWAY)
+        await stage.until((tmp_path / "chat.md").exists)
+        await stage.until(lambda: "Written" in stage.notices)
+        assert "second" in (tmp_path / "chat.md").read_text()
+
+
+async def test_the_chat_that_is_forked_is_the_one_in_which_that_was_said(tmp_path: Path) -> None:
+    async with two_chats(tmp_path) as (stage, *_):
+        await stage.type("/fork")
+        at_once(stage, "enter", AWAY)
+        await stage.until(lambda: len(stage.app.chats) == 3 and stage.texts())
+        assert stage.texts() == ["second", "Hello there."]
+
+
+@pytest.mark.parametrize("keys", [("ctrl+w",), (*"/close", "enter")])
+async def test_the_tab_that_closes_is_the_one_in_which_that_was_said(
+    tmp_path: Path, keys: tuple[str, ...]
+) -> None:
+    async with two_chats(tmp_path) as (stage, first, second):
+        await stage.press("ctrl+pageup")
+        at_once(stage, *keys, "ctrl+pagedown")
+        await stage.until(lambda: len(stage.app.chats) == 1)
+        assert list(stage.app.chats) == [second]
+        assert first not in stage.app.chats
+
+
+async def test_what_is_set_in_the_panel_is_set_in_the_chat_that_it_showed(tmp_path: Path) -> None:
+    async with two_chats(tmp_path) as (stage, first, second):
+        await stage.press("f6")
+        await stage.until(lambda: stage.app.chat_screen.sides.panel.has_focus_within)
+        stage.app.chat_screen.query_one("#panel-system").focus()
+        await stage.pilot.pause()
+        await stage.type("brief")
+        at_once(stage, AWAY)
+        await stage.until(lambda: stage.app.chats.active is first)
+        await stage.until(lambda: any(each.settings.system_prompt for each in (first, second)))
+        assert (first.settings.system_prompt, second.settings.system_prompt) == ("", "brief")
+
+
+@pytest.mark.parametrize(("command", "kept"), [("/delete", 1), ("/close", 2)])
+async def test_what_is_typed_behind_a_command_that_closes_the_tab_is_for_the_tab_that_is_shown_then(
+    tmp_path: Path, command: str, kept: int
+) -> None:
+    async with two_chats(tmp_path) as (stage, first, second):
+        await stage.type(command)
+        at_once(stage, "enter", *"hello")
+        await stage.until(lambda: len(stage.app.chats) == 1)
+        await stage.until(lambda: len(stage.app.history.chats.list()) == kept)
+        assert stage.app.chats.active is first
+        assert (stage.app.chat_screen.prompt.text, second.draft.full) == ("hello", "")
+
+
+async def test_a_message_that_is_sent_behind_a_tab_that_closes_goes_to_the_tab_that_is_shown_then(
+    tmp_path: Path,
+) -> None:
+    async with two_chats(tmp_path) as (stage, _, second):
+        at_once(stage, "ctrl+w", *"hello", "enter")
+        await stage.until(lambda: len(stage.app.chats) == 1)
+        await stage.until(lambda: "hello" in stage.texts())
+        await stage.settle()
+        assert stage.texts() == ["first", "Hello there.", "hello", "Hello there."]
+        assert len(second.conversation.messages) == 2
+
+
+async def test_the_message_that_an_editor_gets_is_that_of_the_chat_in_which_it_was_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def edit(command: list[str], **_: Any) -> None:
+        file = Path(command[-1])
+        file.write_text(f"{file.read_text()}, edited")
+
+    async with two_chats(tmp_path) as (stage, first, second):
+        monkeypatch.setattr(subprocess, "run", edit)
+        monkeypatch.setattr(stage.app, "suspend", contextlib.nullcontext)
+        await stage.type("of the second")
+        at_once(stage, "ctrl+o", AWAY)
+        await stage.until(lambda: any("edited" in each.draft.full for each in stage.app.chats))
+        assert (first.draft.full, second.draft.full) == ("", "of the second, edited")
+
+
+async def test_what_is_typed_while_an_imported_chat_is_read_is_for_the_tab_that_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loads = ChatSession.load, 0
+
+    async def typed_right_then(session: ChatSession) -> None:
+        nonlocal loads
+        await load(session)
+        loads += 1
+        if loads == 2:  # its tab has taken the empty one's place
+            stage.app.chat_screen.prompt.insert("typed meanwhile")
+
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("a chat")
+        await stage.type("/export chat.md")
+        await stage.press("enter", "ctrl+w")
+        await stage.until((tmp_path / "chat.md").exists)
+        await stage.until(lambda: not stage.texts())
+        monkeypatch.setattr(ChatSession, "load", typed_right_then)
+        await stage.type("/import chat.md")
+        await stage.press("enter")
+        await stage.until(lambda: "Imported" in stage.notices)
+        assert stage.app.chat_screen.prompt.text == "typed meanwhile"
+
+
+async def test_a_command_that_cannot_be_done_at_once_stands_in_its_prompt_again(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.type("/delete")
+        await stage.press("enter")
+        await stage.until(lambda: "nothing to delete" in stage.notices)
+        assert stage.app.chat_screen.prompt.text == "/delete"
