@@ -339,6 +339,15 @@ class NanochatApp(App[None], inherit_bindings=False):
             event = events.Paste(sanitize(event.text))
         await super().on_event(event)
 
+    def on_key(self, event: events.Key) -> None:
+        """What is typed while the focus is on its way to the prompt is for the prompt.
+
+        It came to a widget that the user had left and that hands it up; the prompt itself takes all text.
+        """
+        if event.is_printable and isinstance(self.focused, PromptBox):
+            event.prevent_default()
+            self.focused.post_message(events.Key(event.key, event.character))
+
     def on_app_blur(self, event: events.AppBlur) -> None:
         """Nothing changes when the terminal loses the focus: restyling everything would take seconds."""
         event.prevent_default()

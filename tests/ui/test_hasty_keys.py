@@ -159,3 +159,16 @@ async def test_what_is_typed_while_a_tab_closes_is_for_the_tab_that_is_in_front(
         await stage.until(lambda: len(stage.app.chats) == 1, "the tab is closed")
         drafts = stage.app.history.chats.get(chat.id).draft, stage.app.chat_screen.prompt.text
         assert drafts == (("and this", "") if goes_back else ("", "and this"))
+
+
+@pytest.mark.parametrize("opened", ["alt+up", "f6", "f2"])
+@pytest.mark.parametrize("key", ["ctrl+w", "ctrl+t"])
+async def test_what_is_typed_behind_a_key_that_brings_another_tab_stands_in_its_prompt(
+    tmp_path: Path, opened: str, key: str
+) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("a chat")
+        await stage.press(opened)
+        await stage.until(lambda: not isinstance(stage.app.focused, PromptBox))
+        at_once(stage, key, *"behind it")
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "behind it")
