@@ -94,7 +94,7 @@ def _finish(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _gemv(
-    x_ptr, w_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, inboxes_ptr, rounds_ptr, eps, num_rows, x_stride, residual_stride,
+    x_ptr, w_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, inboxes, rounds_ptr, eps, num_rows, x_stride, residual_stride,
     room, capacity, ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     WARPS: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, GATE: tl.constexpr, RESIDUAL: tl.constexpr,
     PREFETCH: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
@@ -198,9 +198,7 @@ def _gemv(
             at = n + part * WARPS
             mask = (at < N) & (row < num_rows)
             if RANKS > 0:
-                send_results(
-                    y, at, row, rounds[row], mask, inboxes_ptr, room, capacity, RANK, RANKS, COMPILED
-                )
+                send_results(y, at, row, rounds[row], mask, inboxes, room, capacity, RANK, RANKS, COMPILED)
             else:
                 tl.store(out_ptr + row * N + at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -220,7 +218,7 @@ def _request_to_l2(w_ptr, first_row, num_rows, K: tl.constexpr, BYTES: tl.conste
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _gemv_dot(
-    x_ptr, w_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, inboxes_ptr, rounds_ptr, eps, num_rows, x_stride, residual_stride,
+    x_ptr, w_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, inboxes, rounds_ptr, eps, num_rows, x_stride, residual_stride,
     room, capacity, ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     NORM: tl.constexpr, BIAS: tl.constexpr, GATE: tl.constexpr, RESIDUAL: tl.constexpr,
     STAGES: tl.constexpr, PREFETCH: tl.constexpr, PIECES: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr,
@@ -290,7 +288,7 @@ def _gemv_dot(
     y = _finish(total, gate_total, bias, gate_bias, residual, BIAS, GATE, RESIDUAL)
     if RANKS > 0:
         round_ = following(tl.load(rounds_ptr + column, mask=column < num_rows, other=0))[None, :]
-        send_results(y, at, column[None, :], round_, mask, inboxes_ptr, room, capacity, RANK, RANKS, COMPILED)
+        send_results(y, at, column[None, :], round_, mask, inboxes, room, capacity, RANK, RANKS, COMPILED)
     else:
         tl.store(out_ptr + column[None, :] * N + at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -324,7 +322,7 @@ def gemv(
         return _by_library(x, weight, out, norm, eps, bias, residual, activation)
     arguments = (
         x, weight, weight if norm is None else norm, weight if bias is None else bias,
-        out if residual is None else residual, out, out if to is None else to.inboxes, out if to is None else to.rounds,
+        out if residual is None else residual, out, () if to is None else to.inboxes, out if to is None else to.rounds,
         eps, rows, x.stride(0), n if residual is None else residual.stride(0),
         0 if to is None else to.rows, 0 if to is None else to.words,
     )  # fmt: skip

@@ -88,15 +88,14 @@ def _next(rounds_ptr):
 
 @triton.jit
 def send_results(
-    results, at, row, round_, mask, inboxes_ptr, num_rows, capacity,
+    results, at, row, round_, mask, inboxes, num_rows, capacity,
     RANK: tl.constexpr, RANKS: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     """Put float32 results, whose places in a row are `at`, into every rank's inbox, the other ranks' first."""
     words = results.to(tl.float32).to(tl.int32, bitcast=True)
     place = (((round_ & 1).to(tl.int64) * num_rows + row) * RANKS + RANK) * capacity + at
     for step in tl.static_range(RANKS):
-        inbox = tl.load(inboxes_ptr + (RANK + 1 + step) % RANKS)
-        _send(inbox + place * 8, words, round_, mask, COMPILED)
+        _send(inboxes[step] + place * 8, words, round_, mask, COMPILED)
 
 
 @triton.jit
@@ -139,9 +138,9 @@ def _one_shot(
 
     An inbox begins with int64 [2, num_rows, RANKS, capacity]. PAIRED: a word holds two elements of 16 bits.
     """
-    if PDL:  # the next kernel asks for its weights while this one waits for the others
-        tl.extra.cuda.gdc_launch_dependents()
+    if PDL:
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()  # the next kernel asks for its weights while this one waits for the others
     began = _clock(COMPILED)
     row = tl.program_id(0).to(tl.int64)
     WORDS: tl.constexpr = WIDTH // 2 if PAIRED else WIDTH
@@ -199,16 +198,17 @@ def _collect(
 ):  # fmt: skip
     """One row: x plus what the products of all ranks sent, a float32 in each word.
 
-    PDL: the product before lets this kernel start only once its own wait is over (`late`), so x and the rounds are there.
-    What the product computes is known by its words; its end is waited for last, for the sake of who waits for this one's.
+    Nobody looks into an inbox while the product computes: a multiprocessor that does so computes more slowly, and the whole
+    product waits for it.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     word = tl.arange(0, BLOCK)
     own = word < WIDTH
-    round_ = following(tl.load(rounds_ptr + row, cache_modifier=".cg"))
-    x = tl.load(x_ptr + row * WIDTH + word, mask=own, other=0.0, cache_modifier=".cg").to(tl.float32)
+    round_ = _next(rounds_ptr + row)
+    x = tl.load(x_ptr + row * WIDTH + word, mask=own, other=0.0).to(tl.float32)
     inbox = tl.load(inboxes_ptr + RANK).to(tl.pointer_type(tl.int64))
     inbox += ((round_ & 1).to(tl.int64) * num_rows + row) * RANKS * capacity
     mine, lost = _receive(inbox + RANK * capacity + word, round_, own, failed_ptr, looks)
@@ -223,13 +223,11 @@ def _collect(
     tl.debug_barrier()  # every thread has read the round
     tl.store(rounds_ptr + row, round_)
     if row == 0:
-        tl.store(spent_ptr, tl.load(spent_ptr, cache_modifier=".cg") + _clock(COMPILED) - began)
+        tl.store(spent_ptr, tl.load(spent_ptr) + _clock(COMPILED) - began)
     if lost > 0:
         tl.store(failed_ptr, 1)
     total = tl.where(lost > 0, float("nan"), total + x)
     tl.store(out_ptr + row * WIDTH + word, total.to(out_ptr.dtype.element_ty), mask=own)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
 
 
 @triton.jit
@@ -272,12 +270,12 @@ class Outlet:
     """Where a product sends its results, instead of storing them: every rank's inbox.
 
     Attributes:
-        inboxes: int64 [ranks], their addresses, each int64 [2, rows, ranks, words].
+        inboxes: their addresses, each int64 [2, rows, ranks, words], this rank's last.
         rounds: int32 [rows], of each row's last exchange.
         compiled: whether the kernel runs on a GPU.
     """
 
-    inboxes: Tensor
+    inboxes: tuple[int, ...]
     rounds: Tensor
     rank: int
     ranks: int
@@ -307,6 +305,7 @@ class OneShot:
         self.rows, self.words, self.looks = rows, words, looks
         self.failed = torch.zeros(1, dtype=torch.int32, device=device)
         self._inboxes = torch.tensor(inboxes, dtype=torch.int64, device=device)
+        self._others_first = tuple(inboxes[(rank + 1 + step) % self.ranks] for step in range(self.ranks))
         self.nanoseconds = torch.zeros(1, dtype=torch.int64, device=device)
         self._began = torch.zeros(1, dtype=torch.int64, device=device)
         self._rounds = torch.zeros(
@@ -340,14 +339,12 @@ class OneShot:
         if x.shape[-1] > self.words or x.numel() > self.rows * x.shape[-1] or not x.is_contiguous():
             return None
         compiled = x.device.type != "cpu"
-        return Outlet(self._inboxes, self._rounds, self.rank, self.ranks, self.rows, self.words, compiled)
+        return Outlet(
+            self._others_first, self._rounds, self.rank, self.ranks, self.rows, self.words, compiled
+        )
 
     def collect(self, x: Tensor, *, pdl: bool = False) -> Tensor:
-        """x + the sum of what every rank's product sent last, [T, H] in new memory.
-
-        Args:
-            pdl: a programmatic dependent launch; the product before must have been a `late` one.
-        """
+        """x + the sum of what every rank's product sent last, [T, H] in new memory. `pdl`: a programmatic dependent launch."""
         width = x.shape[-1]
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         block = next_power_of_2(width)

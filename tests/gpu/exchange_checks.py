@@ -168,7 +168,7 @@ def check_products(end, store, rank: int, ranks: int) -> dict[str, Any]:
         y, start = inputs[:rows, rank * 512 : (rank + 1) * 512].contiguous().cuda(), x[:rows].cuda()
 
         def sent(weight, y=y, start=start):
-            gemv(y, weight, pdl=pdl, late=True, to=end.outlet(start), config=GemvConfig(4, 256, prefetch=12))
+            gemv(y, weight, pdl=pdl, to=end.outlet(start), config=GemvConfig(4, 256, prefetch=12))
             return end.collect(start, pdl=pdl)
 
         def exchanged(weight, y=y, start=start):
@@ -195,8 +195,9 @@ def check_products(end, store, rank: int, ranks: int) -> dict[str, Any]:
                 assert all(torch.equal(out, outs[0]) for out in outs), (name, rows, turn)
             off = ((outs[0].cpu().double() - expected[:rows]).abs() / (expected[:rows].abs() + 1)).max()
             found[f"{name} {rows}"] = round(float(off) / torch.finfo(dtype).eps, 2)
-            store.set(f"{name} {rows} {rank}", str(outs[-1].double().sum().item()))
-            assert len({store.get(f"{name} {rows} {other}") for other in range(ranks)}) == 1
+            store.set(f"bits {name} {rows} {rank}", str(outs[-1].double().sum().item()))
+            bits = {store.get(f"bits {name} {rows} {other}") for other in range(ranks)}
+            assert len(bits) == 1, f"ranks disagree: {bits}"
     return {"off": found, "us": times}
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nanochat.engine.parallel.trial import Limits, describe, measure, sound, sound_products
+from nanochat.engine.parallel.trial import Limits, describe, measure, measure_products, sound, sound_products
 from nanochat.kernels.bundle import FusedReduce
 from nanochat.kernels.nvrtc import DriverError
 from nanochat.kernels.peer_memory import HANDLE_BYTES, PeerMemory
@@ -139,11 +139,8 @@ def connect(collectives: Collectives, device: torch.device, width: int, dtype: t
         usable = end if right[0] else None, wide if right[1] else None
         limits = measure(collectives, *usable, device, width, dtype)
         found.append(describe(limits, collectives.measured))
-    collects = limits.small > 0 and _agree(
-        collectives, device, sound_products(collectives, end, device, width, dtype)
-    )
-    if collects:
-        found[0] += ", small ones sent by the products"
+    collects, said = _products_send(collectives, end, limits, device, width, dtype)
+    found += said
     names = zip(("sums in one shot", "wide sums"), right, strict=True)
     found += [f"{name} did not come out right" for name, well in names if not well]
     collectives.compared = "; ".join(found)
@@ -152,6 +149,25 @@ def connect(collectives: Collectives, device: torch.device, width: int, dtype: t
         return None
     end.nanoseconds.zero_()
     return Sums(collectives, end, wide, memory, limits, collects=collects)
+
+
+def _products_send(
+    collectives: Collectives,
+    end: OneShot,
+    limits: Limits,
+    device: torch.device,
+    width: int,
+    dtype: torch.dtype,
+) -> tuple[bool, list[str]]:
+    """Whether products send their results themselves, and what was found."""
+    if not limits.small or not _agree(
+        collectives, device, sound_products(collectives, end, device, width, dtype)
+    ):
+        return False, []
+    sent, exchanged = measure_products(collectives, end, device, width, dtype)
+    return sent < exchanged, [
+        f"half a layer in {sent * 1e6:.1f} us where products send, else in {exchanged * 1e6:.1f}"
+    ]
 
 
 def _join(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from itertools import cycle
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 SIZES = (1, 8, 32, 128, 512)  # rows of the messages that are measured
 _TRIAL_LOOKS = 1 << 24  # some ten seconds: while a rank compiles, the others wait for it on the device
 _INPUTS = 256  # of a product that is tried
+_INNER, _COPIES = 2048, 4  # of one that is measured; more matrices than an L2 cache holds
 _CHAIN, _REPLAYS = 20, 5  # sums in a measured graph, and how often it is replayed
 _EPS = 1e-6
 
@@ -98,6 +101,35 @@ def measure(
         one_shot, in_wide, nccl = told.amax(dim=0).tolist()  # the slowest rank's count
         collectives.measured[rows] = one_shot, in_wide, nccl
     return choose(collectives.measured)
+
+
+def measure_products(
+    collectives: Collectives, end: OneShot, device: torch.device, width: int, dtype: torch.dtype
+) -> tuple[float, float]:
+    """Seconds of half a layer for one row: with a product that sends its results, and with results that are exchanged."""
+    from nanochat.kernels.triton_gemv import gemv
+
+    pdl = torch.cuda.get_device_capability(device) >= (9, 0)
+    matrices = [
+        (torch.zeros(_INNER, width, dtype=dtype, device=device), torch.zeros(width, _INNER, dtype=dtype, device=device))
+        for _ in range(_COPIES)
+    ]  # fmt: skip
+    norm, start = (torch.ones(*shape, dtype=dtype, device=device) for shape in ((width,), (1, width)))
+    outlet, turn = end.outlet(start), cycle(matrices)
+
+    def half_a_layer(sends: bool) -> Tensor:
+        first, second = next(turn)
+        y = gemv(start, first, norm=norm, eps=_EPS, pdl=pdl)
+        if sends:
+            gemv(y, second, pdl=pdl, to=outlet)
+            return end.collect(start, pdl=pdl)
+        return end.add(gemv(y, second, pdl=pdl), start, pdl=pdl)
+
+    times = [_seconds(partial(half_a_layer, sends), device) for sends in (True, False)]
+    told = collectives.exchange(torch.tensor(times, dtype=torch.float64, device=device))
+    assert told is not None
+    sent, exchanged = told.amax(dim=0).tolist()  # the slowest rank's count
+    return sent, exchanged
 
 
 def choose(measured: Mapping[int, tuple[float, float, float]]) -> Limits:

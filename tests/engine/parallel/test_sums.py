@@ -75,12 +75,16 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_shot, "_reaches_all", lambda device, rank, ranks: True)
     monkeypatch.setattr(one_shot, "sound", lambda *_: True)
     monkeypatch.setattr(one_shot, "sound_products", lambda *_: True)
+    monkeypatch.setattr(one_shot, "measure_products", lambda *_: (1e-5, 2e-5))
     monkeypatch.setattr(one_shot, "measure", lambda *_: Limits(8, 32))
     monkeypatch.setattr(one_shot, "describe", lambda limits, _: str(tuple(limits)))
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=60)
     )
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+
+
+SENDING = "half a layer in 10.0 us where products send, else in 20.0"
 
 
 def connected() -> tuple[list[Sums | None], list[str]]:
@@ -105,7 +109,7 @@ def connected() -> tuple[list[Sums | None], list[str]]:
 
 def test_every_rank_maps_the_inboxes_of_all_in_their_order() -> None:
     found, compared = connected()
-    assert compared == ["(8, 32), small ones sent by the products"] * RANKS
+    assert compared == [f"(8, 32); {SENDING}"] * RANKS
     inboxes = {tuple(sums._end._inboxes.tolist()) for sums in found if sums is not None}
     assert len(inboxes) == 1 and sorted(*inboxes) == [1000, 1001, 1002]
     for sums in found:
@@ -161,7 +165,7 @@ def test_the_way_that_is_right_on_every_rank_is_used_alone(
     found, compared = connected()
     assert asked == [(wrong is WideSum, wrong is OneShot)] * RANKS
     name = "sums in one shot" if wrong is OneShot else "wide sums"
-    way = "(0, 32)" if wrong is OneShot else "(8, 8), small ones sent by the products"
+    way = "(0, 32)" if wrong is OneShot else f"(8, 8); {SENDING}"
     assert compared == [f"{way}; {name} did not come out right"] * RANKS
     for sums in found:
         assert sums is not None
@@ -170,11 +174,14 @@ def test_the_way_that_is_right_on_every_rank_is_used_alone(
         assert sums.norms(torch.zeros(32, WIDTH // 2)) == (wrong is OneShot)
 
 
-def test_products_send_by_themselves_only_where_that_is_sound_on_every_rank(
+def test_products_send_by_themselves_only_where_that_is_faster_and_sound_on_every_rank(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x = torch.zeros(1, WIDTH, dtype=torch.bfloat16)
     assert all(sums is not None and sums.outlet(x) is not None for sums in connected()[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(one_shot, "measure_products", lambda *_: (2e-5, 1e-5))
+        assert all(sums is not None and sums.outlet(x) is None and sums.takes(x) for sums in connected()[0])
     monkeypatch.setattr(one_shot, "sound_products", lambda collectives, *_: collectives.rank != 1)
     assert all(sums is not None and sums.outlet(x) is None and sums.takes(x) for sums in connected()[0])
 

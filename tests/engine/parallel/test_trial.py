@@ -111,3 +111,29 @@ def test_products_whose_sum_is_right_are_found_sound_and_others_are_not(
     assert not found()
     end.outlet = lambda x: None
     assert not found()
+
+
+def test_half_a_layer_is_measured_both_ways_and_the_slowest_rank_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+
+    def gemv(y, weight, *, to=None, **_):
+        said.append("product" if to is None else "sent")
+        return torch.nn.functional.linear(y, weight)
+
+    def seconds(step, device) -> float:
+        step()
+        return 1e-5 * len(said)
+
+    monkeypatch.setattr(triton_gemv, "gemv", gemv)
+    monkeypatch.setattr(trial, "_seconds", seconds)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    end = SimpleNamespace(
+        outlet=lambda x: "everywhere", collect=lambda x, pdl: said.append("collected") or x,
+        add=lambda delta, x, pdl: said.append("exchanged") or x + delta,
+    )  # fmt: skip
+    collectives = SimpleNamespace(exchange=lambda x: torch.stack([x, 3 * x, x]))
+    found = trial.measure_products(collectives, end, CPU, WIDTH, torch.float32)  # type: ignore[arg-type]
+    assert said == ["product", "sent", "collected", "product", "product", "exchanged"]
+    assert found == pytest.approx((9e-5, 18e-5))
