@@ -41,7 +41,7 @@ class FusedReduce(ABC):
 
     @abstractmethod
     def outlet(self, x: Tensor) -> Any:
-        """Where a product can send its results by itself (`triton_one_shot.Outlet`), for `collect`; None where it cannot."""
+        """Where a product can send its results by itself (`triton_outlet.Outlet`), for `collect`; None where it cannot."""
 
     @abstractmethod
     def collect(self, x: Tensor, *, pdl: bool = False) -> Tensor:

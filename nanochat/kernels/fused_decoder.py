@@ -23,7 +23,7 @@ from nanochat.kernels.nvrtc import CompilerMissing, DriverError
 from nanochat.kernels.persistent import PersistentStep, sizes
 from nanochat.kernels.triton_decode import decode_attention
 from nanochat.kernels.triton_gemv import gemv
-from nanochat.kernels.triton_one_shot import Outlet
+from nanochat.kernels.triton_outlet import Outlet
 from nanochat.kernels.triton_rope import Rope
 from nanochat.kernels.triton_step import DecodeRows, embed
 

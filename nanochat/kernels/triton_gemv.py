@@ -21,8 +21,9 @@ from torch import Tensor
 
 from nanochat.kernels.gemv_config import GemvConfig, GemvShape, default_config
 from nanochat.kernels.triton_activation import activated, gate_mul
+from nanochat.kernels.triton_inbox import following
 from nanochat.kernels.triton_norm import rms_norm
-from nanochat.kernels.triton_one_shot import Outlet, following, send_results
+from nanochat.kernels.triton_outlet import Outlet, send_results
 
 MAX_ROWS = 8
 

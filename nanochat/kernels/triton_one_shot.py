@@ -10,8 +10,7 @@ Rounds are counted on the device, for each row, so that a captured graph can be 
 of the inbox. A rank begins a round when it has everything of the one before, which its peers sent after they had read all
 of the round before that: nothing is overwritten that is still needed.
 
-A product can send its results itself, as it has them (`Outlet`): then a rank only collects them, its own ones too. No kernel
-ends between the product and the sum, and what is sent is not rounded to 16 bits before.
+A product can send its results itself (`triton_outlet`): then a rank only collects them.
 
 Waiting is bounded: a rank that misses a word for too long, or is told that a peer is lost, says so in `failed`, makes
 its result NaN and never waits again.
@@ -25,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -33,84 +31,17 @@ import triton.language as tl
 from torch import Tensor
 
 from nanochat.kernels.sizes import next_power_of_2
+from nanochat.kernels.triton_inbox import clock, next_round, receive_words, send_words
+from nanochat.kernels.triton_outlet import Outlet, collect_rows
 
 LOOKS = 1 << 27  # at an inbox before a peer counts as lost: a minute or so
 GATHERED = 1024  # at most so many words of a rank are put beside the others'
 
 
 @triton.jit
-def _send(to, words, round_, mask, COMPILED: tl.constexpr):
-    """Write words beside their round's number to the addresses `to`, seen by the whole system."""
-    pairs = (round_.to(tl.int64) << 32) | (words.to(tl.int64) & 0xFFFFFFFF)
-    if COMPILED:
-        tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.relaxed.sys.global.b64 [$1], $2; mov.u32 $0, 0; }",
-            "=r,l,l,r", [to, pairs, mask.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-    else:  # the interpreter knows no assembler
-        tl.store(to.to(tl.pointer_type(tl.int64)), pairs, mask=mask)
-
-
-@triton.jit
-def _look(source, round_, mask, failed_ptr):
-    """(pairs, state): 0 where all words of the round are there, 1 where some are missing, 2 where a peer is lost.
-
-    The state is a maximum over all threads, so that they leave a loop together whatever each of them saw.
-    """
-    failed = tl.load(failed_ptr, volatile=True)
-    pairs = tl.load(source, mask=mask, other=0, volatile=True)
-    missing = mask & ((pairs >> 32).to(tl.int32) != round_)
-    return pairs, tl.max(tl.where(failed != 0, 2, missing.to(tl.int32)), 0)
-
-
-@triton.jit
-def _receive(source, round_, mask, failed_ptr, looks):
-    """(words, state): wait for a round's words in this rank's own inbox; they are good where the state is 0."""
-    pairs, state = _look(source, round_, mask, failed_ptr)
-    looked = 0
-    while (state == 1) & (looked < looks):
-        pairs, state = _look(source, round_, mask, failed_ptr)
-        looked += 1
-    return pairs.to(tl.int32), state
-
-
-@triton.jit
-def following(round_):
-    """The number of the round after `round_`; never 0, which is what an inbox holds where nothing was ever written."""
-    return tl.where(round_ + 1 == 0, 2, round_ + 1)
-
-
-@triton.jit
-def _next(rounds_ptr):
-    """The number of the round that begins."""
-    return following(tl.load(rounds_ptr))
-
-
-@triton.jit
-def send_results(
-    results, at, row, round_, mask, inboxes, num_rows, capacity,
-    RANK: tl.constexpr, RANKS: tl.constexpr, COMPILED: tl.constexpr,
-):  # fmt: skip
-    """Put float32 results, whose places in a row are `at`, into every rank's inbox, the other ranks' first."""
-    words = results.to(tl.float32).to(tl.int32, bitcast=True)
-    place = (((round_ & 1).to(tl.int64) * num_rows + row) * RANKS + RANK) * capacity + at
-    for step in tl.static_range(RANKS):
-        _send(inboxes[step] + place * 8, words, round_, mask, COMPILED)
-
-
-@triton.jit
-def _clock(COMPILED: tl.constexpr):
-    """Nanoseconds, int64."""
-    if COMPILED:
-        return tl.extra.cuda.globaltimer()
-    else:
-        return tl.zeros([], tl.int64)
-
-
-@triton.jit
 def _stamp(began_ptr, spent_ptr, BEGINS: tl.constexpr, COMPILED: tl.constexpr):
     """Note the time, or count what has passed since."""
-    now = _clock(COMPILED)
+    now = clock(COMPILED)
     if BEGINS:
         tl.store(began_ptr, now)
     else:
@@ -141,18 +72,18 @@ def _one_shot(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()  # the next kernel asks for its weights while this one waits for the others
-    began = _clock(COMPILED)
+    began = clock(COMPILED)
     row = tl.program_id(0).to(tl.int64)
     WORDS: tl.constexpr = WIDTH // 2 if PAIRED else WIDTH
     word = tl.arange(0, BLOCK)
     own = word < WORDS
-    round_ = _next(rounds_ptr + row)
+    round_ = next_round(rounds_ptr + row)
     place = ((round_ & 1).to(tl.int64) * num_rows + row) * RANKS * capacity
     words = tl.load(delta_ptr + row * WORDS + word, mask=own, other=0)
     if SEND:
         for step in tl.static_range(1, RANKS):
             inbox = tl.load(inboxes_ptr + (RANK + step) % RANKS) + place * 8
-            _send(inbox + (RANK * capacity + word) * 8, words, round_, own, COMPILED)
+            send_words(inbox + (RANK * capacity + word) * 8, words, round_, own, COMPILED)
     if RECEIVE:
         inbox = tl.load(inboxes_ptr + RANK).to(tl.pointer_type(tl.int64)) + place
         low = tl.zeros([BLOCK], tl.float32)
@@ -161,7 +92,7 @@ def _one_shot(
         for rank in tl.static_range(RANKS):
             summand = words
             if rank != RANK:
-                summand, state = _receive(inbox + rank * capacity + word, round_, own, failed_ptr, looks)
+                summand, state = receive_words(inbox + rank * capacity + word, round_, own, failed_ptr, looks)
                 lost += state
             if PAIRED:
                 first, second = _halves(summand, out_ptr)
@@ -171,7 +102,7 @@ def _one_shot(
                 low += summand.to(tl.float32, bitcast=True)
         tl.store(rounds_ptr + row, round_)
         if row == 0:
-            tl.store(spent_ptr, tl.load(spent_ptr) + _clock(COMPILED) - began)
+            tl.store(spent_ptr, tl.load(spent_ptr) + clock(COMPILED) - began)
         if lost > 0:
             tl.store(failed_ptr, 1)
         total = tl.interleave(low, high) if PAIRED else low
@@ -192,45 +123,6 @@ def _one_shot(
 
 
 @triton.jit
-def _collect(
-    x_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, spent_ptr, looks, num_rows, capacity,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr, COMPILED: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """One row: x plus what the products of all ranks sent, a float32 in each word.
-
-    Nobody looks into an inbox while the product computes: a multiprocessor that does so computes more slowly, and the whole
-    product waits for it.
-    """
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    row = tl.program_id(0).to(tl.int64)
-    word = tl.arange(0, BLOCK)
-    own = word < WIDTH
-    round_ = _next(rounds_ptr + row)
-    x = tl.load(x_ptr + row * WIDTH + word, mask=own, other=0.0).to(tl.float32)
-    inbox = tl.load(inboxes_ptr + RANK).to(tl.pointer_type(tl.int64))
-    inbox += ((round_ & 1).to(tl.int64) * num_rows + row) * RANKS * capacity
-    mine, lost = _receive(inbox + RANK * capacity + word, round_, own, failed_ptr, looks)
-    began = _clock(COMPILED)
-    total = tl.zeros([BLOCK], tl.float32)
-    for rank in tl.static_range(RANKS):
-        summand = mine
-        if rank != RANK:
-            summand, state = _receive(inbox + rank * capacity + word, round_, own, failed_ptr, looks)
-            lost += state
-        total += summand.to(tl.float32, bitcast=True)
-    tl.debug_barrier()  # every thread has read the round
-    tl.store(rounds_ptr + row, round_)
-    if row == 0:
-        tl.store(spent_ptr, tl.load(spent_ptr) + _clock(COMPILED) - began)
-    if lost > 0:
-        tl.store(failed_ptr, 1)
-    total = tl.where(lost > 0, float("nan"), total + x)
-    tl.store(out_ptr + row * WIDTH + word, total.to(out_ptr.dtype.element_ty), mask=own)
-
-
-@triton.jit
 def _gather(
     words_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, spent_ptr, looks, begin, count,
     BLOCK: tl.constexpr, CAPACITY: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
@@ -240,48 +132,29 @@ def _gather(
 
     They travel through int64 [2, RANKS, CAPACITY], which lies in an inbox from the word `begin` on.
     """
-    began = _clock(COMPILED)
+    began = clock(COMPILED)
     word = tl.arange(0, BLOCK)
     own = word < count
-    round_ = _next(rounds_ptr)
+    round_ = next_round(rounds_ptr)
     place = begin + (round_ & 1).to(tl.int64) * RANKS * CAPACITY
     words = tl.load(words_ptr + word, mask=own, other=0)
     if SEND:
         for step in tl.static_range(1, RANKS):
             inbox = tl.load(inboxes_ptr + (RANK + step) % RANKS) + place * 8
-            _send(inbox + (RANK * CAPACITY + word) * 8, words, round_, own, COMPILED)
+            send_words(inbox + (RANK * CAPACITY + word) * 8, words, round_, own, COMPILED)
     if RECEIVE:
         inbox = tl.load(inboxes_ptr + RANK).to(tl.pointer_type(tl.int64)) + place
         for rank in tl.static_range(RANKS):
             theirs = words
             if rank != RANK:
-                theirs, state = _receive(inbox + rank * CAPACITY + word, round_, own, failed_ptr, looks)
+                theirs, state = receive_words(inbox + rank * CAPACITY + word, round_, own, failed_ptr, looks)
                 theirs = tl.where(state > 0, 1, theirs)
                 if state > 0:
                     tl.store(failed_ptr, 1)
             tl.store(out_ptr + rank * count + word, theirs, mask=own)
         tl.debug_barrier()  # every thread has read the round
         tl.store(rounds_ptr, round_)
-        tl.store(spent_ptr, tl.load(spent_ptr) + _clock(COMPILED) - began)
-
-
-@dataclass(frozen=True, slots=True)
-class Outlet:
-    """Where a product sends its results, instead of storing them: every rank's inbox.
-
-    Attributes:
-        inboxes: their addresses, each int64 [2, rows, ranks, words], this rank's last.
-        rounds: int32 [rows], of each row's last exchange.
-        compiled: whether the kernel runs on a GPU.
-    """
-
-    inboxes: tuple[int, ...]
-    rounds: Tensor
-    rank: int
-    ranks: int
-    rows: int
-    words: int
-    compiled: bool
+        tl.store(spent_ptr, tl.load(spent_ptr) + clock(COMPILED) - began)
 
 
 class OneShot:
@@ -348,7 +221,7 @@ class OneShot:
         width = x.shape[-1]
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         block = next_power_of_2(width)
-        _collect[(x.numel() // width,)](
+        collect_rows[(x.numel() // width,)](
             x, out, self._inboxes, self._rounds, self.failed, self.nanoseconds, self.looks, self.rows, self.words,
             WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, COMPILED=x.device.type != "cpu", PDL=pdl,
             num_warps=min(16, max(1, block // 128)), **({"launch_pdl": True} if pdl else {}),

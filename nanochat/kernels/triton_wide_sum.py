@@ -26,7 +26,8 @@ import triton.language as tl
 from torch import Tensor
 
 from nanochat.kernels.sizes import next_power_of_2
-from nanochat.kernels.triton_one_shot import OneShot, _clock, _next
+from nanochat.kernels.triton_inbox import clock, next_round
+from nanochat.kernels.triton_one_shot import OneShot
 
 ROWS = 512  # at most in a message
 LINE = 128  # bytes: rows begin at whole ones, and a flag has one to itself
@@ -113,9 +114,9 @@ def _wide_sum(
     mask = at < WIDTH
     to = row * WIDTH + at
     own = tl.load(delta_ptr + to, mask=mask, other=0.0)
-    round_ = _next(rounds_ptr + row)
+    round_ = next_round(rounds_ptr + row)
     place = (round_ & 1).to(tl.int64) * RANKS * between + row * stride
-    began = _clock(COMPILED)
+    began = clock(COMPILED)
     if SEND:
         for step in range(1, RANKS):
             inbox = tl.load(inboxes_ptr + (RANK + step) % RANKS) + place + RANK * between
@@ -147,7 +148,7 @@ def _wide_sum(
                 total += summand.to(tl.float32)
         tl.store(rounds_ptr + row, round_)
         if row == 0:
-            tl.store(spent_ptr, tl.load(spent_ptr) + _clock(COMPILED) - began)
+            tl.store(spent_ptr, tl.load(spent_ptr) + clock(COMPILED) - began)
         if lost > 0:
             tl.store(failed_ptr, 1)
         total = tl.where((lost > 0) | (given_up != 0), float("nan"), total)

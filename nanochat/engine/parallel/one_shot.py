@@ -20,7 +20,8 @@ from nanochat.kernels.peer_memory import HANDLE_BYTES, PeerMemory
 
 if TYPE_CHECKING:
     from nanochat.engine.parallel.collectives import Collectives
-    from nanochat.kernels.triton_one_shot import OneShot, Outlet
+    from nanochat.kernels.triton_one_shot import OneShot
+    from nanochat.kernels.triton_outlet import Outlet
     from nanochat.kernels.triton_wide_sum import WideSum
 
 _SMALL = 128  # rows at most in one shot

@@ -1,0 +1,89 @@
+"""A product that sends its results to all ranks itself, as it has them, and the kernel that collects them.
+
+No kernel ends between the product and the sum, and what is sent, float32, is not rounded to 16 bits before. A rank collects
+its own results from its inbox too.
+"""
+
+# Device code has no Python types.
+# pyright: reportMissingParameterType=false, reportUntypedFunctionDecorator=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nanochat.kernels.triton_inbox import clock, next_round, receive_words, send_words
+
+
+@dataclass(frozen=True, slots=True)
+class Outlet:
+    """Where a product sends its results, instead of storing them: every rank's inbox.
+
+    Attributes:
+        inboxes: their addresses, each int64 [2, rows, ranks, words], this rank's last.
+        rounds: int32 [rows], of each row's last exchange.
+        compiled: whether the kernel runs on a GPU.
+    """
+
+    inboxes: tuple[int, ...]
+    rounds: Tensor
+    rank: int
+    ranks: int
+    rows: int
+    words: int
+    compiled: bool
+
+
+@triton.jit
+def send_results(
+    results, at, row, round_, mask, inboxes, num_rows, capacity,
+    RANK: tl.constexpr, RANKS: tl.constexpr, COMPILED: tl.constexpr,
+):  # fmt: skip
+    """Put float32 results, whose places in a row are `at`, into every rank's inbox, the other ranks' first."""
+    words = results.to(tl.float32).to(tl.int32, bitcast=True)
+    place = (((round_ & 1).to(tl.int64) * num_rows + row) * RANKS + RANK) * capacity + at
+    for step in tl.static_range(RANKS):
+        send_words(inboxes[step] + place * 8, words, round_, mask, COMPILED)
+
+
+@triton.jit
+def collect_rows(
+    x_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, spent_ptr, looks, num_rows, capacity,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr, COMPILED: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One row: x plus what the products of all ranks sent, a float32 in each word.
+
+    Nobody looks into an inbox while the product computes: a multiprocessor that does so computes more slowly, and the whole
+    product waits for it.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    row = tl.program_id(0).to(tl.int64)
+    word = tl.arange(0, BLOCK)
+    own = word < WIDTH
+    round_ = next_round(rounds_ptr + row)
+    x = tl.load(x_ptr + row * WIDTH + word, mask=own, other=0.0).to(tl.float32)
+    inbox = tl.load(inboxes_ptr + RANK).to(tl.pointer_type(tl.int64))
+    inbox += ((round_ & 1).to(tl.int64) * num_rows + row) * RANKS * capacity
+    mine, lost = receive_words(inbox + RANK * capacity + word, round_, own, failed_ptr, looks)
+    began = clock(COMPILED)
+    total = tl.zeros([BLOCK], tl.float32)
+    for rank in tl.static_range(RANKS):
+        summand = mine
+        if rank != RANK:
+            summand, state = receive_words(inbox + rank * capacity + word, round_, own, failed_ptr, looks)
+            lost += state
+        total += summand.to(tl.float32, bitcast=True)
+    tl.debug_barrier()  # every thread has read the round
+    tl.store(rounds_ptr + row, round_)
+    if row == 0:
+        tl.store(spent_ptr, tl.load(spent_ptr) + clock(COMPILED) - began)
+    if lost > 0:
+        tl.store(failed_ptr, 1)
+    total = tl.where(lost > 0, float("nan"), total + x)
+    tl.store(out_ptr + row * WIDTH + word, total.to(out_ptr.dtype.element_ty), mask=own)
