@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import sys
 import threading
+
+from textual.app import App
 
 from nanochat.engine.service import EngineService
 from nanochat.hub import LocalModel
@@ -33,12 +37,21 @@ def main(model: str | None = None, tensor_parallel_size: int | None = None) -> N
     )  # fmt: skip
     with held(paths.log_file):
         app = NanochatApp(desk)
-        app.run()
+        asyncio.run(run(app))
     fault = app.failure or app.fault
     if fault is not None:
         raise fault
     if any(thread.name == "nanochat-engine" for thread in threading.enumerate()):
         leave_at_once()  # it is inside an import or a load, which nothing can interrupt
+
+
+async def run(app: App[None]) -> None:
+    """Run an application until it has left the terminal; signals that come later are nothing to it."""
+    try:
+        await app.run_async()
+    finally:
+        # The loop closes what a signal is written to before it takes its handlers back.
+        signal.set_wakeup_fd(-1)
 
 
 def _read_language(model: LocalModel) -> ChatModel:
