@@ -45,7 +45,7 @@ class FusedReduce(ABC):
 
     @abstractmethod
     def collect(self, x: Tensor, *, pdl: bool = False) -> Tensor:
-        """x + the sum of what every rank's product sent last, in new memory. `pdl`: a programmatic dependent launch."""
+        """x + the sum of what every rank's product sent last, in new memory. `pdl`: the product was a `late` one."""
 
 
 Gather = Callable[[Tensor], Tensor]

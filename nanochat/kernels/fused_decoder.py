@@ -160,7 +160,7 @@ class FusedDecoder:
         if isinstance(reduce, FusedReduce):
             outlet = None if self._config(y, weight).library else reduce.outlet(x)
             if outlet is not None:
-                self._product(y, weight, to=outlet)
+                self._product(y, weight, late=True, to=outlet)
                 return reduce.collect(x, pdl=self.kernels.pdl)
         delta = self._product(y, weight)
         if isinstance(reduce, FusedReduce) and reduce.takes(delta):

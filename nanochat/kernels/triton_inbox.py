@@ -57,7 +57,7 @@ def look(source, round_, mask, failed_ptr):
     failed = tl.load(failed_ptr, volatile=True)
     pairs = tl.load(source, mask=mask, other=0, volatile=True)
     missing = mask & ((pairs >> 32).to(tl.int32) != round_)
-    return pairs, tl.max(tl.where(failed != 0, 2, missing.to(tl.int32)), 0)
+    return pairs, tl.max(tl.where(failed != 0, 2, missing.to(tl.int32)))
 
 
 @triton.jit

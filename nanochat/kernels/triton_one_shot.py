@@ -217,13 +217,18 @@ class OneShot:
         )
 
     def collect(self, x: Tensor, *, pdl: bool = False) -> Tensor:
-        """x + the sum of what every rank's product sent last, [T, H] in new memory. `pdl`: a programmatic dependent launch."""
+        """x + the sum of what every rank's product sent last, [T, H] in new memory.
+
+        Args:
+            pdl: a programmatic dependent launch; the product before must have been a `late` one.
+        """
         width = x.shape[-1]
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         block = next_power_of_2(width)
         collect_rows[(x.numel() // width,)](
             x, out, self._inboxes, self._rounds, self.failed, self.nanoseconds, self.looks, self.rows, self.words,
-            WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, COMPILED=x.device.type != "cpu", PDL=pdl,
+            WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, SIDE=next_power_of_2(self.ranks),
+            COMPILED=x.device.type != "cpu", PDL=pdl,
             num_warps=min(16, max(1, block // 128)), **({"launch_pdl": True} if pdl else {}),
         )  # fmt: skip
         return out

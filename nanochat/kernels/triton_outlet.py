@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanochat.kernels.triton_inbox import clock, next_round, receive_words, send_words
+from nanochat.kernels.triton_inbox import clock, following, receive_words, send_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,32 +53,31 @@ def send_results(
 @triton.jit
 def collect_rows(
     x_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, spent_ptr, looks, num_rows, capacity,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr, COMPILED: tl.constexpr, PDL: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr, SIDE: tl.constexpr,
+    COMPILED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One row: x plus what the products of all ranks sent, a float32 in each word.
 
-    Nobody looks into an inbox while the product computes: a multiprocessor that does so computes more slowly, and the whole
-    product waits for it.
+    PDL: the product before lets this kernel start only once its own wait is over (`late`), so x and the round are there.
+    But nobody looks into an inbox while the product computes: a multiprocessor that does so computes more slowly, and the
+    whole product waits for it.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     word = tl.arange(0, BLOCK)
     own = word < WIDTH
-    round_ = next_round(rounds_ptr + row)
-    x = tl.load(x_ptr + row * WIDTH + word, mask=own, other=0.0).to(tl.float32)
+    round_ = following(tl.load(rounds_ptr + row, cache_modifier=".cg"))
+    x = tl.load(x_ptr + row * WIDTH + word, mask=own, other=0.0, cache_modifier=".cg").to(tl.float32)
     inbox = tl.load(inboxes_ptr + RANK).to(tl.pointer_type(tl.int64))
     inbox += ((round_ & 1).to(tl.int64) * num_rows + row) * RANKS * capacity
-    mine, lost = receive_words(inbox + RANK * capacity + word, round_, own, failed_ptr, looks)
+    rank = tl.arange(0, SIDE)[:, None]  # all ranks' words are looked for at once
+    source = inbox + rank * capacity + word[None, :]
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     began = clock(COMPILED)
-    total = tl.zeros([BLOCK], tl.float32)
-    for rank in tl.static_range(RANKS):
-        summand = mine
-        if rank != RANK:
-            summand, state = receive_words(inbox + rank * capacity + word, round_, own, failed_ptr, looks)
-            lost += state
-        total += summand.to(tl.float32, bitcast=True)
+    words, lost = receive_words(source, round_, (rank < RANKS) & own[None, :], failed_ptr, looks)
+    total = tl.sum(words.to(tl.float32, bitcast=True), 0)
     tl.debug_barrier()  # every thread has read the round
     tl.store(rounds_ptr + row, round_)
     if row == 0:

@@ -168,7 +168,7 @@ def check_products(end, store, rank: int, ranks: int) -> dict[str, Any]:
         y, start = inputs[:rows, rank * 512 : (rank + 1) * 512].contiguous().cuda(), x[:rows].cuda()
 
         def sent(weight, y=y, start=start):
-            gemv(y, weight, pdl=pdl, to=end.outlet(start), config=GemvConfig(4, 256, prefetch=12))
+            gemv(y, weight, pdl=pdl, late=True, to=end.outlet(start), config=GemvConfig(4, 256, prefetch=12))
             return end.collect(start, pdl=pdl)
 
         def exchanged(weight, y=y, start=start):

@@ -257,7 +257,7 @@ def exchanges(width: int, dtype: torch.dtype, pdl: bool) -> None:
             end.sum(delta)
         weight, outlet = empty(width, 512, dtype=dtype), end.outlet(delta)
         for config in (GemvConfig(4, 256, prefetch=12), GemvConfig(16, 256, 1, dot=True)):
-            gemv(empty(4, 512, dtype=dtype), weight, config=config, pdl=pdl, to=outlet)
+            gemv(empty(4, 512, dtype=dtype), weight, config=config, pdl=pdl, late=True, to=outlet)
         wide = WideSum([0] * ranks, ROWS, width * dtype.itemsize, end)
         wide.sum(delta)
         wide.add_norm(delta, delta, delta[0], 1e-6)

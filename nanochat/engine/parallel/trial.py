@@ -121,7 +121,7 @@ def measure_products(
         first, second = next(turn)
         y = gemv(start, first, norm=norm, eps=_EPS, pdl=pdl)
         if sends:
-            gemv(y, second, pdl=pdl, to=outlet)
+            gemv(y, second, pdl=pdl, late=True, to=outlet)
             return end.collect(start, pdl=pdl)
         return end.add(gemv(y, second, pdl=pdl), start, pdl=pdl)
 
