@@ -126,7 +126,7 @@ def products(
     )
 
 
-CONFIGS = {"own": GemvConfig(4, 32, 2, prefetch=1), "dot": GemvConfig(16, 32, 4, dot=True)}
+CONFIGS = {"own": GemvConfig(32, 32, 4, prefetch=1), "dot": GemvConfig(16, 32, 4, dot=True)}
 
 
 @pytest.mark.parametrize("config", CONFIGS)
