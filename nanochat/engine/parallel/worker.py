@@ -98,6 +98,7 @@ def _serve(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path
     with pulse.news():
         order = line.receive()
     if order is None:
+        collectives.part()
         return
     kv_cache = allocate_kv(model, order["num_blocks"], dtype, device)
     runner = ModelRunner(
