@@ -29,6 +29,7 @@ from nanochat.ui.errands import Errands
 from nanochat.ui.idle_work import IdleWork
 from nanochat.ui.input_history import InputHistory
 from nanochat.ui.interrupts import Interrupts
+from nanochat.ui.key_turns import KeyTurns
 from nanochat.ui.keymap import as_textual
 from nanochat.ui.model_host import ModelHost
 from nanochat.ui.monitor import Reading
@@ -87,6 +88,7 @@ class NanochatApp(App[None], inherit_bindings=False):
         self.benchmark = Benchmark(self)
         self.undo = UndoStack()
         self.tokens = TokenCount(self)
+        self.key_turns = KeyTurns(self, self._give)
         self._interrupts, self._notices = Interrupts(self), Notices(self)
         self._errands = Errands(self, self._handle_exception)
         self._ticks = 0
@@ -334,6 +336,13 @@ class NanochatApp(App[None], inherit_bindings=False):
             self.attempt(self.desk.every_second(self))
 
     async def on_event(self, event: events.Event) -> None:
+        """What the terminal sends comes in its turn; what comes up from a widget that has no use for it has had that."""
+        if isinstance(event, events.Key | events.Paste) and not event.is_forwarded:
+            await self.key_turns.take(event)
+        else:
+            await super().on_event(event)
+
+    async def _give(self, event: events.Event) -> None:
         """A paste into one of Textual's own fields is cleaned; the prompt keeps it whole and shows a label."""
         if isinstance(event, events.Paste) and not isinstance(self.focused, PromptBox):
             event = events.Paste(sanitize(event.text))

@@ -19,6 +19,7 @@ from nanochat.ui.screens.models import ModelsScreen
 from nanochat.ui.screens.question import Answer, Question
 from nanochat.ui.widgets.prompt_bar import PromptBar
 from nanochat.ui.widgets.prompt_box import PromptBox
+from nanochat.ui.widgets.sidebar import ChatList
 
 
 def at_once(stage: Stage, *keys: str) -> None:
@@ -172,3 +173,66 @@ async def test_what_is_typed_behind_a_key_that_brings_another_tab_stands_in_its_
         await stage.until(lambda: not isinstance(stage.app.focused, PromptBox))
         at_once(stage, key, *"behind it")
         await stage.until(lambda: stage.app.chat_screen.prompt.text == "behind it")
+
+
+async def one_by_one(stage: Stage, *keys: str) -> None:
+    """As a terminal sends them: each in the loop's next round, while the one before is on its way."""
+    for key in keys:
+        at_once(stage, key)
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("opened", ["alt+up", "f6", "f2"])
+@pytest.mark.parametrize("in_rounds", [False, True])
+async def test_what_is_typed_behind_esc_stands_in_the_prompt(
+    tmp_path: Path, opened: str, in_rounds: bool
+) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("a chat")
+        await stage.press(opened)
+        await stage.until(lambda: not isinstance(stage.app.focused, PromptBox))
+        keys = ("escape", *"under it all", "left", "!")
+        if in_rounds:
+            await one_by_one(stage, *keys)
+        else:
+            at_once(stage, *keys)
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "under it al!l")
+        assert "undo" not in stage.notices
+
+
+async def test_what_is_typed_behind_esc_can_be_sent_at_once(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("a chat")
+        await stage.press("alt+up")
+        at_once(stage, "escape", *"more", "enter", *"next")
+        await stage.until(lambda: "more" in stage.texts())
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "next")
+
+
+async def test_a_paste_behind_esc_keeps_its_place_among_the_keys(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("a chat")
+        await stage.press("f6")
+        await stage.until(lambda: not isinstance(stage.app.focused, PromptBox))
+        at_once(stage, "escape", "a")
+        stage.app.post_message(events.Paste("pasted"))
+        at_once(stage, "z")
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "apastedz")
+
+
+async def test_a_paste_that_nothing_takes_is_dropped(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("a chat")
+        await stage.press("f2")
+        await stage.until(lambda: isinstance(stage.app.focused, ChatList))
+        seen: list[events.Paste] = []
+        for pump in (stage.app.focused, stage.app):
+            assert pump is not None
+            pump.message_signal.subscribe(
+                stage.app.chat_screen,
+                lambda each: seen.append(each) if isinstance(each, events.Paste) else None,
+            )
+        stage.app.post_message(events.Paste("pasted"))
+        await stage.until(lambda: len(seen) >= 2)
+        await stage.pilot.pause()
+        assert len(seen) <= 4

@@ -1,0 +1,89 @@
+"""The turns of keys: what one key does is done before the next one comes, also when they come faster than the screen."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from textual import events
+from textual.dom import DOMNode
+from textual.widgets import Input, TextArea
+
+from nanochat.ui.widgets.prompt_box import PromptBox
+
+if TYPE_CHECKING:
+    from nanochat.ui.app import NanochatApp
+
+log = logging.getLogger("nanochat.key_turns")
+
+LONGEST_SECONDS = 2.0  # a key that has not been done by then holds the others no longer
+Give = Callable[[events.Event], Awaitable[None]]
+
+
+class KeyTurns:
+    """Textual gives a key to the widget that has the focus when it comes, even while another is on its way to move it.
+
+    So a key that could move the focus holds those behind it until it has been done; text in a text field does not.
+    `give` hands an event on as Textual does.
+    """
+
+    def __init__(self, app: NanochatApp, give: Give) -> None:
+        self._app, self._give = app, give
+        self._waiting: deque[events.Event] = deque()
+        self._holds: set[object] = set()
+
+    async def take(self, event: events.Key | events.Paste) -> None:
+        """Hand on what the terminal sent, or keep it until its turn comes."""
+        if self._holds or self._waiting:
+            self._waiting.append(event)
+        else:
+            await self._do(event)
+
+    def hold(self) -> Callable[[], None]:
+        """Keep what comes until the returned function is called: something is to be shown, and it is for that."""
+        hold = object()
+        self._holds.add(hold)
+
+        def release() -> None:
+            timer.cancel()
+            self._holds.discard(hold)
+            if not self._holds:
+                self._app.call_later(self._go_on)
+
+        timer = asyncio.get_running_loop().call_later(LONGEST_SECONDS, release)
+        return release
+
+    async def _go_on(self) -> None:
+        while self._waiting and not self._holds:
+            await self._do(self._waiting.popleft())
+
+    async def _do(self, event: events.Event) -> None:
+        focused = self._app.focused
+        if not self._may_move_focus(event, focused):
+            await self._give(event)
+            return
+        release = self.hold()
+        await self._give(event)
+        self._app.spawn(self._see_done(focused or self._app.screen, release))
+
+    def _may_move_focus(self, event: events.Event, focused: DOMNode | None) -> bool:
+        if self._app.screen is not self._app.chat_screen or isinstance(focused, PromptBox):
+            return False  # what is done from the prompt stands in its queue, among what is typed there
+        text = not isinstance(event, events.Key) or event.is_printable
+        return not (text and isinstance(focused, Input | TextArea))
+
+    async def _see_done(self, node: DOMNode, release: Callable[[], None]) -> None:
+        """Wait until a key that was given to `node` has come up to the application, and what it asked for then too."""
+        try:
+            async with asyncio.timeout(LONGEST_SECONDS):
+                for each in [*node.ancestors_with_self] * 2:
+                    passed = asyncio.Event()
+                    if each.call_later(passed.set):
+                        await passed.wait()
+        except TimeoutError:
+            log.debug("a key is not done after %s s", LONGEST_SECONDS)
+        finally:
+            release()
