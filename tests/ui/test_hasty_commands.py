@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from fake_engine import OTHER
 from stage import Stage, on_stage
 from textual import events
 
+from nanochat.errors import HistoryError
+from nanochat.storage.chats import Chats
+from nanochat.storage.messages import Messages
 from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import reference
 from nanochat.ui.widgets.transcript import Verb
@@ -206,3 +210,72 @@ async def test_a_command_that_cannot_be_done_at_once_stands_in_its_prompt_again(
         await stage.press("enter")
         await stage.until(lambda: "nothing to delete" in stage.notices)
         assert stage.app.chat_screen.prompt.text == "/delete"
+
+
+def held_back(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> threading.Event:
+    """Let this wait in its thread, as with a slow disk, until the event is set."""
+    done, gate = getattr(owner, name), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        gate.wait(30)
+        return done(*arguments)
+
+    monkeypatch.setattr(owner, name, slow)
+    return gate
+
+
+async def test_undo_right_behind_a_delete_undoes_that_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_chats(tmp_path) as (stage, first, second):
+        both = {each.id for each in stage.app.history.chats.list()}
+        assert first.chat is not None and second.chat is not None
+        await stage.type("/drop")
+        await stage.press("enter")
+        await stage.until(lambda: "Deleted" in stage.notices)
+        gate = held_back(monkeypatch, Chats, "delete")
+        await stage.type("/delete")
+        at_once(stage, "enter", *"/undo", "enter")
+        await stage.until(lambda: stage.app.chats.active is first and not stage.app.chat_screen.prompt.text)
+        gate.set()
+        await stage.until(lambda: "Undone: the chat is back" in stage.notices)
+        assert {each.id for each in stage.app.history.chats.list()} == both
+        assert stage.app.chats.active.chat == second.chat and not stage.texts(), "the drop stays"
+
+
+async def test_undo_right_behind_the_delete_of_a_message_undoes_that_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with on_stage(tmp_path) as stage:
+        for text in ("one", "two", "three"):
+            await stage.ask(text)
+        await stage.type("/drop")
+        await stage.press("enter")
+        await stage.until(lambda: len(stage.texts()) == 4)
+        gate = held_back(monkeypatch, Messages, "hide")
+        await stage.press(*["alt+up"] * 2)
+        at_once(stage, "d", "u")
+        await stage.pilot.pause()
+        gate.set()
+        await stage.until(lambda: "Undone" in stage.notices)
+        assert stage.texts()[::2] == ["one", "two"]
+
+
+async def test_undo_behind_a_delete_that_fails_undoes_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise HistoryError("the disk is full")
+
+    async with two_chats(tmp_path) as (stage, _, second):
+        await stage.type("/drop")
+        await stage.press("enter")
+        await stage.until(lambda: not stage.texts())
+        monkeypatch.setattr(Chats, "delete", fail)
+        await stage.type("/delete")
+        at_once(stage, "enter", *"/undo", "enter")
+        await stage.until(lambda: "nothing to undo" in stage.notices)
+        assert not second.conversation.messages
+        await stage.type("/undo")
+        await stage.press("enter")
+        await stage.until(lambda: "Undone" in stage.notices)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nanochat.exchange.bundle import Imported
     from nanochat.ui.app import NanochatApp
     from nanochat.ui.session import ChatSession
+    from nanochat.ui.undo import Deletion
 
 _GROUP = "Chats"
 
@@ -73,14 +74,11 @@ def delete(app: NanochatApp, session: ChatSession, _: str) -> Awaitable[None]:
 def delete_chat(app: NanochatApp, chat_id: str) -> Awaitable[None]:
     """Close a chat's tab at once; the rest, which deletes the chat, is to be awaited."""
     open_tab = next((session for session in app.chats if session.chat and session.chat.id == chat_id), None)
-    return _delete(app, chat_id, None if open_tab is None else tabs.close_tab(app, open_tab))
+    closing = None if open_tab is None else tabs.close_tab(app, open_tab)
+    return _delete(app, chat_id, app.undo.begin(), closing)
 
 
-async def _delete(app: NanochatApp, chat_id: str, closing: Awaitable[None] | None) -> None:
-    if closing is not None:
-        await closing
-    await asyncio.to_thread(app.history.chats.delete, chat_id)
-
+async def _delete(app: NanochatApp, chat_id: str, step: Deletion, closing: Awaitable[None] | None) -> None:
     async def undo() -> None:
         await asyncio.to_thread(app.history.chats.restore, chat_id)
         if closing is not None:
@@ -88,7 +86,11 @@ async def _delete(app: NanochatApp, chat_id: str, closing: Awaitable[None] | Non
             app.chat_screen.show_active()
         await app.chats_changed(chat_id)
 
-    app.undo.remember("the chat is back", undo)
+    with step:
+        if closing is not None:
+            await closing
+        await asyncio.to_thread(app.history.chats.delete, chat_id)
+        step.remember("the chat is back", undo)
     await app.chats_changed(chat_id)
     app.say("Deleted. /undo brings it back; after 30 days it is gone.")
 

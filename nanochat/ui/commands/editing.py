@@ -90,14 +90,11 @@ async def fork_at(app: NanochatApp, session: ChatSession, message_id: str | None
 
 async def delete_message(app: NanochatApp, session: ChatSession, message_id: str) -> None:
     """Hide a message and what follows it; `/undo` brings it back."""
-    hidden = await session.delete(message_id)
+    with app.undo.begin() as step:
+        hidden = await session.delete(message_id)
+        step.remember("the message is back", lambda: session.undelete(hidden))
     if app.shown is session and not session.conversation.ids:
         app.chat_screen.focus_prompt()
-
-    async def undo() -> None:
-        await session.undelete(hidden)
-
-    app.undo.remember("the message is back", undo)
     app.say("Deleted, with what followed it. /undo brings it back.")
 
 
