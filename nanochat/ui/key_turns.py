@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -17,9 +16,8 @@ from nanochat.ui.widgets.prompt_box import PromptBox
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
 
-log = logging.getLogger("nanochat.key_turns")
-
-LONGEST_SECONDS = 2.0  # a key that has not been done by then holds the others no longer
+TICK_SECONDS = 0.1
+LONGEST_TICKS = 20  # so long a hold lasts at most; however long the loop stood still, that is one tick
 Give = Callable[[events.Event], Awaitable[None]]
 
 
@@ -44,16 +42,21 @@ class KeyTurns:
 
     def hold(self) -> Callable[[], None]:
         """Keep what comes until the returned function is called: something is to be shown, and it is for that."""
-        hold = object()
+        hold, loop = object(), asyncio.get_running_loop()
         self._holds.add(hold)
 
+        def tick(left: int = LONGEST_TICKS) -> None:
+            if left and hold in self._holds:
+                loop.call_later(TICK_SECONDS, tick, left - 1)
+            else:
+                release()
+
         def release() -> None:
-            timer.cancel()
-            self._holds.discard(hold)
-            if not self._holds:
+            if hold in self._holds:
+                self._holds.discard(hold)
                 self._app.call_later(self._go_on)
 
-        timer = asyncio.get_running_loop().call_later(LONGEST_SECONDS, release)
+        tick()
         return release
 
     async def _go_on(self) -> None:
@@ -78,12 +81,9 @@ class KeyTurns:
     async def _see_done(self, node: DOMNode, release: Callable[[], None]) -> None:
         """Wait until a key that was given to `node` has come up to the application, and what it asked for then too."""
         try:
-            async with asyncio.timeout(LONGEST_SECONDS):
-                for each in [*node.ancestors_with_self] * 2:
-                    passed = asyncio.Event()
-                    if each.call_later(passed.set):
-                        await passed.wait()
-        except TimeoutError:
-            log.debug("a key is not done after %s s", LONGEST_SECONDS)
+            for each in [*node.ancestors_with_self] * 2:
+                passed = asyncio.Event()
+                if each.call_later(passed.set):
+                    await passed.wait()
         finally:
             release()

@@ -138,6 +138,40 @@ async def test_what_is_set_in_the_panel_is_set_in_the_chat_that_it_showed(tmp_pa
         assert (first.settings.system_prompt, second.settings.system_prompt) == ("", "brief")
 
 
+@pytest.mark.parametrize("name", ["system", "stop"])
+@pytest.mark.parametrize("key", ["ctrl+w", "ctrl+t", AWAY, "alt+1"])
+async def test_what_is_typed_in_the_panel_before_another_tab_is_for_the_chat_and_behind_it_for_the_prompt(
+    tmp_path: Path, name: str, key: str
+) -> None:
+    async with two_chats(tmp_path) as (stage, first, second):
+        await stage.press("f6")
+        await stage.until(lambda: stage.app.chat_screen.sides.panel.has_focus_within)
+        field = stage.app.chat_screen.query_one(f"#panel-{name}")
+        field.focus()
+        await stage.until(lambda: field.has_focus)
+        at_once(stage, *"brief", key, *"behind it")
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "behind it")
+        await stage.until(lambda: second.settings != first.settings)
+        await stage.press(
+            "f6", "tab", "tab", "tab", AWAY
+        )  # what stands in the panel is taken when it is left
+        await stage.pilot.pause()
+        assert "brief" in (second.settings.system_prompt, *(second.settings.stop or ()))
+        assert all(each.settings == first.settings for each in stage.app.chats if each is not second)
+        assert first.settings.system_prompt == "" and not first.settings.stop
+
+
+async def test_what_is_typed_in_the_search_before_another_tab_stays_there_and_behind_it_is_for_the_prompt(
+    tmp_path: Path,
+) -> None:
+    async with two_chats(tmp_path) as (stage, _, _second):
+        await stage.press("ctrl+f")
+        await stage.until(lambda: stage.app.chat_screen.sides.list.has_focus_within)
+        at_once(stage, *"words", "ctrl+w", *"behind it")
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "behind it")
+        assert stage.app.chat_screen.sides.list.query_text == "words"
+
+
 @pytest.mark.parametrize(("command", "kept"), [("/delete", 1), ("/close", 2)])
 async def test_what_is_typed_behind_a_command_that_closes_the_tab_is_for_the_tab_that_is_shown_then(
     tmp_path: Path, command: str, kept: int

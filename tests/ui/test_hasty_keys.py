@@ -12,6 +12,7 @@ from textual import events
 from textual.command import CommandList
 from textual.widgets import Input
 
+from nanochat.ui import key_turns
 from nanochat.ui.draft import Draft
 from nanochat.ui.screens.bench import BenchScreen
 from nanochat.ui.screens.help import help_page
@@ -236,3 +237,13 @@ async def test_a_paste_that_nothing_takes_is_dropped(tmp_path: Path) -> None:
         await stage.until(lambda: len(seen) >= 2)
         await stage.pilot.pause()
         assert len(seen) <= 4
+
+
+async def test_a_key_that_is_never_done_does_not_hold_the_others_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with on_stage(tmp_path) as stage:
+        monkeypatch.setattr(key_turns, "TICK_SECONDS", 0.001)
+        stage.app.key_turns.hold()
+        at_once(stage, *"held")
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "held")
