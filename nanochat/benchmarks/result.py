@@ -23,7 +23,7 @@ class Row:
     """One test on one engine.
 
     `ceiling` is in the row's unit; `work` is the `Floor` that it comes from (least seconds, what bounds them, bytes,
-    operations); `collectives` is the share of the time in exchanges between CPU ranks; `details` are pooled
+    operations); `collectives` is the share of the time in exchanges between ranks; `details` are pooled
     over the repeats; `joules` are those of all repeats; `skipped` says why it could not be measured at all,
     `error` what failed.
     """

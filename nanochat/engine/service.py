@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -136,7 +137,9 @@ class EngineService:
             if self._thread is None or not self._thread.is_alive():
                 self._closing = False
                 self._start_thread()
-                # An interpreter that ends under a thread that is inside torch aborts the process.
+                # An interpreter that ends under a thread that is inside torch aborts the process. The last that registers
+                # is called first: before the finalizers that end a model, which register when the first is made.
+                weakref.finalize(self, int).detach()
                 atexit.register(self._close_at_exit)
             self._commands.append(command)
             self._bell.notify_all()

@@ -158,7 +158,8 @@ class FusedDecoder:
         if reduce is None:
             return self._product(y, weight, residual=x)
         if isinstance(reduce, FusedReduce):
-            outlet = None if self._config(y, weight).library else reduce.outlet(x)
+            # It alone decides: what was tuned here may have come out otherwise on another rank.
+            outlet = reduce.outlet(x)
             if outlet is not None:
                 self._product(y, weight, late=True, to=outlet)
                 return reduce.collect(x, pdl=self.kernels.pdl)

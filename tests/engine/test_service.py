@@ -282,3 +282,23 @@ def test_a_program_that_ends_waits_for_the_step_under_way() -> None:
         timeout=120,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
+def test_at_exit_a_service_ends_before_the_models_that_it_runs() -> None:
+    """What ends the ranks of a model is a finalizer, made after the service."""
+    script = """
+import weakref
+from nanochat.engine.service import EngineService
+
+class Model: ...
+
+EngineService._close_at_exit = lambda self: print("service")
+service = EngineService()
+service._post(lambda: None)
+model = Model()
+weakref.finalize(model, print, "model")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["service", "model"]

@@ -7,6 +7,7 @@ and so do the few bytes with which NCCL finds its peers.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
@@ -26,6 +27,7 @@ from nanochat.engine.parallel.channel import Pulse
 if TYPE_CHECKING:
     from nanochat.engine.parallel.one_shot import Sums
     from nanochat.kernels.bundle import Reduce
+    from nanochat.kernels.triton_one_shot import OneShot
 
 _LOOPBACK = "127.0.0.1"
 _JOIN = timedelta(seconds=9)  # all ranks are there already when the first one joins
@@ -42,6 +44,7 @@ class Collectives:
             to launch them.
         count: collectives since the start.
         one_shot: what sums small and middle-sized messages on GPUs, where that is faster.
+        trial: what is being tried, while it is.
         compared: what was found when the two were measured, in words for people; empty where they were not.
         measured: seconds of a sum with what follows it (in one shot, in a wide sum, by NCCL), for numbers of rows.
     """
@@ -54,7 +57,9 @@ class Collectives:
         self.compared = ""
         self.measured: dict[int, tuple[float, float, float]] = {}
         self._group: Any = group
+        self.trial: OneShot | None = None
         self._parting: threading.Thread | None = None
+        self._lock = threading.Lock()
         self._device = device
         self._pulse = pulse
         self._sums = AllreduceOptions()
@@ -100,18 +105,16 @@ class Collectives:
 
     def abort(self) -> None:
         """End whatever waits in a collective; from any thread. Waits for nothing."""
-        if self.one_shot is not None:
-            self.one_shot.give_up()
-        group = self._group
-        if self._device.type == "cpu":
-            if group is not None:
-                group.abort()
-        elif group is not None and self._parting is None:
-            # What waits is released first. Then NCCL waits: for the other ranks to do the same, which a lost one never
-            # does, and for every graph that has captured it. The thread holds the group, so that one that never ends is
-            # never destroyed either, which would wait for it.
-            self._parting = threading.Thread(target=group.abort, name="nanochat-parting", daemon=True)
-            self._parting.start()
+        with self._lock:
+            for sums in (self.one_shot, self.trial):
+                if sums is not None:
+                    sums.give_up()
+            group = self._group
+            if self._device.type == "cpu":
+                if group is not None:
+                    group.abort()
+            elif group is not None and self._parting is None:
+                self._parting = _part(group)
 
     def part(self) -> None:
         """Leave NCCL: on all ranks at the same time, when nothing is under way and no graph is left. Gloo needs none of it."""
@@ -123,9 +126,10 @@ class Collectives:
 
     def close(self) -> None:
         """Free what was shared with the other ranks, which have ended."""
-        if self.one_shot is not None:
-            self.one_shot.close()
-            self.one_shot = None
+        with self._lock:
+            one_shot, self.one_shot = self.one_shot, None
+        if one_shot is not None:
+            one_shot.close()
         self._group = None  # gloo gives its port back when nobody holds it: not when all else is collected
 
     @contextmanager
@@ -143,6 +147,22 @@ class Collectives:
             work = operation()
             if work is not None:
                 work.wait()
+
+
+def _part(group: Any) -> threading.Thread | None:
+    """End a group of NCCL's in a thread of its own.
+
+    What waits in it is released first. Then NCCL waits: for the other ranks to do the same, which a lost one never does, and
+    for every graph that has captured it. The thread holds the group, so that one that never ends is never destroyed
+    either, which would wait for it.
+    """
+    thread = threading.Thread(target=group.abort, name="nanochat-parting", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter ends and begins no threads: its process takes all with it
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+        return None
+    return thread
 
 
 def join(folder: Path, rank: int, ranks: int, device: torch.device, pulse: Pulse) -> Collectives:

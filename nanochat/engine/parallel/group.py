@@ -210,10 +210,13 @@ class RankGroup:
 
     def close(self) -> None:
         """Leave the workers, and end them. May be called twice. Graphs with collectives in them are to be gone."""
-        if self._end.detach() is not None:
+        if self._end.detach() is None:
+            return
+        try:
             if hasattr(self, "collectives"):
                 self._workers.dismiss()
                 self.collectives.part()
+        finally:
             self._workers.close()
             self._workers.on_failure = self._workers.on_stuck = None
             if hasattr(self, "collectives"):

@@ -68,8 +68,9 @@ class Sums(FusedReduce):
             return self._end.add(delta, x, pdl=pdl)
 
     def outlet(self, x: Tensor) -> Outlet | None:
-        """See `FusedReduce`."""
-        return self._end.outlet(x) if self._collects and self.takes(x) else None
+        """See `FusedReduce`. For one row only: that was measured, and more rows may be cuBLAS's, which stores results."""
+        one_row = x.numel() == x.shape[-1]
+        return self._end.outlet(x) if self._collects and one_row and self.takes(x) else None
 
     def collect(self, x: Tensor, *, pdl: bool = False) -> Tensor:
         """See `FusedReduce`."""
@@ -126,12 +127,24 @@ def connect(collectives: Collectives, device: torch.device, width: int, dtype: t
 
     Says in `collectives.compared` what was found.
     """
-    rows = min(_SMALL, torch.cuda.get_device_properties(device).multi_processor_count)
-    joined = _join(collectives, device, rows, width, dtype)
+    rows = _least(collectives, device, torch.cuda.get_device_properties(device).multi_processor_count)
+    joined = _join(collectives, device, min(_SMALL, rows), width, dtype)
     if joined is None:
         collectives.compared = "no GPU memory that the ranks share"
         return None
     end, wide, memory = joined
+    collectives.trial = end
+    try:
+        return _try(collectives, end, wide, memory, device, width, dtype)
+    finally:
+        collectives.trial = None
+
+
+def _try(
+    collectives: Collectives, end: OneShot, wide: WideSum, memory: PeerMemory, device: torch.device, width: int,
+    dtype: torch.dtype,
+) -> Sums | None:  # fmt: skip
+    """What is right and faster than NCCL."""
     right = [
         _agree(collectives, device, sound(collectives, each, device, width, dtype)) for each in (end, wide)
     ]
@@ -219,6 +232,13 @@ def _reaches_all(device: torch.device, rank: int, ranks: int) -> bool:
     own = device.index or 0
     others = [own - rank + other for other in range(ranks) if other != rank]
     return all(torch.cuda.can_device_access_peer(own, other) for other in others)
+
+
+def _least(collectives: Collectives, device: torch.device, number: int) -> int:
+    """The smallest of every rank's number."""
+    said = collectives.exchange(torch.tensor([number], dtype=torch.int32, device=device))
+    assert said is not None
+    return int(said.min())
 
 
 def _agree(collectives: Collectives, device: torch.device, well: bool) -> bool:

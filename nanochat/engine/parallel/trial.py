@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 SIZES = (1, 8, 32, 128, 512)  # rows of the messages that are measured
 _TRIAL_LOOKS = 1 << 24  # some ten seconds: while a rank compiles, the others wait for it on the device
-_INPUTS = 256  # of a product that is tried
-_INNER, _COPIES = 2048, 4  # of one that is measured; more matrices than an L2 cache holds
+_INPUTS, _TRIES = 256, 4  # of a product that is tried
+_INNER, _COPIES = 2048, 4  # of those that are measured, and how many take turns
 _CHAIN, _REPLAYS = 20, 5  # sums in a measured graph, and how often it is replayed
 _EPS = 1e-6
 
@@ -59,17 +59,22 @@ def sound_products(
 
     draw = torch.Generator(device).manual_seed(collectives.rank)
     weight = torch.randn(width, _INPUTS, generator=draw, device=device).to(dtype)
-    y = (torch.randn(1, _INPUTS, generator=draw, device=device) / _INPUTS**0.5).to(dtype)
-    x = torch.ones(1, width, dtype=dtype, device=device)
-    whole = collectives.reduce(torch.nn.functional.linear(y, weight).float())
+    inputs = (torch.randn(_TRIES, 1, _INPUTS, generator=draw, device=device) / _INPUTS**0.5).to(dtype)
+    wholes = [collectives.reduce(torch.nn.functional.linear(y, weight).float()) for y in inputs]
+    x, pdl = torch.ones(1, width, dtype=dtype, device=device), _launches_dependently(device)
     outlet, well = end.outlet(x), True
     if outlet is None:
         return False
     with _trial(end) as failed:
-        for _ in range(3):
-            gemv(y, weight, to=outlet)
-            well &= torch.allclose(end.collect(x).float() - 1, whole, rtol=2**-5, atol=2**-4)
+        for y, whole in zip(inputs, wholes, strict=True):
+            gemv(y, weight, pdl=pdl, late=True, to=outlet)
+            found = end.collect(x, pdl=pdl).float() - 1
+            well &= torch.allclose(found, whole, rtol=2**-5, atol=2**-4)
         return well and not failed()
+
+
+def _launches_dependently(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @contextmanager
@@ -109,7 +114,7 @@ def measure_products(
     """Seconds of half a layer for one row: with a product that sends its results, and with results that are exchanged."""
     from nanochat.kernels.triton_gemv import gemv
 
-    pdl = torch.cuda.get_device_capability(device) >= (9, 0)
+    pdl = _launches_dependently(device)
     matrices = [
         (torch.zeros(_INNER, width, dtype=dtype, device=device), torch.zeros(width, _INNER, dtype=dtype, device=device))
         for _ in range(_COPIES)
@@ -133,7 +138,7 @@ def measure_products(
 
 
 def choose(measured: Mapping[int, tuple[float, float, float]]) -> Limits:
-    """What was fastest for each number of rows, up to the first for which NCCL was."""
+    """Up to the first number of rows for which NCCL was the fastest: the small way up to the last for which it beat the wide one."""
     small = wide = 0
     for rows, (one_shot, in_wide, nccl) in sorted(measured.items()):
         if min(one_shot, in_wide) >= nccl:

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from nanochat.errors import EngineDead, NanochatError, OutOfMemory
 from nanochat.kernels.headway import DEVICE, IMPORTING, JOINING, longer, witnessed
 
 _BEAT = 0.2  # seconds
+_ASKED_SECONDS = (
+    1.0  # between two looks at whether the device waited in vain, each of which waits for the device
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -107,8 +111,14 @@ def _serve(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path
     )  # fmt: skip
     receiver, steps = Receiver(shared, rank, line.socket), StepReader()
     line.send(word="ready")
+    asked = time.monotonic()
     while (message := receiver.receive()) is not None:
         runner.dispatch(steps.read(message))
+        one_shot, now = collectives.one_shot, time.monotonic()
+        if one_shot is not None and now - asked > _ASKED_SECONDS:
+            asked = now
+            if one_shot.lost:  # its sums are NaN from then on, which rank 0 cannot tell from a model's
+                raise EngineDead("another rank did not come to a sum")
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         runner.close()

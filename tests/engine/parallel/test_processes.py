@@ -263,3 +263,25 @@ def test_ranks_end_with_the_program_however_it_ends(sent: signal.Signals, tiny_f
     run.wait(15)
     wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
     assert not list(scratch.iterdir())
+
+
+def test_ranks_end_even_where_leaving_them_fails(tiny_folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = LLM(
+        tiny_folder("llama_biases"),
+        dtype="float32",
+        device="cpu",
+        tensor_parallel_size=2,
+        skip_tokenizer=True,
+    )
+    group = llm.core.group
+    assert group is not None
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(group.collectives, "part", interrupted)
+    processes_of = [psutil.Process(pid) for pid in group.pids]
+    with pytest.raises(KeyboardInterrupt):
+        llm.close()
+    assert not any(process.is_running() for process in processes_of)
+    assert group.collectives._group is None

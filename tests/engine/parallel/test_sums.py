@@ -127,6 +127,14 @@ def test_every_rank_maps_the_inboxes_of_all_in_their_order() -> None:
     assert not any(memory.closed for memory in Memory.made)
 
 
+def test_ranks_with_unlike_chips_lay_their_inboxes_out_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter((120, 60, 90))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=next(counts))
+    )
+    assert [sums._end.rows for sums in connected()[0] if sums is not None] == [60] * RANKS
+
+
 def test_one_rank_that_does_not_reach_another_leaves_all_with_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_shot, "_reaches_all", lambda device, rank, ranks: rank != 1)
     assert connected() == ([None] * RANKS, ["no GPU memory that the ranks share"] * RANKS)
@@ -179,6 +187,9 @@ def test_products_send_by_themselves_only_where_that_is_faster_and_sound_on_ever
 ) -> None:
     x = torch.zeros(1, WIDTH, dtype=torch.bfloat16)
     assert all(sums is not None and sums.outlet(x) is not None for sums in connected()[0])
+    assert all(sums is not None and sums.outlet(x.expand(2, -1)) is None for sums in connected()[0]), (
+        "what is tuned for two rows may be cuBLAS on one rank and not on another"
+    )
     with monkeypatch.context() as patch:
         patch.setattr(one_shot, "measure_products", lambda *_: (2e-5, 1e-5))
         assert all(sums is not None and sums.outlet(x) is None and sums.takes(x) for sums in connected()[0])
@@ -293,3 +304,43 @@ def test_who_parts_waits_until_nccl_has_let_go() -> None:
     collectives = Collectives(Group(), 0, 2, torch.device("cuda", 0), None)  # type: ignore[arg-type]
     collectives.part()
     assert parted
+
+
+def test_what_is_tried_is_given_up_when_a_rank_is_lost_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_up: list[bool] = []
+
+    def tried(collectives: Collectives, end: OneShot, *_: object) -> bool:
+        assert collectives.trial is not None
+        monkeypatch.setattr(collectives.trial, "give_up", lambda: given_up.append(True))
+        monkeypatch.setattr(collectives, "_group", SimpleNamespace(abort=lambda: None))
+        collectives.abort()
+        raise RuntimeError("aborted")
+
+    collectives = Collectives(None, 0, 1, CPU, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(collectives, "exchange", lambda x: x[None])
+    monkeypatch.setattr(one_shot, "sound", tried)
+    with pytest.raises(RuntimeError, match="aborted"):
+        connect(collectives, CPU, WIDTH, torch.bfloat16)
+    assert given_up == [True] and collectives.trial is None
+
+
+def test_an_interpreter_that_begins_no_more_threads_leaves_without_nccl(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    destroyed: list[bool] = []
+
+    class Group:
+        def abort(self) -> None: ...
+
+        def __del__(self) -> None:
+            destroyed.append(True)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    collectives = Collectives(Group(), 0, 2, torch.device("cuda", 0), None)  # type: ignore[arg-type]
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    collectives.part()
+    collectives.close()
+    gc.collect()
+    assert not destroyed

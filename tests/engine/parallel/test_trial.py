@@ -95,20 +95,25 @@ def test_products_whose_sum_is_right_are_found_sound_and_others_are_not(
 ) -> None:
     sent: list[torch.Tensor] = []
     monkeypatch.setattr(
-        triton_gemv, "gemv", lambda y, weight, *, to: sent.append(torch.nn.functional.linear(y, weight))
+        triton_gemv,
+        "gemv",
+        lambda y, weight, *, pdl, late, to: sent.append(torch.nn.functional.linear(y, weight)),
     )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     collectives = SimpleNamespace(rank=0, reduce=lambda x: x.mul_(2))
     end = SimpleNamespace(looks=1, outlet=lambda x: "everywhere", failed=torch.zeros(1, dtype=torch.int32))
 
     def found() -> bool:
         return trial.sound_products(collectives, end, CPU, WIDTH, torch.float32)  # type: ignore[arg-type]
 
-    end.collect = lambda x: x + 2 * sent[-1]
-    assert found() and len(sent) == 3
+    end.collect = lambda x, pdl: x + 2 * sent[-1]
+    assert found() and len(sent) == 4
     end.failed.fill_(1)
     assert not found() and not end.failed.item() and end.looks == 1
-    end.collect = lambda x: x + sent[-1]
+    end.collect = lambda x, pdl: x + sent[-1]
     assert not found()
+    end.collect = lambda x, pdl: x + 2 * sent[-2 if len(sent) % 4 == 0 else -1]
+    assert not found(), "the last product's sum is that of the one before"
     end.outlet = lambda x: None
     assert not found()
 
