@@ -6,6 +6,7 @@ A check gets this rank's end, a store that all ranks have, and which of how many
 from __future__ import annotations
 
 import time
+from functools import reduce
 from typing import Any
 
 import torch
@@ -151,39 +152,44 @@ def check_replayed(end, store, rank: int, ranks: int) -> dict[str, Any]:
 
 
 def check_products(end, store, rank: int, ranks: int) -> dict[str, Any]:
-    """Products that send their results by themselves, and those whose results are exchanged: the same; and us a product."""
+    """Chains of products that send their results by themselves, and of such whose results are exchanged; and us a product."""
     from nanochat.kernels.gemv_config import GemvConfig
     from nanochat.kernels.triton_gemv import gemv
 
     pdl, dtype = torch.cuda.get_device_capability() >= (9, 0), torch.bfloat16
+    config = GemvConfig(4, 256, prefetch=12)
     draw = torch.Generator().manual_seed(1)
-    whole = (torch.randn(WIDTH, ranks * 512, generator=draw) / 32).to(dtype)
-    weights = [whole[:, rank * 512 : (rank + 1) * 512].contiguous().cuda() for _ in range(4)]
+    whole = [(torch.randn(WIDTH, ranks * 512, generator=draw) / 32).to(dtype) for _ in range(4)]
+    weights = [each[:, rank * 512 : (rank + 1) * 512].contiguous().cuda() for each in whole]
     inputs = torch.randn(ROWS, ranks * 512, generator=draw).to(dtype)
     x = torch.randn(ROWS, WIDTH, generator=draw).to(dtype)
-    expected = x.double() + inputs.double() @ whole.double().T
+    expected = x.double() + sum(inputs.double() @ each.double().T for each in whole)
     found: dict[str, float] = {}
     times: dict[str, float] = {}
     for rows in (1, 3, ROWS):
         y, start = inputs[:rows, rank * 512 : (rank + 1) * 512].contiguous().cuda(), x[:rows].cuda()
 
-        def sent(weight, y=y, start=start):
-            gemv(y, weight, pdl=pdl, late=True, to=end.outlet(start), config=GemvConfig(4, 256, prefetch=12))
-            return end.collect(start, pdl=pdl)
+        def sent(x, weight, y=y):
+            gemv(y, weight, pdl=pdl, late=True, to=end.outlet(x), config=config)
+            return end.collect(x, pdl=pdl)
 
-        def exchanged(weight, y=y, start=start):
-            delta = gemv(y, weight, pdl=pdl, config=GemvConfig(4, 256, prefetch=12))
-            return end.add(delta, start, pdl=pdl)
+        def exchanged(x, weight, y=y):
+            return end.add(gemv(y, weight, pdl=pdl, config=config), x, pdl=pdl)
 
-        for name, step in (("sent", sent), ("exchanged", exchanged)):
+        def mixed(x, weight, y=y):
+            end.sum(x)  # a round that is nobody's business
+            return (sent if weight is weights[0] or weight is weights[3] else exchanged)(x, weight)
+
+        for name, step in (("sent", sent), ("exchanged", exchanged), ("mixed", mixed)):
             meet(store, f"{name} {rows}", rank, ranks)
             stream = torch.cuda.Stream()
             with torch.cuda.stream(stream):
-                step(weights[0])
+                for weight in weights:
+                    step(start, weight)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                outs = [step(weight) for weight in weights * 5]
+                outs = [reduce(step, weights, start) for _ in range(5)]  # each x is what came out before
             meet(store, f"{name} {rows} captured", rank, ranks)
             for turn in range(3):
                 began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -191,7 +197,7 @@ def check_products(end, store, rank: int, ranks: int) -> dict[str, Any]:
                 graph.replay()
                 ended.record()
                 torch.cuda.synchronize()
-                times[f"{name} {rows}"] = round(1e3 * began.elapsed_time(ended) / len(outs), 2)
+                times[f"{name} {rows}"] = round(1e3 * began.elapsed_time(ended) / 20, 2)
                 assert all(torch.equal(out, outs[0]) for out in outs), (name, rows, turn)
             off = ((outs[0].cpu().double() - expected[:rows]).abs() / (expected[:rows].abs() + 1)).max()
             found[f"{name} {rows}"] = round(float(off) / torch.finfo(dtype).eps, 2)

@@ -79,7 +79,7 @@ def said() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("check", "limit"), [("launched", 3.0), ("replayed", 0.1), ("products", 3.0), ("wide", 3.0)]
+    ("check", "limit"), [("launched", 3.0), ("replayed", 0.1), ("products", 6.0), ("wide", 3.0)]
 )
 def test_every_rank_gets_the_sum(check: str, limit: float, said: list[dict[str, Any]]) -> None:
     for rank, one in enumerate(said):
