@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from textual import events
 from textual.dom import DOMNode
 from textual.widgets import Input, TextArea
 
+from nanochat.ui.sending import is_command
 from nanochat.ui.widgets.prompt_box import PromptBox
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ class KeyTurns:
         self._app, self._give = app, give
         self._waiting: deque[events.Event] = deque()
         self._holds: set[object] = set()
+        self._typed: events.Event | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something has been typed that is still to be handed on."""
+        return bool(self._waiting)
 
     async def take(self, event: events.Key | events.Paste) -> None:
         """Hand on what the terminal sent, or keep it until its turn comes."""
@@ -59,31 +66,53 @@ class KeyTurns:
         tick()
         return release
 
+    def until_done(self, work: Awaitable[None]) -> Awaitable[None]:
+        """Keep what comes, from now on, until this is done: it shows what that is for. Returns what is to be awaited."""
+        return _released(work, self.hold())
+
     async def _go_on(self) -> None:
         while self._waiting and not self._holds:
             await self._do(self._waiting.popleft())
 
     async def _do(self, event: events.Event) -> None:
         focused = self._app.focused
-        if not self._may_move_focus(event, focused):
+        if isinstance(focused, PromptBox) and event is not self._typed and focused.sends(event):
+            self._typed = event  # what was typed before it is in the box by then
+            self._waiting.appendleft(event)
+            self._app.spawn(self._pass([focused], self.hold()))
+        elif self._may_move_focus(event, focused):
+            release = self.hold()
             await self._give(event)
-            return
-        release = self.hold()
-        await self._give(event)
-        self._app.spawn(self._see_done(focused or self._app.screen, release))
+            self._app.spawn(self._pass([*(focused or self._app.screen).ancestors_with_self] * 2, release))
+        else:
+            await self._give(event)
 
     def _may_move_focus(self, event: events.Event, focused: DOMNode | None) -> bool:
-        if self._app.screen is not self._app.chat_screen or isinstance(focused, PromptBox):
-            return False  # what is done from the prompt stands in its queue, among what is typed there
+        if self._app.screen is not self._app.chat_screen:
+            return False
+        if isinstance(
+            focused, PromptBox
+        ):  # what else is done from there stands in its queue, among what is typed
+            return focused.sends(event) and is_command(focused.draft)
         text = not isinstance(event, events.Key) or event.is_printable
         return not (text and isinstance(focused, Input | TextArea))
 
-    async def _see_done(self, node: DOMNode, release: Callable[[], None]) -> None:
-        """Wait until a key that was given to `node` has come up to the application, and what it asked for then too."""
+    async def _pass(self, nodes: Sequence[DOMNode], release: Callable[[], None]) -> None:
+        """Wait until each of these has done what it was given until then.
+
+        A key comes up from the focused widget to the application, and so does what its action asks for: twice the way.
+        """
         try:
-            for each in [*node.ancestors_with_self] * 2:
+            for each in nodes:
                 passed = asyncio.Event()
                 if each.call_later(passed.set):
                     await passed.wait()
         finally:
             release()
+
+
+async def _released(work: Awaitable[None], release: Callable[[], None]) -> None:
+    try:
+        await work
+    finally:
+        release()

@@ -28,10 +28,15 @@ def send(app: NanochatApp, draft: Draft) -> Coroutine[Any, Any, None]:
     session = app.chat_screen.shown
     if session is None:
         return _when_begun(app, draft)
-    if not draft.folds and _COMMAND.match(draft.text):
+    if is_command(draft):
         return _command(app, session, draft, _begin(app, draft.text))
     session.outgoing.add(draft)
     return _message(app, session, draft, edits.finish(app, session))
+
+
+def is_command(draft: Draft) -> bool:
+    """Whether this is a command and no message."""
+    return not draft.folds and _COMMAND.match(draft.text) is not None
 
 
 async def _when_begun(app: NanochatApp, draft: Draft) -> None:
@@ -47,7 +52,7 @@ async def _command(
             await work
     except NanochatError:
         app.chat_screen.keep_draft()
-        if session.draft.empty and session in app.chats:
+        if session.draft.empty and session in app.chats and not app.key_turns.waiting:
             app.chat_screen.put_draft(session, draft)
         else:
             app.remember(draft.text)  # a command is no part of a message: Up brings it back

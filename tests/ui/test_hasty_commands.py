@@ -20,6 +20,7 @@ from nanochat.storage.chats import Chats
 from nanochat.storage.messages import Messages
 from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import reference
+from nanochat.ui.widgets.sidebar import ChatList
 from nanochat.ui.widgets.transcript import Verb
 
 AWAY = "ctrl+pageup"
@@ -270,11 +271,15 @@ async def test_undo_right_behind_a_delete_undoes_that_one(
         gate = held_back(monkeypatch, Chats, "delete")
         await stage.type("/delete")
         at_once(stage, "enter", *"/undo", "enter")
-        await stage.until(lambda: stage.app.chats.active is first and not stage.app.chat_screen.prompt.text)
+        await stage.until(
+            lambda: stage.app.chats.active is first and len(stage.app.undo._steps) == 1, "undo waits"
+        )
         gate.set()
         await stage.until(lambda: "Undone: the chat is back" in stage.notices)
         assert {each.id for each in stage.app.history.chats.list()} == both
-        assert stage.app.chats.active.chat == second.chat and not stage.texts(), "the drop stays"
+        back = stage.app.chats.active
+        assert back.chat is not None and back.chat.id == second.chat.id
+        assert not stage.texts(), "the drop stays"
 
 
 async def test_undo_right_behind_the_delete_of_a_message_undoes_that_one(
@@ -301,15 +306,78 @@ async def test_undo_behind_a_delete_that_fails_undoes_no_other(
     def fail(*_: object) -> None:
         raise HistoryError("the disk is full")
 
-    async with two_chats(tmp_path) as (stage, _, second):
+    async with two_chats(tmp_path) as (stage, first, second):
         await stage.type("/drop")
         await stage.press("enter")
-        await stage.until(lambda: not stage.texts())
+        await stage.until(lambda: "Deleted" in stage.notices)
         monkeypatch.setattr(Chats, "delete", fail)
+        gate = held_back(monkeypatch, Chats, "delete")
         await stage.type("/delete")
         at_once(stage, "enter", *"/undo", "enter")
+        await stage.until(
+            lambda: stage.app.chats.active is first and len(stage.app.undo._steps) == 1, "undo waits"
+        )
+        gate.set()
         await stage.until(lambda: "nothing to undo" in stage.notices)
         assert not second.conversation.messages
         await stage.type("/undo")
         await stage.press("enter")
         await stage.until(lambda: "Undone" in stage.notices)
+
+
+@pytest.mark.parametrize("given", ["/fork", "a message's key"])
+async def test_what_is_typed_and_sent_behind_a_fork_is_for_the_fork(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("a chat")
+        first, gate = stage.app.chats.active, held_back(monkeypatch, Chats, "fork")
+        if given == "/fork":
+            keys = (*given, "enter")
+        else:
+            await stage.press("alt+up")
+            keys = ("f",)
+        at_once(stage, *keys, *"sent", "enter", *"and kept")
+        await stage.pilot.pause()
+        gate.set()
+        await stage.until(lambda: len(stage.app.chats) == 2 and "sent" in stage.texts())
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "and kept")
+        await stage.settle()
+        assert first.draft.empty and len(first.conversation.messages) == 2
+
+
+async def test_what_is_typed_behind_reopen_is_for_the_tab_that_comes_back(tmp_path: Path) -> None:
+    async with two_chats(tmp_path) as (stage, first, _):
+        await stage.press("ctrl+w")
+        await stage.until(lambda: len(stage.app.chats) == 1)
+        at_once(stage, *"/reopen", "enter", *"behind it")
+        await stage.until(lambda: len(stage.app.chats) == 2)
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "behind it")
+        assert not stage.app.chats.active.blank and stage.app.chats.active is not first and first.draft.empty
+
+
+async def test_what_is_typed_behind_a_chat_that_opens_is_for_that_chat_and_not_for_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_chats(tmp_path) as (stage, _, second):
+        await stage.press("ctrl+w")
+        await stage.until(lambda: len(stage.app.chats) == 1)
+        await stage.press("f2", "up")
+        await stage.until(lambda: stage.app.chat_screen.sides.list.query_one(ChatList).has_focus)
+        gate = held_back(monkeypatch, Chats, "get")
+        at_once(stage, "enter", *"depend upon it")
+        await stage.pilot.pause()
+        gate.set()
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "depend upon it")
+        assert second.chat is not None and stage.app.chats.active.chat is not None
+        assert stage.app.chats.active.chat.id == second.chat.id
+        assert len(stage.app.history.chats.list()) == 2
+
+
+async def test_a_command_that_fails_before_text_does_not_run_into_it(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        at_once(stage, *"/delete", "enter", *"text")
+        await stage.until(lambda: "nothing to delete" in stage.notices)
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "text")
+        await stage.press("up")
+        assert stage.app.chat_screen.prompt.text == "/delete"

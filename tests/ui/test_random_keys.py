@@ -151,14 +151,14 @@ class Monkey:
         for an answer.
         """
         app = self.stage.app
-        for _ in range(40):
+        for _ in range(400):
             await self.stage.pilot._wait_for_screen()
             assert app.fault is None and app.is_running, self.story
             pumps = (app, *app.screen.walk_children(with_self=True))
             under_way = app.chats.busy or any(not one.is_finished for one in app.workers)
             if done and under_way and not app.screen.is_modal:
                 continue
-            if not any(pump.message_queue_size for pump in pumps):
+            if not app.key_turns.waiting and not any(pump.message_queue_size for pump in pumps):
                 return
 
     async def come_back(self) -> None:

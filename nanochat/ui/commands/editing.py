@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,13 +75,17 @@ def edit_last(app: NanochatApp, _: str) -> None:
 
 
 @on_chat
-async def fork(app: NanochatApp, session: ChatSession, _: str) -> None:
+def fork(app: NanochatApp, session: ChatSession, _: str) -> Awaitable[None]:
     """A new tab with a chat that shares everything up to here."""
-    await fork_at(app, session, None)
+    return fork_at(app, session, None)
 
 
-async def fork_at(app: NanochatApp, session: ChatSession, message_id: str | None) -> None:
-    """A new tab with a chat that shares everything up to a message."""
+def fork_at(app: NanochatApp, session: ChatSession, message_id: str | None) -> Awaitable[None]:
+    """A new tab with a chat that shares everything up to a message. What is typed from now on is for that one."""
+    return app.key_turns.until_done(_fork(app, session, message_id))
+
+
+async def _fork(app: NanochatApp, session: ChatSession, message_id: str | None) -> None:
     chat = await session.fork(message_id)
     app.chat_screen.keep_draft()
     await app.chats.open(chat.id)

@@ -48,8 +48,12 @@ async def _see_closed(app: NanochatApp, session: ChatSession, saved: Awaitable[N
         app.chat_screen.refresh_chrome()
 
 
-async def reopen(app: NanochatApp, _: str) -> None:
-    """Open the tab closed last."""
+def reopen(app: NanochatApp, _: str) -> Awaitable[None]:
+    """Open the tab closed last. What is typed from now on is for that one."""
+    return app.key_turns.until_done(_reopen(app))
+
+
+async def _reopen(app: NanochatApp) -> None:
     app.chat_screen.keep_draft()
     if await app.chats.reopen() is None:
         app.say("No tab was closed in this session.")

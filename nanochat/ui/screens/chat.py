@@ -250,7 +250,8 @@ class ChatScreen(Screen[None]):
 
     @on(Sidebar.Acted)
     def _sidebar_acted(self, event: Sidebar.Acted) -> None:
-        self.nanochat.attempt(self.nanochat.desk.sidebar.act(event.verb, event.chat, event.message))
+        act = self.nanochat.desk.sidebar.act(event.verb, event.chat, event.message)
+        self.nanochat.attempt(self.nanochat.key_turns.until_done(act) if event.verb == "open" else act)
 
     @on(Sidebar.Submitted)
     def _search_submitted(self) -> None:

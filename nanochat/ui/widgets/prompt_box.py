@@ -133,6 +133,10 @@ class PromptBox(TextArea):
             self._actions = {key: each[0].action for key, each in bindings.key_to_bindings.items() if each}
         return self._actions
 
+    def sends(self, event: events.Event) -> bool:
+        """Whether this is the key that sends."""
+        return isinstance(event, events.Key) and self._keys().get(event.key) == "send"
+
     def action_send(self) -> None:
         """Send, or take the chosen completion."""
         if self.completing("enter"):
