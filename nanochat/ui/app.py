@@ -313,9 +313,11 @@ class NanochatApp(App[None], inherit_bindings=False):
         self.chats.activate(list(self.chats).index(session))
         self.chat_screen.show_active()
 
-    def choose_tab(self, index: int, *, close: bool = False) -> None:
-        """A click on a tab: show it, or close it."""
-        self.show_session(list(self.chats)[index])
+    def choose_tab(self, session: ChatSession, *, close: bool = False) -> None:
+        """A click on a tab: show it, or close it. One that has closed meanwhile is left alone."""
+        if session not in self.chats:
+            return
+        self.show_session(session)
         if close:
             self.run_registered("tab.close")
 

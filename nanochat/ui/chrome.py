@@ -25,7 +25,7 @@ _WORDS: dict[TabState, str] = {
 
 def tab_label(session: ChatSession) -> TabLabel:
     """One tab."""
-    return TabLabel(session.title, session.state)
+    return TabLabel(session.title, session.state, session)
 
 
 def state_word(session: ChatSession, host: ModelHost) -> str:

@@ -21,6 +21,7 @@ from nanochat.storage.messages import Messages
 from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import reference
 from nanochat.ui.widgets.sidebar import ChatList
+from nanochat.ui.widgets.tabs import TabStrip
 from nanochat.ui.widgets.transcript import Verb
 
 AWAY = "ctrl+pageup"
@@ -381,3 +382,26 @@ async def test_a_command_that_fails_before_text_does_not_run_into_it(tmp_path: P
         await stage.until(lambda: stage.app.chat_screen.prompt.text == "text")
         await stage.press("up")
         assert stage.app.chat_screen.prompt.text == "/delete"
+
+
+@pytest.mark.parametrize("button", [1, 2])
+@pytest.mark.parametrize("clicked", [1, 2])
+async def test_a_click_on_tabs_that_have_moved_means_the_tab_that_was_seen_there(
+    tmp_path: Path, clicked: int, button: int
+) -> None:
+    async with two_chats(tmp_path) as (stage, first, second):
+        await stage.press("ctrl+t")
+        await stage.ask("third")
+        third = stage.app.chats.active
+        await stage.press("ctrl+pageup", "ctrl+pageup")
+        strip = stage.app.chat_screen.query_one(TabStrip)
+        _, at, _ = strip._spans[3 * clicked]  # a tab has three parts
+        stage.app.chats._remove(second)  # it has closed, and the strip does not show it yet
+        await stage.pilot.click(strip, offset=(at, 0), button=button)
+        await stage.settle()
+        if clicked == 1:
+            assert list(stage.app.chats) == [first, third] and stage.app.chats.active is first
+        elif button == 1:
+            assert list(stage.app.chats) == [first, third] and stage.app.chats.active is third
+        else:
+            await stage.until(lambda: list(stage.app.chats) == [first])

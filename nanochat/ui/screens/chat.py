@@ -233,7 +233,7 @@ class ChatScreen(Screen[None]):
 
     @on(TabStrip.Chosen)
     def _tab(self, event: TabStrip.Chosen) -> None:
-        self.nanochat.choose_tab(event.index, close=event.close)
+        self.nanochat.choose_tab(event.session, close=event.close)
 
     @on(TabStrip.NewRequested)
     def _new_tab(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 from textual import events
@@ -13,6 +14,9 @@ from textual.widget import Widget
 
 from nanochat.sanitize import sanitize_line
 from nanochat.ui.services import TabState
+
+if TYPE_CHECKING:
+    from nanochat.ui.session import ChatSession
 
 SIGNS: dict[TabState, str] = {
     TabState.IDLE: " ",
@@ -38,20 +42,21 @@ _TITLE_CELLS = 24
 
 @dataclass(frozen=True, slots=True)
 class TabLabel:
-    """One tab as the strip shows it."""
+    """One tab as the strip shows it, and whose it is."""
 
     title: str
     state: TabState
+    session: ChatSession
 
 
 class TabStrip(Widget):
-    """One row with every tab; the active one is always in view."""
+    """One row with every tab; the active one is always in view. A click means the tab that was seen there."""
 
     @dataclass
     class Chosen(Message):
         """The user clicked a tab; with `close`, with the middle button."""
 
-        index: int
+        session: ChatSession
         close: bool = False
 
     @dataclass
@@ -62,7 +67,8 @@ class TabStrip(Widget):
         super().__init__(id=id)
         self._labels: tuple[TabLabel, ...] = ()
         self._active = 0
-        self._spans: list[tuple[int, int, int]] = []  # index, start, end in cells; -1 is the new-tab sign
+        # whose, start and end in cells; None is the new-tab sign
+        self._spans: list[tuple[ChatSession | None, int, int]] = []
 
     def show(self, labels: Sequence[TabLabel], active: int) -> None:
         """Show these tabs; draws only when something changed."""
@@ -83,7 +89,7 @@ class TabStrip(Widget):
             parts.append((text, style))
             width = cell_len(text)
             if index is not None:
-                self._spans.append((index, at, at + width))
+                self._spans.append((None if index < 0 else self._labels[index].session, at, at + width))
             at += width
 
         if first > 0:
@@ -102,10 +108,10 @@ class TabStrip(Widget):
 
     def on_click(self, event: events.Click) -> None:
         """Choose the tab under the pointer."""
-        for index, start, end in self._spans:
+        for session, start, end in self._spans:
             if start <= event.x < end:
                 self.post_message(
-                    self.NewRequested() if index < 0 else self.Chosen(index, close=event.button == 2)
+                    self.NewRequested() if session is None else self.Chosen(session, close=event.button == 2)
                 )
                 return
 
