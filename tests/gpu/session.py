@@ -82,12 +82,14 @@ def of_several(model: Path | None) -> dict[str, Part]:
     if len(ranks) < 2:
         return {}
     tests = [f"{HERE}/test_{name}.py" for name in ("nccl_alone", "one_shot", "ranks_cuda")]
-    scaling = ["--tp", ",".join(map(str, ranks)), "--workload", "s", "--workload", "b", "--repeat", "3"]
+    scaling = ["--tp", ",".join(map(str, ranks)), "--workload", "s", "--workload", "b", "--repeat", "2"]
     forced = [sys.executable, f"{HERE}/divergence.py", "--model", str(model), "--ranks", str(ranks[-1])]
     return {
-        "ranks": Part([*PYTEST, *(["-n", "0"] if SIDE_BY_SIDE else []), "-s", *tests], 240),
-        "ranks-small": Part([*BENCH, "--random", "qwen3-0.6b", *scaling], 240),
-        "ranks-large": Part([*BENCH, "--random", "qwen3-8b", *scaling], 400),
+        "ranks": Part(
+            [*PYTEST, *(["-n", "0"] if SIDE_BY_SIDE else []), "-s", *tests], 400
+        ),  # each load starts processes that import torch
+        "ranks-small": Part([*BENCH, "--random", "qwen3-0.6b", *scaling], 300),
+        "ranks-large": Part([*BENCH, "--random", "qwen3-8b", *scaling], 560),  # most of it tunes and captures
         "ranks-held": Part([sys.executable, f"{HERE}/held.py"], 180),
         "ranks-divergence": Part(forced, 240),
     }
