@@ -323,7 +323,7 @@ def gemv(
         return _by_library(x, weight, out, norm, eps, bias, residual, activation)
     arguments = (
         x, weight, weight if norm is None else norm, weight if bias is None else bias,
-        out if residual is None else residual, out, () if to is None else to.inboxes, out if to is None else to.rounds,
+        out if residual is None else residual, out, 0 if to is None else to.inboxes, out if to is None else to.rounds,
         eps, rows, x.stride(0), n if residual is None else residual.stride(0),
         0 if to is None else to.rows, 0 if to is None else to.words,
     )  # fmt: skip
