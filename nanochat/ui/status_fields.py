@@ -45,6 +45,7 @@ class ChatFigures:
 
 def fields(chat: ChatFigures, engine: EngineStats, device: Reading) -> list[Field]:
     """All fields, in their order on the bar."""
+    link = engine.link.partition(",")[0]  # what was measured when they were linked is on the numbers page
     return [
         Field("state", chat.state, 12, 0, _state_tone(chat, engine)),
         _model(engine),
@@ -57,7 +58,7 @@ def fields(chat: ChatFigures, engine: EngineStats, device: Reading) -> list[Fiel
         Field("kv", _kv(engine), 22, 8),
         Field("queue", f"queue {engine.waiting}", 8, 11),
         Field("memory", _memory(device), 16, 6),
-        Field("link", engine.link, len(engine.link), 9),
+        Field("link", link, len(link), 9),
         Field("power", "" if device.power is None else f"{device.power:.0f} W", 5, 12),
         Field("note", chat.note, min(max(len(chat.note), 6), 18), 2),
     ]
