@@ -12,6 +12,7 @@ from nanochat.engine.models.embedding import Embedding, EmbeddingShare
 from nanochat.engine.models.layers import Mlp
 from nanochat.kernels.cuda import CudaKernels
 from nanochat.kernels.fused_decoder import DenseModel, FusedDecoder
+from nanochat.kernels.gemv_config import GemvShape
 from nanochat.kernels.tuning import tune_gemv
 
 if TYPE_CHECKING:
@@ -41,11 +42,20 @@ class FusedStep:
             if kernels.tuning.get(shape) is None:
                 tune_gemv(
                     shape, kernels.tuning, dtype=self._dtype, device=kernels.device, pdl=kernels.pdl,
-                    seconds=_TUNING_SECONDS,
+                    seconds=_TUNING_SECONDS, weights=self._weights(shape),
                 )  # fmt: skip
                 measured = True
         if measured:
             kernels.tuning.save()
+
+    def _weights(self, shape: GemvShape) -> list[Tensor]:
+        """The model's own matrices of a shape: measured over them, tuning takes no memory beside a full card's."""
+        model, rows = self._decoder.model, shape.n * (2 if shape.gated else 1)
+        found = [model.head.weight]
+        for layer in model.layers:
+            matrices = (layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down)
+            found += [matrix.weight for matrix in matrices]
+        return [weight for weight in found if weight.shape == (rows, shape.k)]
 
     def is_tuned(self, rows: int) -> bool:
         """Whether `tune` has nothing left to measure."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
 from nanochat.engine.host import memory_available, swap_free
 from nanochat.errors import OutOfMemory
+from nanochat.kernels.shortage import is_out_of_memory as is_out_of_memory
 
 GIB = 2**30
 LEAST_CONTEXT = 2048
@@ -42,13 +43,6 @@ class MemoryPlan:
 def gib(size: float) -> str:
     """Bytes for people: `1.25 GiB`, `310 MiB`."""
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception of torch's or the driver's means that an allocation failed, on a GPU or on the host."""
-    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-        return True
-    return isinstance(error, RuntimeError) and "out of memory" in str(error)
 
 
 def host_memory_free(*, swap: bool = False) -> int:

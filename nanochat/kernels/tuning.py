@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ import triton
 from torch import Tensor
 
 from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs, default_config
+from nanochat.kernels.shortage import is_out_of_memory
 from nanochat.kernels.triton_gemv import gemv
 
 _ROTATED_BYTES = 256 << 20  # weights are rotated through so many bytes, several times any L2 cache
+_MOST_ROTATED = 32
+_LEAST_LAUNCHES = 4  # in a graph that is timed: of fewer, its own launch is too much of the time
 
 
 class TuningCache:
@@ -31,23 +34,29 @@ class TuningCache:
         self._path = path
         self._section = f"{device} / triton {triton.__version__}"
         self._configs: dict[str, GemvConfig] = {}
+        self._made_do: dict[str, GemvConfig] = {}
         self.look_again()
 
     def look_again(self) -> None:
         """Take what another engine measured meanwhile, of shapes that are not known here: equal engines then compute equal bits."""
         for name, fields in self._read().get(self._section, {}).items():
             try:
-                self._configs.setdefault(name, GemvConfig(**fields))
+                if name not in self._made_do:  # what a graph was captured with stays
+                    self._configs.setdefault(name, GemvConfig(**fields))
             except TypeError:
                 continue  # written by a version with other fields
 
     def get(self, shape: GemvShape) -> GemvConfig | None:
-        """What was measured for a shape; `None` where nothing was."""
-        return self._configs.get(shape.name)
+        """What was settled for a shape; `None` where nothing was."""
+        return self._configs.get(shape.name) or self._made_do.get(shape.name)
 
     def config(self, shape: GemvShape) -> GemvConfig:
-        """What was measured for a shape, else the default."""
-        return self._configs.get(shape.name) or default_config(shape)
+        """What was settled for a shape, else the default."""
+        return self.get(shape) or default_config(shape)
+
+    def make_do(self, shape: GemvShape) -> None:
+        """Settle for the default as long as this cache lives: it could not be measured now, and is not saved."""
+        self._made_do[shape.name] = default_config(shape)
 
     def put(self, shape: GemvShape, config: GemvConfig) -> None:
         """Remember a configuration; `save` writes it."""
@@ -101,26 +110,65 @@ def time_of_launches(launches: list[Callable[[], object]], *, rounds: int = 8) -
 
 def tune_gemv(
     shape: GemvShape, cache: TuningCache, *, dtype: torch.dtype, device: torch.device, pdl: bool,
-    seconds: float = float("inf"), candidates: list[GemvConfig] | None = None,
+    seconds: float = float("inf"), candidates: list[GemvConfig] | None = None, weights: Sequence[Tensor] = (),
 ) -> dict[GemvConfig, float]:  # fmt: skip
     """Measure a shape's candidates in a chain of launches over fresh weights, and keep the fastest in `cache`.
 
+    Where memory is too short for that, the default is made do with.
+
     Args:
         seconds: no further candidate is begun after so long.
+        weights: matrices of this shape that are there anyway, such as the model's: only what they lack is drawn.
 
     Returns:
         Seconds a launch for each candidate measured.
     """
-    began = time.monotonic()
-    rows_of_weights = shape.n * (2 if shape.gated else 1)
-    size = rows_of_weights * shape.k * dtype.itemsize
-    copies = max(4, min(32, -(-_ROTATED_BYTES // size)))
-    weights = [torch.randn(rows_of_weights, shape.k, device=device).to(dtype) for _ in range(copies)]
-    x = torch.randn(shape.rows, shape.k, device=device).to(dtype)
-    norm = torch.ones(shape.k, device=device, dtype=dtype) if shape.norm else None
-    out = torch.empty(shape.rows, shape.n, device=device, dtype=dtype)
     times: dict[GemvConfig, float] = {}
-    for config in candidates or candidate_configs(shape):
+    try:
+        rotated = _rotated(weights, shape, dtype, device)
+        if rotated:
+            times = _times(shape, candidates or candidate_configs(shape), rotated, pdl, seconds)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        times = {}
+    if times:
+        cache.put(shape, min(times, key=lambda config: times[config]))
+    else:
+        cache.make_do(shape)
+    return times
+
+
+def _rotated(
+    given: Sequence[Tensor], shape: GemvShape, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """Enough matrices of a shape that no cache holds them; none where memory has no room for half of them.
+
+    Of what is free half may be taken: the KV cache has all but a reserve, which the launches need too.
+    """
+    rows = shape.n * (2 if shape.gated else 1)
+    size = rows * shape.k * dtype.itemsize
+    wanted = min(_MOST_ROTATED, -(-_ROTATED_BYTES // size))
+    rotated = list(given[:wanted])
+    lacking = wanted - len(rotated)
+    if lacking:
+        affordable = torch.cuda.mem_get_info(device)[0] // 2 // size
+        for _ in range(min(lacking, affordable)):
+            rotated.append(torch.empty(rows, shape.k, dtype=dtype, device=device).normal_())
+    return rotated if 2 * len(rotated) >= wanted else []
+
+
+def _times(
+    shape: GemvShape, candidates: list[GemvConfig], weights: list[Tensor], pdl: bool, seconds: float
+) -> dict[GemvConfig, float]:
+    """Seconds a launch for each candidate that this chip can launch."""
+    began = time.monotonic()
+    weights = weights * -(-_LEAST_LAUNCHES // len(weights))
+    x = torch.empty(shape.rows, shape.k, dtype=weights[0].dtype, device=weights[0].device).normal_()
+    norm = torch.ones_like(x[0]) if shape.norm else None
+    out = x.new_empty(shape.rows, shape.n)
+    times: dict[GemvConfig, float] = {}
+    for config in candidates:
         if times and time.monotonic() - began > seconds:
             break
 
@@ -134,6 +182,4 @@ def tune_gemv(
             times[config] = time_of_launches([lambda weight=weight: launch(weight) for weight in weights])
         except triton.OutOfResources:
             continue  # this chip has less shared memory or fewer registers than the candidate wants
-    if times:
-        cache.put(shape, min(times, key=lambda config: times[config]))
     return times

@@ -3,15 +3,132 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="Triton runs on Linux only")
 
-from nanochat.kernels.gemv_config import GemvShape, candidate_configs
-from nanochat.kernels.tuning import TuningCache
+from nanochat.kernels import tuning
+from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs, default_config
+from nanochat.kernels.tuning import TuningCache, tune_gemv
 
 SHAPES = [GemvShape(rows, 512, 256, False, False) for rows in (1, 2, 4)]
+MATRIX = 512 * 256 * 2  # bytes of such a shape in bfloat16
+
+
+class Allocations(TorchDispatchMode):
+    """What torch makes anew meanwhile, in bytes and kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[int, int] = {}
+        self.kinds: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.made[out.untyped_storage().data_ptr()] = out.untyped_storage().nbytes()
+            self.kinds.add(out.dtype)
+        return out
+
+
+@pytest.fixture
+def chip(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A chip that holds `chip.free` bytes more, and knows how many launches were timed at once."""
+    chip = SimpleNamespace(free=0, launches=[], error=None)
+
+    def time_of_launches(launches: list[Any], **_: object) -> float:
+        chip.launches.append(len(launches))
+        if chip.error is not None:
+            raise chip.error
+        return 1.0 / len(chip.launches)  # the last candidate is the fastest
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (chip.free, 1 << 40))
+    monkeypatch.setattr(tuning, "time_of_launches", time_of_launches)
+    monkeypatch.setattr(tuning, "_ROTATED_BYTES", 4 * MATRIX)
+    return chip
+
+
+def tune(cache: TuningCache, shape: GemvShape = SHAPES[0], weights: Any = ()) -> dict[GemvConfig, float]:
+    return tune_gemv(
+        shape, cache, dtype=torch.bfloat16, device=torch.device("cpu"), pdl=False, weights=weights
+    )
+
+
+def test_over_the_models_own_matrices_nothing_is_drawn_however_full_the_card_is(chip: Any) -> None:
+    weights = [torch.empty(512, 256, dtype=torch.bfloat16) for _ in range(9)]
+    cache = TuningCache(None, "a chip")
+    with Allocations() as seen:
+        tune(cache, weights=weights)
+    assert cache.get(SHAPES[0]) == candidate_configs(SHAPES[0])[-1]
+    assert sum(seen.made.values()) < MATRIX / 8
+    assert set(chip.launches) == {4}, "as many as no cache holds are enough"
+
+
+@pytest.mark.parametrize(("free", "drawn"), [(9, 3), (6, 3), (5, 2), (4, 2)])
+def test_what_is_lacking_takes_half_of_what_is_free_at_most_in_its_own_dtype(
+    free: int, drawn: int, chip: Any
+) -> None:
+    chip.free = free * MATRIX
+    given = [torch.empty(512, 256, dtype=torch.bfloat16)]
+    cache = TuningCache(None, "a chip")
+    with Allocations() as seen:
+        tune(cache, weights=given)
+    assert cache.get(SHAPES[0]) == candidate_configs(SHAPES[0])[-1]
+    assert drawn * MATRIX <= sum(seen.made.values()) < (drawn + 0.125) * MATRIX
+    assert seen.kinds == {torch.bfloat16}
+
+
+def test_a_single_matrix_that_no_cache_holds_is_launched_often_enough_to_be_timed(chip: Any) -> None:
+    shape = GemvShape(1, 4 * 512, 256, False, False)
+    tune(TuningCache(None, "a chip"), shape, [torch.empty(4 * 512, 256, dtype=torch.bfloat16)])
+    assert set(chip.launches) == {4}
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    None,  # nothing is tried where it is clear that it does not fit
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+def test_where_memory_is_short_the_default_is_made_do_with_and_not_saved(
+    error: Exception | None, chip: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "tuning.json"
+    cache = TuningCache(path, "a chip")
+    tune(cache, SHAPES[1], [torch.empty(512, 256, dtype=torch.bfloat16)] * 4)
+    chip.error, chip.free = error, 0 if error is None else 99 * MATRIX
+    assert tune(cache) == {}
+    assert cache.get(SHAPES[0]) == default_config(SHAPES[0]), (
+        "it counts as tuned: nothing tries it at every step"
+    )
+    cache.save()
+    fresh = TuningCache(path, "a chip")
+    assert fresh.get(SHAPES[0]) is None
+    assert fresh.get(SHAPES[1]) is not None
+
+
+def test_what_was_made_do_with_stays_until_the_engine_ends(chip: Any, tmp_path: Path) -> None:
+    path = tmp_path / "tuning.json"
+    ours, theirs = (TuningCache(path, "a chip") for _ in range(2))
+    tune(ours)
+    theirs.put(SHAPES[0], candidate_configs(SHAPES[0])[-1])
+    theirs.save()
+    ours.look_again()
+    assert ours.config(SHAPES[0]) == default_config(SHAPES[0]), "a graph was captured with it"
+
+
+def test_other_errors_of_a_launch_are_not_taken_for_short_memory(chip: Any) -> None:
+    chip.error = RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        tune(TuningCache(None, "a chip"), weights=[torch.empty(512, 256, dtype=torch.bfloat16)] * 4)
 
 
 def test_engines_side_by_side_keep_and_find_each_others_measurements(tmp_path: Path) -> None:
