@@ -208,6 +208,7 @@ class DecodeGraphs:
             tables=[],
             max_query_len=1,
             max_context=rows.block_tables.shape[1] * 16,
+            captured=True,
         )
         hidden = self._model.forward(rows.ids, rows.positions, layout, self._kv_cache)
         return self._model.share_of_logits(hidden)

@@ -152,6 +152,7 @@ class PrefillGraphs:
             tables=[],
             max_query_len=size,
             max_context=longest,
+            captured=True,
         )
         hidden = self._model.forward(tokens[0], tokens[1], layout, self._kv_cache)
         last = hidden.index_select(0, bounds[1:2].long() - 1)

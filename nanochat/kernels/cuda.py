@@ -104,7 +104,7 @@ class CudaKernels:
             layout,
             Span(0, decoding, max(lens[:decoding], default=0)),
             Span(decoding, seqs - decoding, max(lens[decoding:], default=0)),
-            fresh_prompts(layout, decoding) if self.flash.installed else None,
+            fresh_prompts(layout, decoding) if self.flash.installed and not layout.captured else None,
         )
 
     def rotation(self, cos: Tensor, sin: Tensor, like: Tensor) -> Rope:

@@ -26,6 +26,7 @@ class AttentionLayout:
     Host mirrors (Python ints; empty inside a captured graph, where shapes are the bounds):
         query_lens, contexts: per sequence.
         tables: block ids per sequence, as lists.
+        captured: the step may be replayed for other sequences: what the mirrors say, if anything, are its bounds.
     """
 
     slots: torch.Tensor
@@ -37,3 +38,4 @@ class AttentionLayout:
     tables: list[list[int]]
     max_query_len: int
     max_context: int
+    captured: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -62,6 +62,24 @@ def test_a_cached_prefix_or_a_short_prompt_stays_with_our_kernel() -> None:
     assert fresh_prompts(layout_of(cached), 0) is None
     short = make_batch([1, 500], [9, 500], heads=2, kv_heads=1, head_dim=16)
     assert fresh_prompts(layout_of(short), 1) is None
+
+
+def test_a_captured_prompt_of_the_whole_context_is_not_taken_for_a_fresh_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is replayed for other prompts, and what is faster cannot be measured while it is captured."""
+    pytest.importorskip("triton", reason="Triton runs on Linux only")
+    from nanochat.kernels.cuda import CudaKernels
+
+    chip = SimpleNamespace(
+        multi_processor_count=4, shared_memory_per_block_optin=100_000, major=8, minor=0, name=""
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: chip)
+    kernels = CudaKernels(torch.device("cpu"))
+    kernels.flash = FlashAttention(varlen, "flash-attn 2.8.3")
+    batch = make_batch([1024], [1024], heads=2, kv_heads=1, head_dim=16)
+    assert kernels.plan(layout_of(batch)).fresh is not None
+    assert kernels.plan(layout_of(batch, captured=True)).fresh is None
 
 
 def test_only_what_it_can_compute_is_given_to_it() -> None:
