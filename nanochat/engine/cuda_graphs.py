@@ -126,21 +126,33 @@ class DecodeGraphs:
         size = next(size for size in self._sizes if size >= len(chunks))
         stream = torch.cuda.current_stream().cuda_stream
         divided = self._divided is not None and self._divided.takes([chunk.sequence for chunk in chunks])
-        if self._eager:
-            with longer(MEASURING):
-                self._tune(size)
-            ordered = self._rows.upload(chunks)
-            with longer(COMPILING):
-                drawn = self._step(size, divided)
-        else:
-            step = self._captured.get((size, divided)) or self._capture(size, divided)
-            ordered = self._rows.upload(chunks)
-            self._calls.launch(step.graph.handle, stream)
-            drawn = step.ids
+        step = self._ready(size, divided)
+        ordered = self._rows.upload(chunks)
+        try:
+            drawn = self._launch(step, size, divided, stream)
+        except RuntimeError:
+            self._rows.step_back(ordered)
+            raise
         ids = self._ring[self._turn]
         self._turn = (self._turn + 1) % _RING
         ids.fetch(drawn, stream)
         return GraphStep(ordered, ids)
+
+    def _ready(self, size: int, divided: bool) -> CapturedStep | None:
+        """A size's graph; without graphs, its step can be launched now."""
+        if not self._eager:
+            return self._captured.get((size, divided)) or self._capture(size, divided)
+        with longer(MEASURING):
+            self._tune(size)
+        return None
+
+    def _launch(self, step: CapturedStep | None, size: int, divided: bool, stream: int) -> Tensor:
+        """Queue a step; returns where its ids will be. What may fail comes before the rows move on."""
+        if step is None:
+            with longer(COMPILING):
+                return self._step(size, divided)
+        self._calls.launch(step.graph.handle, stream)
+        return step.ids
 
     def hand_back(self) -> None:
         """Before a step outside of graphs: what this knows of the running sequences becomes everybody's."""
@@ -190,8 +202,11 @@ class DecodeGraphs:
             ids, finite = self._divided.draw_rows(share, sampling)
         else:
             ids, finite = sample_rows(self._model.whole_logits(share), sampling)
-        advance(rows, ids, finite)
-        return torch.where(finite, ids, -1)
+        drawn = torch.where(finite, ids, -1)
+        advance(
+            rows, ids, finite
+        )  # last: when a step fails for want of memory, its rows stand where they stood
+        return drawn
 
     def _logits(self, rows: DecodeRows, size: int) -> Tensor:
         """Of this rank's part of the vocabulary."""

@@ -5,6 +5,9 @@ slots from here and leaves the next ones here, so the host can queue many steps 
 keeps a mirror of what it told the device and uploads only what changed: a newcomer's row, a table's new blocks, a
 batch that closed up because somebody left.
 
+Memory may run out in any of it, and the step is then tried again with fewer: what a change needs is made before anything
+is written, so that it happens as a whole or not at all.
+
 A table must reach one block further than the position being computed, since a step finds the next position's slot
 (`Scheduler` allocates so, see `lookahead`).
 """
@@ -68,13 +71,16 @@ class DeviceRows:
         fresh = [chunk for chunk in chunks if chunk.sequence not in stayed]
         if len(kept) < len(self._owners):
             self._close_up(kept)
-        self._owners = [*(self._owners[row] for row in kept), *(chunk.sequence for chunk in fresh)]
         if fresh:
-            self._settle(fresh, len(kept))
+            self._settle(fresh)
         self._extend_tables()
         ordered = [chunk_of[sequence] for sequence in self._owners]
         self._positions = {chunk.sequence: chunk.start + 1 for chunk in ordered}
         return ordered
+
+    def step_back(self, chunks: list[Chunk]) -> None:
+        """The step for which `upload` returned `chunks` did not run: the device stands where it stood."""
+        self._positions = {chunk.sequence: chunk.start for chunk in chunks}
 
     def hand_back(self) -> None:
         """Put the rows' ids where steps outside of graphs look for them, and forget the batch."""
@@ -93,15 +99,17 @@ class DeviceRows:
         before = len(self._owners)
         if kept != list(range(len(kept))):
             at = send(kept, torch.int64, self._last_ids.device)
-            for tensor in (*_tensors(self.decode), *_tensors(self.sampling)[:-1]):
-                tensor[: len(kept)] = tensor[at]
+            tensors = (*_tensors(self.decode), *_tensors(self.sampling)[:-1])
+            for tensor, moved in zip(tensors, [tensor[at] for tensor in tensors], strict=True):
+                tensor[: len(kept)] = moved
         self.decode.context_lens[len(kept) : before] = 0
         self.decode.slots[len(kept) : before] = -1
-        self._tables = {self._owners[row]: self._tables[self._owners[row]] for row in kept}
+        self._owners = [self._owners[row] for row in kept]
+        self._tables = {sequence: self._tables[sequence] for sequence in self._owners}
 
-    def _settle(self, chunks: list[Chunk], first: int) -> None:
-        """Write the rows of newcomers from `first` on."""
-        device, rows = self._last_ids.device, slice(first, first + len(chunks))
+    def _settle(self, chunks: list[Chunk]) -> None:
+        """Write the rows of newcomers behind the others."""
+        device, first = self._last_ids.device, len(self._owners)
         whole: list[tuple[int, ...]] = []
         real: list[tuple[float, ...]] = []
         for chunk in chunks:
@@ -126,20 +134,26 @@ class DeviceRows:
                     params.min_p or 0.0,
                 )
             )
-            self._tables[sequence] = []
         numbers = send(whole, torch.int64, device)
         known, seats, positions, slots, counters, seeds, top_k = numbers[:, :7].unbind(1)
-        to = self.decode
-        to.ids[rows] = torch.where(known >= 0, known, self._last_ids[seats])
-        to.positions[rows], to.context_lens[rows], to.slots[rows] = positions, (positions + 1).int(), slots
-        to.counter[rows], to.stop_ids[rows] = counters, numbers[:, 7:].int()
         temperature, top_p, min_p = send(real, torch.float32, device).unbind(1)
-        draw = self.sampling
-        draw.seed[rows], draw.top_k[rows] = seeds, top_k.int()
-        draw.temperature[rows], draw.top_p[rows], draw.min_p[rows] = temperature, top_p, min_p
+        to, draw = self.decode, self.sampling
+        news = [
+            (to.ids, torch.where(known >= 0, known, self._last_ids[seats])),
+            (to.positions, positions), (to.context_lens, (positions + 1).int()), (to.slots, slots),
+            (to.counter, counters), (to.stop_ids, numbers[:, 7:].int()),
+            (draw.seed, seeds), (draw.top_k, top_k.int()),
+            (draw.temperature, temperature), (draw.top_p, top_p), (draw.min_p, min_p),
+        ]  # fmt: skip
+        for tensor, values in news:
+            tensor[first : first + len(chunks)] = values
+        for chunk in chunks:
+            self._owners.append(chunk.sequence)
+            self._positions[chunk.sequence], self._tables[chunk.sequence] = chunk.start, []
 
     def _extend_tables(self) -> None:
         changed: list[tuple[int, int]] = []  # (row, the first of its blocks that the device does not know)
+        seen: list[Sequence] = []
         for row, sequence in enumerate(self._owners):
             known, blocks = self._tables[sequence], sequence.blocks
             if len(known) == len(blocks) and not sequence.table_changed:
@@ -147,8 +161,7 @@ class DeviceRows:
             same = len(known)
             if sequence.table_changed or blocks[:same] != known:
                 same = next((i for i, (a, b) in enumerate(zip(known, blocks, strict=False)) if a != b), same)
-            sequence.table_changed = False
-            self._tables[sequence] = list(blocks)
+            seen.append(sequence)
             if same < len(blocks):
                 changed.append((row, same))
         few = len(changed) <= _STAGED_ROWS  # of many rows one copy and one kernel cost the device less
@@ -156,6 +169,9 @@ class DeviceRows:
             self._stage(changed)
         else:
             self._send_tables(changed)
+        for sequence in seen:
+            sequence.table_changed = False
+            self._tables[sequence] = list(sequence.blocks)
 
     def _stage(self, changed: list[tuple[int, int]]) -> None:
         """A few new blocks, as nearly every step has them."""

@@ -144,8 +144,11 @@ class ModelRunner:
             return EagerStep(chunks, healthy, None)
         sequences = [chunk.sequence for chunk in chunks if chunk.samples]
         seats = to_device(torch.tensor([sequence.seat for sequence in sequences]), self.device)
-        self._last_ids.index_copy_(0, seats, sampled.ids)
-        return EagerStep(chunks, healthy, sampled)
+        step = EagerStep(chunks, healthy, sampled)
+        self._last_ids.index_copy_(
+            0, seats, sampled.ids
+        )  # last: a step that fails is done again from what was there
+        return step
 
     def _token_ids(self, chunks: list[Chunk]) -> Tensor:
         ids = array("q")

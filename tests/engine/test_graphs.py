@@ -5,15 +5,17 @@ What is captured, uploaded and padded is the engine's own; the device is a CPU, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import interpreted  # noqa: F401  # first: it turns the interpreter on
 import pytest
+import torch
 from graphed import Driver, graphed_core, install
 from hash_model import reply
 from lagging_device import lag
 
-from nanochat.engine.outputs import CompletionOutput
+from nanochat.engine.outputs import CompletionOutput, FinishReason
 from nanochat.engine.request import Request
 from nanochat.engine.sampling_params import SamplingParams
 
@@ -68,3 +70,35 @@ def test_kernels_are_told_that_a_prompt_in_a_graph_may_be_another_one(driver: Dr
     run(core)
     bounds = [(layout.query_lens, layout.contexts, layout.captured) for layout in model.layouts]
     assert set(map(str, bounds)) == {"([768], [1024], True)"}
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def run_short_of_memory(core: Any, spoil: Callable[[], None]) -> int:
+    """Three replies, memory is spoiled while they run, a fourth joins; returns how many failed. The others must be right."""
+    lag(core, 3)
+    texts = [(prompt(3), 16), (prompt(18, 1), 16), (prompt(33, 2), 16), (prompt(5, 3), 4)]
+    wanted = {add(core, *text): text for text in texts[:3]}
+    done: dict[str, CompletionOutput] = {}
+    for _ in range(8):
+        done |= {u.request_id: u.finished for u in core.step() if u.finished is not None}
+    spoil()
+    wanted |= {add(core, *texts[3]): texts[3]}
+    done |= run(core)
+    failed = 0
+    for name, (text, length) in wanted.items():
+        output, right = done[name], reply(text, length)
+        ended = output.finish_reason is FinishReason.ERROR
+        assert list(output.token_ids) == (right[: len(output.token_ids)] if ended else right)
+        failed += ended
+    return failed
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_step_without_graphs_that_ran_out_of_memory_is_done_again_from_where_it_stood(
+    steps: int, driver: Driver
+) -> None:
+    """Of replies whose last tokens nobody has read yet: they are on the device alone."""
+    core, model = graphed_core(eager=True, max_num_seqs=5)
+    assert run_short_of_memory(core, lambda: model.failures.extend([None] * steps + [OUT_OF_MEMORY])) == 1

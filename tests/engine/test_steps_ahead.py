@@ -7,15 +7,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hash_model import hash_config, hash_core, hash_loaded, reply
 from lagging_device import LaggingDevice, LaggingStep, lag
 
-from nanochat.engine import loading
+from nanochat.engine import loading, runner
 from nanochat.engine.core import EngineCore
+from nanochat.engine.outputs import FinishReason
 from nanochat.engine.request import Request
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.service import EngineService
+from nanochat.engine.step import EagerStep
 from nanochat.engine.steps_ahead import StepsAhead
 from nanochat.errors import EngineDead
 
@@ -231,3 +234,30 @@ def test_a_device_that_fails_while_it_prepares_ends_the_engine_with_the_reason(
         while True:
             service.submit(request(3)).result(WAIT)
     service.close()
+
+
+def test_a_step_whose_results_found_no_room_is_done_again_with_the_token_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That token is on the device alone: the one that the failed step drew must not have taken its place."""
+    core, step, made = hash_core(32), runner.EagerStep, []
+    lag(core, 3)
+    first, second = request(3, 12), request(9, 12)
+
+    def short(*args: Any) -> EagerStep:
+        made.append(args)
+        if len(made) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(*args)
+
+    monkeypatch.setattr(runner, "EagerStep", short)
+    core.add(first)
+    core.add(second)
+    done = {}
+    while core.has_work:
+        done |= {update.request_id: update.finished for update in core.step() if update.finished is not None}
+    outputs = [done[first.request_id], done[second.request_id]]
+    assert sorted(output.finish_reason for output in outputs) == [FinishReason.ERROR, FinishReason.LENGTH]
+    for output, each in zip(outputs, (first, second), strict=True):
+        right = reply(list(each.prompt_ids), 12)
+        assert list(output.token_ids) == right[: len(output.token_ids)]
