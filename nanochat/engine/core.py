@@ -13,7 +13,6 @@ from nanochat.engine.admission import Admission
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
 from nanochat.engine.kv_cache import KVCache
 from nanochat.engine.loading import Loaded
-from nanochat.engine.memory import is_out_of_memory
 from nanochat.engine.outputs import CompletionOutput, FinishReason
 from nanochat.engine.pace import PrefillPace
 from nanochat.engine.request import Request, Update
@@ -24,6 +23,7 @@ from nanochat.engine.statistics import Statistics
 from nanochat.engine.step import PendingStep, Token
 from nanochat.engine.steps_ahead import StepsAhead
 from nanochat.errors import NanochatError
+from nanochat.kernels.shortage import comes_from_out_of_memory, is_out_of_memory
 
 BESIDE_DECODES = {"cuda": 1024, "cpu": 128}  # prefill tokens in the first step that also decodes
 # What such a step may take: the number of tokens follows (`PrefillPace`).
@@ -94,7 +94,7 @@ class EngineCore:
         try:
             self._runner.prepare()
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if not comes_from_out_of_memory(error):
                 raise
             log.warning("no memory to prepare more steps: %s", str(error).splitlines()[0])
             self._prepared = True

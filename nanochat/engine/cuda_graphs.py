@@ -1,9 +1,9 @@
 """Capture and replay of decode: one CUDA graph holds a whole step, from the last ids to the next ones.
 
-Graphs are captured when first needed, small ones also while nobody waits, for batch sizes 1, 2, 4, 8, 16 and so on up
-to the maximum, in one shared memory pool; over several ranks once more for steps whose tokens are drawn from logits that
-stay divided. Rows beyond the batch are empty: they write nothing. Without graphs (`enforce_eager`) the same step is
-launched anew each time: the same kernels over the same rows, so the same bits.
+Graphs are captured when first needed, and on one GPU small ones also while nobody waits, for batch sizes 1, 2, 4, 8, 16
+and so on up to the maximum, in one shared memory pool; over several ranks once more for steps whose tokens are drawn from
+logits that stay divided. Rows beyond the batch are empty: they write nothing. Without a graph (`enforce_eager`, or no memory
+for it) the same step is launched anew each time: the same kernels over the same rows, so the same bits.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from nanochat.engine.captures import Captures
 from nanochat.engine.device_state import DeviceRows, first_rows
 from nanochat.engine.fused_step import fused_decoder
 from nanochat.engine.scheduler import Chunk
@@ -113,6 +114,7 @@ class DecodeGraphs:
         self._query_start = torch.arange(self._sizes[-1] + 1, dtype=torch.int32, device=last_ids.device)
         self._fused = fused_decoder(model)
         self._captured: dict[tuple[int, bool], CapturedStep] = {}
+        self._captures = Captures(alone=model.reduce is None)
         self._pool = torch.cuda.graph_pool_handle()
         self._ring = [HostIds(self._sizes[-1], self._calls) for _ in range(_RING)]
         self._turn = 0
@@ -139,12 +141,15 @@ class DecodeGraphs:
         return GraphStep(ordered, ids)
 
     def _ready(self, size: int, divided: bool) -> CapturedStep | None:
-        """A size's graph; without graphs, its step can be launched now."""
-        if not self._eager:
-            return self._captured.get((size, divided)) or self._capture(size, divided)
-        with longer(MEASURING):
-            self._tune(size)
-        return None
+        """A size's graph; `None` where there is none, and then its step can be launched uncaptured."""
+        step = self._captured.get((size, divided))
+        if step is None and not self._eager:
+            name = f"{size} rows" + (", divided" if divided else "")
+            step = self._captures.attempt(name, lambda: self._capture(size, divided))
+        if step is None:
+            with longer(MEASURING):
+                self._tune(size)
+        return step
 
     def _launch(self, step: CapturedStep | None, size: int, divided: bool, stream: int) -> Tensor:
         """Queue a step; returns where its ids will be. What may fail comes before the rows move on."""
@@ -171,7 +176,8 @@ class DecodeGraphs:
 
     def prepare(self) -> None:
         """Capture the smallest of `uncaptured`."""
-        self._capture(self.uncaptured[0], divided=False)
+        size = self.uncaptured[0]
+        self._captures.now(lambda: self._capture(size, divided=False))
 
     def _capture(self, size: int, divided: bool) -> CapturedStep:
         self._rows.hand_back()  # capturing runs steps: they must find nothing to do

@@ -2,7 +2,7 @@
 
 A chunk of up to 1,024 tokens takes the device a few milliseconds and Python ten to launch. Chunks are padded to the
 next captured size; padding rows own no slot and belong to no sequence, so nothing reads what they compute. Without
-graphs (`enforce_eager`) the same padded step is launched anew each time, and gives the same bits.
+a graph (`enforce_eager`, or no memory for it) the same padded step is launched anew each time, and gives the same bits.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nanochat.engine.captures import Captures
 from nanochat.engine.config import BLOCK_SIZE
 from nanochat.engine.cuda_graphs import capture_mode
 from nanochat.engine.device_state import send
@@ -69,6 +70,7 @@ class PrefillGraphs:
         self._max_blocks = max_blocks
         self._device = device
         self._captured: dict[int, CapturedPrefill] = {}
+        self._captures = Captures(alone=model.reduce is None)
         self._pool = torch.cuda.graph_pool_handle()
         self._calls = StreamCalls()
 
@@ -80,8 +82,9 @@ class PrefillGraphs:
         """(last hidden state [1, H], this rank's part of its logits); good until the next run of the same size."""
         size = next(size for size in SIZES if size >= chunk.count)
         step = self._captured.get(size)
-        if step is None:
-            step = self._inputs(size) if self._eager else self._capture(size)
+        if step is None and not self._eager:
+            step = self._captures.attempt(f"a prompt of {size} tokens", lambda: self._capture(size))
+        step = step or self._inputs(size)
         sequence, blocks = chunk.sequence, chunk.sequence.blocks
         positions = range(chunk.start, chunk.start + chunk.count)
         slots = [blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in positions]
@@ -113,7 +116,8 @@ class PrefillGraphs:
 
     def prepare(self) -> None:
         """Capture the smallest of `uncaptured`."""
-        self._capture(self.uncaptured[0])
+        size = self.uncaptured[0]
+        self._captures.now(lambda: self._capture(size))
 
     def _inputs(self, size: int) -> CapturedPrefill:
         tokens = torch.zeros(3, size, dtype=torch.int64, device=self._device)

@@ -30,7 +30,7 @@ class GraphedHashModel:
     """`HashModel`, which reads what a captured step has: device tensors alone.
 
     Attributes:
-        layouts: of the steps so far.
+        layouts: of the steps so far, and `told`: (slots, query_start, context_lens) as they were then.
         failures: raised by the next steps, one each; `None` lets one pass.
     """
 
@@ -41,10 +41,12 @@ class GraphedHashModel:
             vocab_size=VOCABULARY, eos_token_ids=(), generation_defaults={}, num_layers=1, num_kv_heads=1, head_dim=1
         )  # fmt: skip
         self.layouts: list[Any] = []
+        self.told: list[tuple[list[int], list[int], list[int]]] = []
         self.failures: list[Exception | None] = []
 
     def forward(self, ids: Tensor, positions: Tensor, layout: Any, kv_cache: Any) -> Tensor:
         self.layouts.append(layout)
+        self.told.append((layout.slots.tolist(), layout.query_start.tolist(), layout.context_lens.tolist()))
         failure = self.failures.pop(0) if self.failures else None
         if failure is not None:
             raise failure

@@ -15,6 +15,7 @@ from graphed import Driver, graphed_core, install
 from hash_model import reply
 from lagging_device import lag
 
+from nanochat.engine import captures
 from nanochat.engine.outputs import CompletionOutput, FinishReason
 from nanochat.engine.request import Request
 from nanochat.engine.sampling_params import SamplingParams
@@ -102,3 +103,97 @@ def test_a_step_without_graphs_that_ran_out_of_memory_is_done_again_from_where_i
     """Of replies whose last tokens nobody has read yet: they are on the device alone."""
     core, model = graphed_core(eager=True, max_num_seqs=5)
     assert run_short_of_memory(core, lambda: model.failures.extend([None] * steps + [OUT_OF_MEMORY])) == 1
+
+
+def test_where_memory_has_no_room_for_a_graph_its_step_runs_uncaptured_and_no_reply_ends(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(captures, "STEPS_WITHOUT", 8)
+    driver.no_room = lambda: True
+    core, _ = graphed_core(max_num_seqs=5)
+    lag(core, 3)
+    texts = [(prompt(3), 20), (prompt(40, 1), 20), (prompt(18, 2), 20)]
+    wanted = {add(core, *text): reply(*text) for text in texts}
+    done = run(core)
+    assert {name: list(output.token_ids) for name, output in done.items()} == wanted
+    assert 2 < driver.captures < 15, "tried now and then, not at every step"
+    assert not driver.steps
+
+    driver.no_room = lambda: False
+    wanted = {add(core, *text): reply(*text) for text in texts}
+    assert {name: list(output.token_ids) for name, output in run(core).items()} == wanted
+    assert driver.steps, "there is room again"
+
+
+def test_a_capture_that_fails_otherwise_is_no_want_of_memory(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, _ = graphed_core()
+    monkeypatch.setattr(torch.cuda, "graph", raises(RuntimeError("operation not permitted")))
+    add(core, prompt(3), 5)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        run(core)
+
+
+def test_beside_other_ranks_a_step_is_not_begun_again(driver: Driver) -> None:
+    """They wait in its sums, and would take those of the second attempt for those of the first."""
+    attempts = captures.Captures(alone=False)
+    with pytest.raises(torch.OutOfMemoryError):
+        attempts.attempt("1 rows", raises(OUT_OF_MEMORY))
+
+
+def raises(error: Exception) -> Callable[..., Any]:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fails
+
+
+def test_a_capture_that_ended_for_want_of_memory_may_say_so_in_what_came_before(driver: Driver) -> None:
+    def capture() -> None:
+        try:
+            raise OUT_OF_MEMORY
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    assert captures.Captures(alone=True).attempt("1 rows", capture) is None
+
+
+def test_what_is_captured_while_nobody_waits_is_not_captured_again(driver: Driver) -> None:
+    core, _ = graphed_core(max_num_seqs=2, max_model_len=64)
+    while core.unprepared:
+        core.prepare()
+    prepared = driver.captures
+    assert prepared == 2 + 3, "batches of 1 and 2, prompts of 16, 32 and 64"
+    texts = [(prompt(3), 8), (prompt(40, 1), 8), (prompt(18, 2), 8)]
+    wanted = {add(core, *text): reply(*text) for text in texts}
+    assert {name: list(output.token_ids) for name, output in run(core).items()} == wanted
+    assert driver.captures == prepared
+
+
+def test_an_engine_goes_on_when_a_capture_in_idle_time_ends_for_want_of_memory(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, _ = graphed_core()
+    failure = RuntimeError("operation failed due to a previous error during capture")
+    failure.__cause__ = OUT_OF_MEMORY
+    monkeypatch.setattr(torch.cuda, "graph", raises(failure))
+    core.prepare()
+    assert not core.unprepared
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["captured", "eager"])
+def test_rows_of_padding_own_no_slot_and_belong_to_no_sequence(driver: Driver, eager: bool) -> None:
+    core, model = graphed_core(eager=eager)
+    nothing = ([-1] * 32, [0, 1], [1])
+    for length, cached in [(19, 0), (32, 0), (45, 16)]:  # a graph that is used again is padded anew
+        model.told.clear()
+        name = add(core, prompt(length, start=20 if length == 32 else 0), 9)
+        core.step()
+        if not eager and length == 19:  # the capture, and the step before it
+            assert [model.told.pop(0) for _ in range(2)] == [nothing] * 2
+        blocks = core.sequences[0].blocks
+        slots = [blocks[i // 16] * 16 + i % 16 for i in range(cached, length)]
+        padded = slots + [-1] * (32 - len(slots))
+        assert model.told == [(padded, [0, length - cached], [length])]
+        core.abort(name)
