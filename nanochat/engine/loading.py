@@ -17,7 +17,9 @@ from nanochat.engine.models.alone import give_up
 from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.models.footprint import bytes_held
 from nanochat.engine.parallel.placement import choose_ranks
-from nanochat.engine.runner import ModelRunner, measure_reserve
+from nanochat.engine.refusals import Demand
+from nanochat.engine.reserve import measure_reserve
+from nanochat.engine.runner import ModelRunner
 from nanochat.engine.step import KVTensors
 from nanochat.engine.tokenizer import Tokenizer
 from nanochat.errors import NanochatError, OutOfMemory, UsageError
@@ -25,6 +27,7 @@ from nanochat.kernels.headway import MEASURING, longer
 
 if TYPE_CHECKING:
     from nanochat.engine.parallel.collectives import Collectives
+    from nanochat.engine.parallel.divided_sampler import DividedSampler
     from nanochat.engine.parallel.group import ParallelRunner, RankGroup
 
 Progress = Callable[[int, int], None]
@@ -33,7 +36,6 @@ Progress = Callable[[int, int], None]
 WhenStuck = Callable[[NanochatError], None]
 """Called from another thread, when the one that loaded a model over several devices hangs in a call that does not return."""
 
-_CUDA_SLACK = 512 * 2**20  # what the allocator and the libraries take besides what a step was seen to take
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -75,7 +77,7 @@ def load(
     else:
         model, memory = load_share(config, model_config, device, dtype, None, progress)
         kv_cache = allocate_kv(model, memory.num_blocks, dtype, device)
-        runner = ModelRunner(model, kv_cache, config, device, memory.max_model_len)
+        runner = _make_runner(model, kv_cache, config, device, memory)
     return Loaded(
         model=model,
         runner=runner,
@@ -99,11 +101,9 @@ def load_share(
     """One rank's share of a model (all of it, without collectives), and how many KV blocks fit beside it."""
     rank, ranks = (0, 1) if collectives is None else (collectives.rank, collectives.ranks)
     free = memory_free(device, config)
-    weights = model_config.weight_bytes(dtype) // (ranks if device.type == "cuda" else 1)
-    no_room = OutOfMemory(
-        f"the weights of {config.model.name} take {gib(weights)} in {str(dtype).removeprefix('torch.')} and "
-        f"{gib(free)} of {device.type} memory is free: free some, or take a smaller model"
-    )
+    on_gpu = device.type == "cuda"
+    demand = Demand.of(model_config, config.model.name, device, dtype, ranks)
+    weights, no_room = demand.weights, demand.weights_refused(free, model_config)
     if weights > free and not (config.overcommit and _may_overcommit(weights, device)):
         raise no_room
     if collectives is not None and device.type == "cuda" and not config.deterministic:
@@ -131,9 +131,7 @@ def load_share(
         if not is_out_of_memory(error):
             raise
         raise no_room from error
-    on_gpu = device.type == "cuda"
-    with longer(MEASURING if on_gpu and ranks > 1 else 0.0):
-        reserve = measure_reserve(model, config, device, dtype) + _CUDA_SLACK if on_gpu else 0
+    reserve = _reserve(model, config, device, dtype, demand) if on_gpu else 0
     memory = plan(
         config,
         context=model_config.max_position_embeddings,
@@ -178,7 +176,7 @@ def _load_parallel(
             memory = group.agree(own, model.bytes_read)
             kv_cache = allocate_kv(model, memory.num_blocks, dtype, device)
             divided = divided_sampler(model, group.collectives, deterministic=config.deterministic)
-            runner = ModelRunner(model, kv_cache, config, device, memory.max_model_len, divided=divided)
+            runner = _make_runner(model, kv_cache, config, device, memory, divided)
         group.start()
     except BaseException as error:
         group.close()
@@ -186,6 +184,38 @@ def _load_parallel(
             raise group.failure from error
         raise
     return model, ParallelRunner(runner, group), memory
+
+
+def _reserve(
+    model: Model, config: EngineConfig, device: torch.device, dtype: torch.dtype, demand: Demand
+) -> int:
+    """Bytes that the largest step takes on a GPU. Raises OutOfMemory when it finds no room."""
+    alone = demand.ranks == 1
+    with longer(0.0 if alone else MEASURING):
+        reserve = measure_reserve(model, config, device, dtype, alone=alone)
+    if reserve.shortage:
+        asked = min(config.max_num_batched_tokens, model.config.max_position_embeddings)
+        raise demand.step_refused(asked, config.max_num_seqs, memory_free(device, config), reserve)
+    return reserve.size
+
+
+def _make_runner(
+    model: Model,
+    kv_cache: KVTensors,
+    config: EngineConfig,
+    device: torch.device,
+    memory: MemoryPlan,
+    divided: DividedSampler | None = None,
+) -> ModelRunner:
+    try:
+        return ModelRunner(model, kv_cache, config, device, memory.max_model_len, divided=divided)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"the state of {config.max_num_seqs} sequences found no room beside {gib(memory.weights)} of weights and a KV "
+            f"cache of {gib(memory.kv_bytes)}, of {gib(memory.free + memory.weights)}: lower max_num_seqs or kv_cache_bytes"
+        ) from error
 
 
 def _block_bytes(model: Model, dtype: torch.dtype) -> int:

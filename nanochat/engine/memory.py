@@ -97,11 +97,17 @@ def plan(
     fits = num_blocks * BLOCK_SIZE
     if num_blocks < 1 or (config.max_model_len is not None and fits < wanted and not config.overcommit):
         needed = -(-wanted // BLOCK_SIZE) * block_bytes
+        light = LEAST_CONTEXT // BLOCK_SIZE * block_bytes
+        lighter = weights + free - (int(light / _CPU_SHARE) if on_cpu else light + reserve)
+        if fits:
+            then = "Set max_model_len to at most that, free memory, or take a smaller model."
+        elif config.kv_cache_bytes is not None or config.num_blocks is not None or lighter <= 0:
+            then = "Free memory, or take a smaller model."
+        else:
+            then = f"Free memory, or take a smaller model: beside {gib(lighter)} of weights, {LEAST_CONTEXT:,} such tokens fit."
         raise OutOfMemory(
             f"a context of {wanted:,} tokens needs {gib(needed)} of KV cache "
             f"({block_bytes // BLOCK_SIZE:,} bytes a token), but {gib(max(room, 0))} is left of {gib(free)} free "
-            f"after {gib(weights)} of weights and a reserve of {gib(reserve)}: {fits:,} tokens fit. "
-            + ("Set max_model_len to at most that, free memory, " if fits else "Free memory, ")
-            + "or take a smaller model."
+            f"after {gib(weights)} of weights and a reserve of {gib(reserve)}: {fits:,} tokens fit. {then}"
         )
     return MemoryPlan(weights, reserve, free, block_bytes, num_blocks, min(wanted, fits))

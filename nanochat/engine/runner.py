@@ -236,31 +236,3 @@ def _sent(numbers: array[int], device: torch.device) -> Tensor:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy on the device, without waiting for what the device still does; a host's tensor as it is."""
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
-
-
-@torch.inference_mode()
-def measure_reserve(model: Model, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> int:
-    """Bytes that the largest step takes besides weights and KV cache, measured by running one on `device` (CUDA)."""
-    tokens = min(config.max_num_batched_tokens, model.config.max_position_embeddings)
-    blocks = -(-tokens // BLOCK_SIZE)
-    shape = (blocks, BLOCK_SIZE, model.num_kv_heads, model.config.head_dim)
-    pair = (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    slots = torch.arange(tokens, device=device)
-    layout = AttentionLayout(
-        slots=slots,
-        block_tables=torch.arange(blocks, dtype=torch.int32, device=device)[None],
-        query_start=torch.tensor([0, tokens], dtype=torch.int32, device=device),
-        context_lens=torch.tensor([tokens], dtype=torch.int32, device=device),
-        query_lens=[tokens],
-        contexts=[tokens],
-        tables=[list(range(blocks))],
-        max_query_len=tokens,
-        max_context=tokens,
-    )
-    hidden = model.forward(torch.zeros_like(slots), slots, layout, [pair] * model.config.num_layers)
-    logits = model.logits(hidden[: config.max_num_seqs])
-    torch.softmax(logits, dim=-1)
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
