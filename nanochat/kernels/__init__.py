@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def pick(
     device: torch.device,
     *,
+    dtype: torch.dtype | None = None,
     deterministic: bool = False,
     tuning: Path | None = None,
     int8_weights: bool = False,
@@ -22,6 +23,7 @@ def pick(
     """The fastest kernels for a device.
 
     Args:
+        dtype: of the matrices, for which a GPU's kernels are measured; bfloat16 if not given.
         deterministic: a row's bits depend on nothing but its own sequence: not on the batch, not on what was cached.
         tuning: the file where measured configurations are kept; by default in the user's cache folder.
         int8_weights: on a CPU, matrices are quantized to 8 bits.
@@ -32,7 +34,12 @@ def pick(
         if torch.cuda.get_device_capability(device) >= (8, 0):
             from nanochat.kernels.cuda import CudaKernels
 
-            return CudaKernels(device, deterministic=deterministic, tuning=tuning or _tuning_file())
+            return CudaKernels(
+                device,
+                deterministic=deterministic,
+                tuning=tuning or _tuning_file(),
+                dtype=dtype or torch.bfloat16,
+            )
     if deterministic:
         from nanochat.kernels.invariant import InvariantKernels
 

@@ -64,10 +64,16 @@ class CudaKernels:
     Args:
         deterministic: a row's bits depend on nothing but its own sequence: not on the batch, not on what was cached.
         tuning: where measured configurations are kept; `None` keeps them in memory.
+        dtype: of the matrices, for which they are measured.
     """
 
     def __init__(
-        self, device: torch.device, *, deterministic: bool = False, tuning: Path | None = None
+        self,
+        device: torch.device,
+        *,
+        deterministic: bool = False,
+        tuning: Path | None = None,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         self.device = device
         self.deterministic = deterministic
@@ -75,7 +81,7 @@ class CudaKernels:
         self.multiprocessors = int(properties.multi_processor_count)
         self.shared_memory = int(properties.shared_memory_per_block_optin)
         self.pdl = (properties.major, properties.minor) >= (9, 0)
-        self.tuning = TuningCache(tuning, properties.name)
+        self.tuning = TuningCache(tuning, properties.name, dtype)
         self.counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
         self.flash = FlashAttention.find() if not deterministic else FlashAttention(None, "no flash-attn")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import tempfile
 import time
@@ -19,20 +21,26 @@ from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_config
 from nanochat.kernels.shortage import is_out_of_memory
 from nanochat.kernels.triton_gemv import gemv
 
+KERNELS_VERSION = 1
+"""To be raised with every change to the matrix-vector kernel that makes another cut the fastest: then all is measured anew."""
 _ROTATED_BYTES = 256 << 20  # weights are rotated through so many bytes, several times any L2 cache
 _MOST_ROTATED = 32
 _LEAST_LAUNCHES = 4  # in a graph that is timed: of fewer, its own launch is too much of the time
 
+log = logging.getLogger("nanochat.kernels")
+
 
 class TuningCache:
-    """Configurations by device name, Triton version and shape, in one JSON file. Owned by one engine.
+    """Configurations by device name, dtype, versions and shape, in one JSON file. Owned by one engine.
 
-    A file that cannot be read counts as empty: everything in it can be measured again.
+    A file that cannot be read counts as empty, and one that cannot be written is left: everything can be measured again.
     """
 
-    def __init__(self, path: Path | None, device: str) -> None:
+    def __init__(self, path: Path | None, device: str, dtype: torch.dtype) -> None:
+        """`dtype`: of the matrices."""
         self._path = path
-        self._section = f"{device} / triton {triton.__version__}"
+        kind = str(dtype).removeprefix("torch.")
+        self._section = f"{device} / {kind} / triton {triton.__version__} / kernels {KERNELS_VERSION}"
         self._configs: dict[str, GemvConfig] = {}
         self._made_do: dict[str, GemvConfig] = {}
         self.look_again()
@@ -63,26 +71,43 @@ class TuningCache:
         self._configs[shape.name] = config
 
     def save(self) -> None:
-        """Write the file whole, in one step; what others measured, on this device or another, stays."""
+        """Write the file whole, in one step; what others measured, on this device or another, stays.
+
+        Where it cannot be written the log says so, and the next engine measures again.
+        """
         if self._path is None:
             return
         content = self._read()
         ours = {name: asdict(config) for name, config in self._configs.items()}
         content[self._section] = dict(sorted((content.get(self._section, {}) | ours).items()))
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
-        with os.fdopen(handle, "w") as file:
-            json.dump(content, file, indent=1)
-        os.replace(name, self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(self._path, json.dumps(content, indent=1))
+        except OSError as error:  # a full disk, a folder that may not be written
+            log.warning("what was measured of the kernels could not be saved: %s", error)
 
     def _read(self) -> dict[str, dict[str, dict[str, Any]]]:
-        if self._path is None or not self._path.is_file():
+        if self._path is None:
             return {}
         try:
             content = json.loads(self._path.read_text())
         except (OSError, ValueError):
             return {}
-        return content if isinstance(content, dict) else {}
+        sections: dict[str, Any] = content if isinstance(content, dict) else {}
+        return {name: section for name, section in sections.items() if isinstance(section, dict)}
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole, in one step; a failure leaves nothing behind."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(name, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
 
 
 def time_of_launches(launches: list[Callable[[], object]], *, rounds: int = 8) -> float:

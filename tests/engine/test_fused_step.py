@@ -28,7 +28,7 @@ def test_products_are_measured_over_the_models_own_matrices(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: CHIP)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 1 << 30))
-    monkeypatch.setattr(models, "pick", lambda device, **_: CudaKernels(device))
+    monkeypatch.setattr(models, "pick", lambda device, *, dtype, **_: CudaKernels(device, dtype=dtype))
     folder = tiny_folder("qwen3")
     model = models.load_model(folder, ModelConfig.from_folder(folder), dtype=torch.float32, device=CPU)
     step = fused_decoder(model)
@@ -50,6 +50,7 @@ def test_products_are_measured_over_the_models_own_matrices(
     size = min(layer.output.weight.nbytes for layer in model.weights.layers)  # type: ignore[union-attr]
     monkeypatch.setattr(tuning, "_ROTATED_BYTES", size)
     step.tune(1)
+    assert " float32 " in step._kernels.tuning._section
     assert step.is_tuned(1)
     own = {model.weights.head.weight.data_ptr()}  # type: ignore[union-attr]
     for layer in model.weights.layers:  # type: ignore[union-attr]

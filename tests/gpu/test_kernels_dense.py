@@ -117,12 +117,14 @@ def test_a_row_of_an_invariant_product_does_not_depend_on_the_others() -> None:
 
 def test_tuning_is_measured_once_and_read_back(tmp_path: Path) -> None:
     path, shape = tmp_path / "tuning.json", GemvShape(1, 512, 512, False, True)
-    cache = TuningCache(path, "this device")
+    cache = TuningCache(path, "this device", torch.bfloat16)
     few = [GemvConfig(4, 256), GemvConfig(8, 256)]
     times = tune_gemv(
         shape, cache, dtype=torch.bfloat16, device=torch.device("cuda"), pdl=PDL, candidates=few
     )
     assert set(times) == set(few)
     cache.save()
-    assert TuningCache(path, "this device").get(shape) == min(times, key=lambda config: times[config])
-    assert TuningCache(path, "another device").get(shape) is None
+    assert TuningCache(path, "this device", torch.bfloat16).get(shape) == min(
+        times, key=lambda config: times[config]
+    )
+    assert TuningCache(path, "another device", torch.bfloat16).get(shape) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,10 @@ from nanochat.kernels.tuning import TuningCache, tune_gemv
 
 SHAPES = [GemvShape(rows, 512, 256, False, False) for rows in (1, 2, 4)]
 MATRIX = 512 * 256 * 2  # bytes of such a shape in bfloat16
+
+
+def cache_at(path: Path | None, device: str = "a chip", dtype: torch.dtype = torch.bfloat16) -> TuningCache:
+    return TuningCache(path, device, dtype)
 
 
 class Allocations(TorchDispatchMode):
@@ -61,7 +66,7 @@ def tune(cache: TuningCache, shape: GemvShape = SHAPES[0], weights: Any = ()) ->
 
 def test_over_the_models_own_matrices_nothing_is_drawn_however_full_the_card_is(chip: Any) -> None:
     weights = [torch.empty(512, 256, dtype=torch.bfloat16) for _ in range(9)]
-    cache = TuningCache(None, "a chip")
+    cache = cache_at(None)
     with Allocations() as seen:
         tune(cache, weights=weights)
     assert cache.get(SHAPES[0]) == candidate_configs(SHAPES[0])[-1]
@@ -75,7 +80,7 @@ def test_what_is_lacking_takes_half_of_what_is_free_at_most_in_its_own_dtype(
 ) -> None:
     chip.free = free * MATRIX
     given = [torch.empty(512, 256, dtype=torch.bfloat16)]
-    cache = TuningCache(None, "a chip")
+    cache = cache_at(None)
     with Allocations() as seen:
         tune(cache, weights=given)
     assert cache.get(SHAPES[0]) == candidate_configs(SHAPES[0])[-1]
@@ -85,7 +90,7 @@ def test_what_is_lacking_takes_half_of_what_is_free_at_most_in_its_own_dtype(
 
 def test_a_single_matrix_that_no_cache_holds_is_launched_often_enough_to_be_timed(chip: Any) -> None:
     shape = GemvShape(1, 4 * 512, 256, False, False)
-    tune(TuningCache(None, "a chip"), shape, [torch.empty(4 * 512, 256, dtype=torch.bfloat16)])
+    tune(cache_at(None), shape, [torch.empty(4 * 512, 256, dtype=torch.bfloat16)])
     assert set(chip.launches) == {4}
 
 
@@ -102,7 +107,7 @@ def test_where_memory_is_short_the_default_is_made_do_with_and_not_saved(
     error: Exception | None, chip: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "tuning.json"
-    cache = TuningCache(path, "a chip")
+    cache = cache_at(path)
     tune(cache, SHAPES[1], [torch.empty(512, 256, dtype=torch.bfloat16)] * 4)
     chip.error, chip.free = error, 0 if error is None else 99 * MATRIX
     assert tune(cache) == {}
@@ -110,14 +115,14 @@ def test_where_memory_is_short_the_default_is_made_do_with_and_not_saved(
         "it counts as tuned: nothing tries it at every step"
     )
     cache.save()
-    fresh = TuningCache(path, "a chip")
+    fresh = cache_at(path)
     assert fresh.get(SHAPES[0]) is None
     assert fresh.get(SHAPES[1]) is not None
 
 
 def test_what_was_made_do_with_stays_until_the_engine_ends(chip: Any, tmp_path: Path) -> None:
     path = tmp_path / "tuning.json"
-    ours, theirs = (TuningCache(path, "a chip") for _ in range(2))
+    ours, theirs = (cache_at(path) for _ in range(2))
     tune(ours)
     theirs.put(SHAPES[0], candidate_configs(SHAPES[0])[-1])
     theirs.save()
@@ -128,12 +133,12 @@ def test_what_was_made_do_with_stays_until_the_engine_ends(chip: Any, tmp_path: 
 def test_other_errors_of_a_launch_are_not_taken_for_short_memory(chip: Any) -> None:
     chip.error = RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        tune(TuningCache(None, "a chip"), weights=[torch.empty(512, 256, dtype=torch.bfloat16)] * 4)
+        tune(cache_at(None), weights=[torch.empty(512, 256, dtype=torch.bfloat16)] * 4)
 
 
 def test_engines_side_by_side_keep_and_find_each_others_measurements(tmp_path: Path) -> None:
     path = tmp_path / "tuning.json"
-    first, second, third = (TuningCache(path, device) for device in ("a chip", "a chip", "another chip"))
+    first, second, third = (cache_at(path, device) for device in ("a chip", "a chip", "another chip"))
     best, other = candidate_configs(SHAPES[0])[:2]
     first.put(SHAPES[0], best)
     first.save()
@@ -144,17 +149,66 @@ def test_engines_side_by_side_keep_and_find_each_others_measurements(tmp_path: P
 
     second.look_again()
     assert (second.get(SHAPES[0]), second.get(SHAPES[1]), second.get(SHAPES[2])) == (best, other, None)
-    afterwards = TuningCache(path, "a chip")
+    afterwards = cache_at(path)
     assert (afterwards.get(SHAPES[0]), afterwards.get(SHAPES[1])) == (best, other)
-    assert TuningCache(path, "another chip").get(SHAPES[0]) == other
+    assert cache_at(path, "another chip").get(SHAPES[0]) == other
 
 
 def test_what_an_engine_chose_stays_when_another_chose_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "tuning.json"
-    ours, theirs = (TuningCache(path, "a chip") for _ in range(2))
+    ours, theirs = (cache_at(path) for _ in range(2))
     best, other = candidate_configs(SHAPES[0])[:2]
     ours.put(SHAPES[0], best)
     theirs.put(SHAPES[0], other)
     theirs.save()
     ours.look_again()
     assert ours.get(SHAPES[0]) == best
+
+
+def test_what_was_measured_counts_for_its_dtype_and_for_its_version_of_the_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tuning.json"
+    best = candidate_configs(SHAPES[0])[-1]
+    cache = cache_at(path)
+    cache.put(SHAPES[0], best)
+    cache.save()
+    assert cache_at(path, dtype=torch.float32).get(SHAPES[0]) is None
+    monkeypatch.setattr(tuning, "KERNELS_VERSION", tuning.KERNELS_VERSION + 1)
+    assert cache_at(path).get(SHAPES[0]) is None
+    monkeypatch.undo()
+    assert cache_at(path).get(SHAPES[0]) == best
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("place", ["os.replace", "tempfile.mkstemp", "pathlib.Path.mkdir"])
+def test_a_disk_that_takes_nothing_does_not_end_the_engine(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "cache" / "tuning.json"
+    cache = cache_at(path)
+    cache.put(SHAPES[0], candidate_configs(SHAPES[0])[-1])
+    with monkeypatch.context() as patch:
+        patch.setattr(place, lambda *_, **__: full())
+        cache.save()
+    assert "could not be saved" in caplog.text and "No space left" in caplog.text
+    assert not path.parent.exists() or not list(path.parent.iterdir()), "half a file was left"
+    cache.save()
+    assert cache_at(path).get(SHAPES[0]) == cache.get(SHAPES[0])
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"%s": 3}', '{"%s": {"1x512x256": 3}}', "a folder"])
+def test_a_file_that_makes_no_sense_counts_as_empty(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "tuning.json"
+    if content == "a folder":
+        path.mkdir()
+    else:
+        path.write_text(content.replace("%s", cache_at(None)._section))
+    cache = cache_at(path)
+    assert cache.get(SHAPES[0]) is None
+    cache.put(SHAPES[0], candidate_configs(SHAPES[0])[-1])
+    cache.save()
+    assert (cache_at(path).get(SHAPES[0]) is not None) == (content != "a folder")

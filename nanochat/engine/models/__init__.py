@@ -92,7 +92,7 @@ def load_model(
     if config.native:
         from nanochat.engine.models.loading import load_decoder
 
-        kernels = pick(device, deterministic=deterministic, int8_weights=int8_weights)
+        kernels = pick(device, dtype=dtype, deterministic=deterministic, int8_weights=int8_weights)
         return load_decoder(
             folder, config, kernels, dtype, device, rank, world_size, progress, reduce, gather, drawn
         )
