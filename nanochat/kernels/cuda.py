@@ -15,6 +15,7 @@ from nanochat.kernels.flash import FlashAttention, Fresh, fresh_prompts
 from nanochat.kernels.gemv_config import GemvShape
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.routing import run_experts
+from nanochat.kernels.sizes import next_power_of_2
 from nanochat.kernels.triton_activation import gate_mul
 from nanochat.kernels.triton_decode import decode_attention
 from nanochat.kernels.triton_gemv import MAX_ROWS, gemv
@@ -25,7 +26,7 @@ from nanochat.kernels.triton_rope import Rope, rope_and_write, write_kv
 from nanochat.kernels.tuning import TuningCache
 
 MAX_DECODE_QUERIES = 8
-_COUNTERS = 1 << 17
+_COUNTERS = 1 << 17  # to begin with: enough for 4,096 sequences of 32 key-value heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class CudaKernels:
         self.pdl = (properties.major, properties.minor) >= (9, 0)
         self.tuning = TuningCache(tuning, properties.name, dtype)
         self.counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
+        self._former: list[Tensor] = []  # captured graphs have their addresses
         self.flash = FlashAttention.find() if not deterministic else FlashAttention(None, "no flash-attn")
 
     def describe(self, dtype: torch.dtype) -> str:
@@ -246,8 +248,8 @@ class CudaKernels:
         decode_attention(
             q, *cache, out, block_tables=layout.block_tables[: span.count],
             query_start=layout.query_start[: span.count + 1], context_lens=layout.context_lens[: span.count],
-            counters=self.counters, plan=constants, num_heads=spec.num_heads, scale=spec.scale,
-            window=spec.window or None, soft_cap=spec.soft_cap or None, rope=rope, slots=layout.slots,
+            counters=self._counters(spec, constants.tile_heads, span.count), plan=constants, num_heads=spec.num_heads,
+            scale=spec.scale, window=spec.window or None, soft_cap=spec.soft_cap or None, rope=rope, slots=layout.slots,
         )  # fmt: skip
         return out
 
@@ -260,10 +262,12 @@ class CudaKernels:
             head_dim=spec.head_dim, element=cache[0].element_size(), max_context=layout.max_context,
             multiprocessors=self.multiprocessors, shared_memory=self.shared_memory,
         )  # fmt: skip
+        tiles = q.shape[0] // constants.block_q + plan.prefill.count
         prefill_attention(
             q, *cache, out, block_tables=layout.block_tables[first:], query_start=layout.query_start[first:],
-            context_lens=layout.context_lens[first:], counters=self.counters, plan=constants,
-            num_heads=spec.num_heads, scale=spec.scale, window=spec.window or None, soft_cap=spec.soft_cap or None,
+            context_lens=layout.context_lens[first:], counters=self._counters(spec, constants.tile_heads, tiles),
+            plan=constants, num_heads=spec.num_heads, scale=spec.scale, window=spec.window or None,
+            soft_cap=spec.soft_cap or None,
         )  # fmt: skip
 
     def _invariant(
@@ -279,11 +283,20 @@ class CudaKernels:
             head_dim=spec.head_dim, element=cache[0].element_size(), max_context=layout.max_context,
             multiprocessors=self.multiprocessors,
         )  # fmt: skip
+        tiles = q.shape[0] // constants.block_q + layout.context_lens.shape[0]
         decode_attention(
             q, *cache, out, block_tables=layout.block_tables, query_start=layout.query_start,
-            context_lens=layout.context_lens, counters=self.counters, plan=constants, num_heads=spec.num_heads,
-            scale=spec.scale, window=spec.window or None, soft_cap=spec.soft_cap or None, tiled=True,
+            context_lens=layout.context_lens, counters=self._counters(spec, constants.tile_heads, tiles), plan=constants,
+            num_heads=spec.num_heads, scale=spec.scale, window=spec.window or None, soft_cap=spec.soft_cap or None, tiled=True,
         )  # fmt: skip
+
+    def _counters(self, spec: AttentionSpec, tile_heads: int, tiles: int) -> Tensor:
+        """Zeros for the programs of `tiles` tiles of queries. A step is run before it is captured, so none are made in a graph."""
+        needed = tiles * spec.num_kv_heads * -(-(spec.num_heads // spec.num_kv_heads) // tile_heads)
+        if needed > self.counters.shape[0]:
+            self._former.append(self.counters)
+            self.counters = torch.zeros(next_power_of_2(needed), dtype=torch.int32, device=self.device)
+        return self.counters
 
 
 def rope_of(spec: AttentionSpec, rotation: Rope | None, like: Tensor) -> Rope:
