@@ -6,9 +6,10 @@ import os
 import platform
 import shutil
 import sys
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def _gpu() -> list[Fact]:
             for index in range(torch.cuda.device_count())
         ]  # fmt: skip
         kernels = _kernels("gpu", torch.device("cuda"), torch.bfloat16)
-        return [*devices, *capable, kernels, *_ranks(torch.cuda.device_count())]
+        return [*devices, *capable, kernels, *_compiler(), *_ranks(torch.cuda.device_count())]
     if torch.version.cuda is None:
         why = "this torch is a build for CPUs"
     elif any(fact.name == "driver" for fact in devices):
@@ -132,6 +133,26 @@ def _kernels(section: str, device: Any, dtype: Any) -> Fact:
     from nanochat.kernels import pick
 
     return Fact(section, "kernels", pick(device).describe(dtype))
+
+
+def _compiler() -> list[Fact]:
+    """What Triton needs on a GPU: on first use it builds a small driver as a Python module (triton/runtime/build.py)."""
+    if util.find_spec("triton") is None:
+        return []
+    asked = os.environ.get("CC")
+    name = asked or next((name for name in ("gcc", "clang") if shutil.which(name)), "")
+    found = shutil.which(name) if name else None
+    scheme = sysconfig.get_default_scheme()
+    headers = Path(sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"])
+    if found is None:
+        missing = (
+            f"CC is {asked}, which is not there" if asked else "no gcc and no clang: install one, or set CC"
+        )
+    elif not (headers / "Python.h").is_file():
+        missing = f"{found}, but no Python.h in {headers}: install Python's headers (python3-dev, say)"
+    else:
+        return [Fact("gpu", "compiler", f"{found} (Triton builds its driver with it, once)")]
+    return [Fact("gpu", "compiler", f"{missing}. Triton builds its driver on first use", wrong=True)]
 
 
 def _ranks(count: int) -> list[Fact]:

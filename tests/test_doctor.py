@@ -86,3 +86,61 @@ def test_a_probe_that_fails_is_a_finding_not_the_end(
     facts = doctor.examine()
     assert Fact("machine", "error", "OSError: no such thing", wrong=True) in facts
     assert facts[-1].name == "hub"
+
+
+def compiler_at(folder: Path, name: str) -> None:
+    (folder / name).write_text("#!/bin/sh\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def build_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder where programs are looked for; `include` in it has Python's headers."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(doctor.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(doctor.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path / "include")})
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "Python.h").touch()
+    return tmp_path
+
+
+def test_the_compiler_that_triton_would_take_is_found(
+    build_tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found() -> str:
+        [fact] = doctor._compiler()
+        assert not fact.wrong
+        return fact.value.split()[0]
+
+    compiler_at(build_tools, "clang")
+    assert found() == str(build_tools / "clang")
+    compiler_at(build_tools, "gcc")
+    assert found() == str(build_tools / "gcc")
+    compiler_at(build_tools, "mine")
+    monkeypatch.setenv("CC", "mine")
+    assert found() == str(build_tools / "mine")
+
+
+def test_on_a_gpu_a_missing_compiler_or_header_is_wrong(
+    build_tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def said() -> str:
+        [fact] = [fact for fact in doctor._gpu() if fact.name == "compiler"]
+        assert fact.wrong
+        return fact.value
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(doctor, "_kernels", lambda *_: Fact("gpu", "kernels", ""))
+    assert said().startswith("no gcc and no clang: install one, or set CC")
+    compiler_at(build_tools, "gcc")
+    (build_tools / "include" / "Python.h").unlink()
+    assert "no Python.h in" in said()
+    monkeypatch.setenv("CC", "absent")
+    assert said().startswith("CC is absent, which is not there")
+    monkeypatch.setattr(doctor.util, "find_spec", lambda name: None)
+    assert doctor._compiler() == [], "nothing is built where there is no Triton"

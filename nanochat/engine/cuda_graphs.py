@@ -121,7 +121,10 @@ class DecodeGraphs:
 
     def describe(self) -> str:
         """Which form of a decode step is captured, in a few words."""
-        return f"fused steps up to {_FUSED_ROWS} rows" if self._fused is not None else "plain steps"
+        if self._fused is None:
+            return "plain steps"
+        dependent = ", launched dependently" if self._fused.dependent else ""
+        return f"fused steps up to {_FUSED_ROWS} rows{dependent}"
 
     def dispatch(self, chunks: list[Chunk]) -> GraphStep:
         """Queue one decode step for `chunks` behind whatever the device still does."""

@@ -31,6 +31,11 @@ class FusedStep:
         self._kernels = kernels
         self._dtype = dtype
 
+    @property
+    def dependent(self) -> bool:
+        """Whether each kernel is launched while the one before it ends, where the chip can do that."""
+        return self._kernels.pdl
+
     def tune(self, rows: int) -> None:
         """Measure what was never measured on this chip; a second start finds it on disk."""
         kernels = self._kernels

@@ -71,7 +71,8 @@ class ModelRunner:
         kernels = getattr(self.model, "kernels", None)
         words = kernels.describe(dtype) if kernels is not None else "torch"
         if self._graphs is not None:
-            words += f", CUDA graphs ({self._graphs.describe()})"
+            captured = "no CUDA graphs" if self.config.enforce_eager else "CUDA graphs"
+            words += f", {captured} ({self._graphs.describe()})"
         return words
 
     @property

@@ -85,18 +85,13 @@ class CudaKernels:
         self.tuning = TuningCache(tuning, properties.name, dtype)
         self.counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
         self._former: list[Tensor] = []  # captured graphs have their addresses
-        self.flash = FlashAttention.find() if not deterministic else FlashAttention(None, "no flash-attn")
+        self.flash = FlashAttention.find(used=not deterministic)
 
     def describe(self, dtype: torch.dtype) -> str:
         """See `Kernels`."""
         chip = "sm_{}{}".format(*torch.cuda.get_device_capability(self.device))
-        name = str(dtype).removeprefix("torch.")
         kind = "batch-invariant" if self.deterministic else f"matrix-vector up to {MAX_ROWS} rows"
-        return (
-            f"Triton for {chip}, {name} matrices, {kind}"
-            + (", dependent launch" if self.pdl else "")
-            + f"; {self.flash.why}"
-        )
+        return f"Triton for {chip}, {str(dtype).removeprefix('torch.')} matrices, {kind}; {self.flash.why}"
 
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Weight:
         """See `Kernels`."""

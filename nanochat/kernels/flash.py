@@ -1,13 +1,15 @@
 """flash-attn for prompts that are read from their beginning, where it is installed and faster than our own kernel.
 
 Its pages are 256 positions and ours 16, so what has a cached prefix, and every decoding row, stays with our kernels. Which
-of the two is faster is measured once for each shape of attention, on the first such prompt: loading runs one.
+of the two is faster is measured once for each shape of attention, on the first such step. Loading runs one, with the longest
+prompt that a step takes, where that has 1,024 tokens.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,8 +57,15 @@ class FlashAttention:
         self.why = why
 
     @classmethod
-    def find(cls) -> FlashAttention:
-        """What is installed; a package that cannot be imported counts as none, and its reason is kept."""
+    def find(cls, *, used: bool = True) -> FlashAttention:
+        """What is installed; a package that cannot be imported counts as none, and its reason is kept.
+
+        Args:
+            used: whether it may compute anything; its bits depend on the batch.
+        """
+        if not used:
+            there = importlib.util.find_spec("flash_attn") is not None
+            return cls(None, "flash-attn is not used in this mode" if there else "no flash-attn")
         try:
             function = importlib.import_module("flash_attn").flash_attn_varlen_func
             return cls(function, f"flash-attn {importlib.metadata.version('flash-attn')}")

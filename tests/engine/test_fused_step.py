@@ -12,6 +12,7 @@ pytest.importorskip("triton", reason="Triton runs on Linux only")
 import interpreted  # noqa: F401  # first: it turns the interpreter on
 
 from nanochat.engine import models
+from nanochat.engine.cuda_graphs import DecodeGraphs
 from nanochat.engine.fused_step import fused_decoder
 from nanochat.engine.models.config import ModelConfig
 from nanochat.kernels import tuning
@@ -21,6 +22,17 @@ CPU = torch.device("cpu")
 CHIP = SimpleNamespace(
     multi_processor_count=4, shared_memory_per_block_optin=100_000, major=8, minor=0, name="a chip"
 )
+
+
+def test_only_fused_steps_are_said_to_be_launched_dependently() -> None:
+    def said(step: object) -> str:
+        graphs = object.__new__(DecodeGraphs)
+        graphs._fused = step  # type: ignore[assignment]
+        return graphs.describe()
+
+    assert said(SimpleNamespace(dependent=True)) == "fused steps up to 8 rows, launched dependently"
+    assert said(SimpleNamespace(dependent=False)) == "fused steps up to 8 rows"
+    assert said(None) == "plain steps"
 
 
 def test_products_are_measured_over_the_models_own_matrices(
@@ -50,6 +62,7 @@ def test_products_are_measured_over_the_models_own_matrices(
     size = min(layer.output.weight.nbytes for layer in model.weights.layers)  # type: ignore[union-attr]
     monkeypatch.setattr(tuning, "_ROTATED_BYTES", size)
     step.tune(1)
+    assert step.dependent == step._kernels.pdl is False
     assert " float32 " in step._kernels.tuning._section
     assert step.is_tuned(1)
     own = {model.weights.head.weight.data_ptr()}  # type: ignore[union-attr]

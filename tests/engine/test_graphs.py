@@ -197,3 +197,8 @@ def test_rows_of_padding_own_no_slot_and_belong_to_no_sequence(driver: Driver, e
         padded = slots + [-1] * (32 - len(slots))
         assert model.told == [(padded, [0, length - cached], [length])]
         core.abort(name)
+
+
+def test_an_engine_says_whether_its_steps_are_captured(driver: Driver) -> None:
+    assert graphed_core()[0].describe().endswith(", CUDA graphs (plain steps)")
+    assert graphed_core(eager=True)[0].describe().endswith(", no CUDA graphs (plain steps)")

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton runs on Linux only")
 
-from nanochat.kernels import cuda
+from nanochat.kernels import cuda, flash
 from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.cuda import CudaKernels
 from nanochat.kernels.layout import AttentionLayout
@@ -69,3 +69,18 @@ def test_every_program_of_a_step_has_a_counter_of_its_own(
     assert len(set(seen)) == 1, "they are made once"
     kept = [ours.counters, *ours._former]
     assert any(each is former for each in kept), "a captured graph has its address"
+
+
+def test_what_computes_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def described(**options: Any) -> str:
+        return kernels(monkeypatch, 9, **options).describe(torch.bfloat16)
+
+    there = flash.importlib.util.find_spec
+    monkeypatch.setattr(flash.importlib.util, "find_spec", lambda name: None)
+    assert described() == "Triton for sm_90, bfloat16 matrices, matrix-vector up to 8 rows; no flash-attn"
+    assert (
+        described(deterministic=True) == "Triton for sm_90, bfloat16 matrices, batch-invariant; no flash-attn"
+    )
+    monkeypatch.setattr(flash.importlib.util, "find_spec", lambda name: there("torch"))
+    assert described(deterministic=True).endswith("batch-invariant; flash-attn is not used in this mode")
+    assert not kernels(monkeypatch, deterministic=True).flash.installed
