@@ -159,7 +159,8 @@ class CudaKernels:
         """See `Kernels`."""
         rope = rope_of(spec, rotation, qkv)
         # Of few rows every launch counts; many gain more from the programs that fit where less is fused.
-        if plan.prefill.count == 0 and qkv.shape[0] <= MAX_ROWS and not self.deterministic:
+        single = plan.prefill.count == 0 and plan.decode.queries == 1
+        if single and qkv.shape[0] <= MAX_ROWS and not self.deterministic:
             return self._decode(qkv, spec, cache, plan, rope)
         q = rope_and_write(qkv, spec.num_heads, rope, *cache, plan.layout.slots)
         return self._attend(q, spec, cache, plan)

@@ -9,7 +9,16 @@ from nanochat.kernels.sizes import next_power_of_2
 
 @dataclass(frozen=True, slots=True)
 class DecodePlan:
-    """The constants of a decode launch: they follow from shapes and the chip, never from a context length."""
+    """The constants of a decode launch: they follow from shapes and the chip, never from a context length.
+
+    Attributes:
+        block_q: queries a program.
+        tile_heads: heads of a KV head's group that a program takes.
+        block_n: positions in a tile of the walk.
+        splits: programs, at most, that share a sequence's positions.
+        min_split: positions of each of them at least.
+        split_size: exactly so many instead, where bits must not depend on the batch; 0 otherwise.
+    """
 
     block_q: int
     tile_heads: int
@@ -36,8 +45,9 @@ def decode_plan(
 
     `seqs` is rounded up to a power of two, so that a padded batch computes the same bits as one without padding.
     Tiles of 128 positions, one of them in flight for each program: several programs a multiprocessor overlap, which
-    gains more than deeper pipelines of fewer. Fused programs take so many registers that two fit, so there is one
-    wave of them; else three fit, and a few waves even out ragged contexts.
+    gains more than deeper pipelines of fewer. Fused programs take so many registers that two fit, so there is one wave of
+    them; else three fit, and a few waves even out ragged contexts. Where there are many fused programs for a sequence their
+    tiles are half as large: what each reads before its wait is then all of a chat's context, and soon computed.
 
     Args:
         element: the cache's bytes an element.
@@ -46,11 +56,12 @@ def decode_plan(
     group = heads // kv_heads
     tile_heads = min(group, max(1, 64 // queries))
     width = next_power_of_2(head_dim) * element
-    block_n = 128 if width <= 256 else 64 if width <= 512 else 16
     programs = next_power_of_2(seqs) * kv_heads * -(-group // tile_heads)
     wanted = (2 if fused else 16) * multiprocessors // programs
     splits = 1 << max(wanted, 1).bit_length() - 1
     splits = min(max(splits, 2), 32 if fused else 16)
+    few = fused and splits >= 16
+    block_n = 64 if few or 256 < width <= 512 else 128 if width <= 256 else 16
     min_split = block_n if fused else 256 if splits >= 8 else 512
     return DecodePlan(
         block_q=queries, tile_heads=tile_heads, block_n=block_n, splits=splits, min_split=min_split, stages=2

@@ -120,12 +120,11 @@ class FusedDecoder:
         rows: DecodeRows,
         query_start: Tensor,
         kv_cache: Sequence[tuple[Tensor, Tensor]],
-        queries: int = 1,
     ) -> Tensor:
         """Feed `rows.ids`, write their keys and values, and return logits, float32 [num_tokens, vocab].
 
         Args:
-            rows: `queries` tokens in a row belong to one sequence; tables and contexts are by sequence.
+            rows: a token of each sequence.
             query_start: int32 [num_seqs + 1].
             kv_cache: for each layer (keys, values).
         """
@@ -146,7 +145,7 @@ class FusedDecoder:
                 0 if layer.rope is None else 2 * cos.shape[2], False,
                 layer.spec.q_norm, layer.spec.k_norm, layer.spec.norm_eps,
             )  # fmt: skip
-            attended = self._attend(qkv, layer.spec, rope, rows, query_start, cache, queries)
+            attended = self._attend(qkv, layer.spec, rope, rows, query_start, cache)
             x = self._add(attended, layer.output, x)
             inner = self._product(x, layer.mlp.gate_up, norm=layer.mlp_norm, activation=model.activation)
             x = self._add(inner, layer.mlp.down, x)
@@ -186,12 +185,12 @@ class FusedDecoder:
 
     def _attend(
         self, qkv: Tensor, spec: AttentionSpec, rope: Rope, rows: DecodeRows, query_start: Tensor,
-        cache: tuple[Tensor, Tensor], queries: int,
+        cache: tuple[Tensor, Tensor],
     ) -> Tensor:  # fmt: skip
         kernels = self.kernels
         out = torch.empty(qkv.shape[0], spec.num_heads * spec.head_dim, dtype=qkv.dtype, device=qkv.device)
         plan = decode_plan(
-            seqs=rows.context_lens.shape[0], queries=queries, heads=spec.num_heads, kv_heads=spec.num_kv_heads,
+            seqs=rows.context_lens.shape[0], queries=1, heads=spec.num_heads, kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim, element=cache[0].element_size(), multiprocessors=kernels.multiprocessors, fused=True,
         )  # fmt: skip
         decode_attention(

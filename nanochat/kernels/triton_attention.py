@@ -164,6 +164,24 @@ def combine_splits(
 
 
 @triton.jit
+def _some_parts(
+    part_ptr, stat_ptr, first, used,
+    CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """CHUNK splits' rows [CHUNK, BLOCK_ROWS, D] from `first` on, and their top scores [CHUNK, BLOCK_ROWS]."""
+    rows = tl.arange(0, BLOCK_ROWS)
+    offs_d = tl.arange(0, BLOCK_D)
+    own = first + tl.arange(0, CHUNK)
+    mask = (own < used)[:, None] & (rows < ROWS)[None, :]
+    part = tl.load(
+        part_ptr + own[:, None, None] * (ROWS * HEAD_DIM) + rows[None, :, None] * HEAD_DIM + offs_d[None, None, :],
+        mask=mask[:, :, None] & (offs_d < HEAD_DIM)[None, None, :], other=0.0, cache_modifier=".cg",
+    )  # fmt: skip
+    to = stat_ptr + own[:, None] * (2 * ROWS) + rows[None, :]
+    return part, tl.load(to, mask=mask, other=float("-inf"), cache_modifier=".cg")
+
+
+@triton.jit
 def combine_together(
     part_ptr, stat_ptr, used,
     SPLITS: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -172,7 +190,8 @@ def combine_together(
     MOST: tl.constexpr = 8192 // (BLOCK_ROWS * BLOCK_D)
     CHUNK: tl.constexpr = SPLITS if SPLITS < MOST else (MOST if MOST > 1 else 1)
     rows = tl.arange(0, BLOCK_ROWS)
-    offs_d = tl.arange(0, BLOCK_D)
+    # The first chunk's parts are asked for with the statistics: one way to L2 and back, not two.
+    part, part_tops = _some_parts(part_ptr, stat_ptr, 0, used, CHUNK, ROWS, BLOCK_ROWS, HEAD_DIM, BLOCK_D)
     split = tl.arange(0, SPLITS)
     stat = stat_ptr + split[:, None] * (2 * ROWS) + rows[None, :]
     mask = (split < used)[:, None] & (rows < ROWS)[None, :]
@@ -181,21 +200,12 @@ def combine_together(
     top = tl.max(tops, 0)
     base = tl.where(top == float("-inf"), 0.0, top)
     mass = tl.sum(masses * tl.exp2(tops - base[None, :]), 0)
-    total = tl.zeros([BLOCK_ROWS, BLOCK_D], tl.float32)
-    for first in range(0, used, CHUNK):
-        own = first + tl.arange(0, CHUNK)
-        chunk_mask = (own < used)[:, None] & (rows < ROWS)[None, :]
-        chunk_tops = tl.load(
-            stat_ptr + own[:, None] * (2 * ROWS) + rows[None, :],
-            mask=chunk_mask,
-            other=float("-inf"),
-            cache_modifier=".cg",
+    total = tl.sum(part * tl.exp2(part_tops - base[None, :])[:, :, None], 0)
+    for first in range(CHUNK, used, CHUNK):
+        part, part_tops = _some_parts(
+            part_ptr, stat_ptr, first, used, CHUNK, ROWS, BLOCK_ROWS, HEAD_DIM, BLOCK_D
         )
-        part = tl.load(
-            part_ptr + own[:, None, None] * (ROWS * HEAD_DIM) + rows[None, :, None] * HEAD_DIM + offs_d[None, None, :],
-            mask=chunk_mask[:, :, None] & (offs_d < HEAD_DIM)[None, None, :], other=0.0, cache_modifier=".cg",
-        )  # fmt: skip
-        total += tl.sum(part * tl.exp2(chunk_tops - base[None, :])[:, :, None], 0)
+        total += tl.sum(part * tl.exp2(part_tops - base[None, :])[:, :, None], 0)
     return total / tl.where(mass == 0.0, 1.0, mass)[:, None]
 
 

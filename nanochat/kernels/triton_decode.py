@@ -27,6 +27,7 @@ from nanochat.kernels.triton_attention import (
     attend_span,
     attend_tile,
     cached_rows,
+    capped,
     combine_splits,
     combine_together,
     last_to_finish,
@@ -34,34 +35,48 @@ from nanochat.kernels.triton_attention import (
     split_bounds,
     store_split,
 )
-from nanochat.kernels.triton_rope import Rope, rotated_heads
+from nanochat.kernels.triton_rope import Rope, angles_of, halves_of, joined, turned, weights_of
 
 
 @triton.jit
-def _new_tokens(
-    qkv_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, k_weight_ptr, cos_ptr, sin_ptr, eps,
-    token, count, kv_head, qkv_stride, block_stride, slot_stride, head_stride,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
+def _rotated(
+    qkv_ptr, q_rows, k_rows, row_valid, q_weights, k_weights, cos, sin, eps, like,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """The new keys and values [16, BLOCK_D] of one KV head, as the cache holds them; they are written there too."""
-    offs_n = tl.arange(0, 16)
-    offs_d = tl.arange(0, BLOCK_D)
-    valid = offs_n < count
-    rows = (token + offs_n) * qkv_stride + (HEADS + kv_head) * HEAD_DIM
-    k = rotated_heads(
-        qkv_ptr, rows, valid, k_weight_ptr, cos_ptr, sin_ptr, token + offs_n, eps,
-        HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
-    ).to(k_cache_ptr.dtype.element_ty)  # fmt: skip
-    mask = valid[:, None] & (offs_d < HEAD_DIM)[None, :]
-    v = tl.load(qkv_ptr + rows[:, None] + KV_HEADS * HEAD_DIM + offs_d[None, :], mask=mask, other=0.0)
-    v = v.to(v_cache_ptr.dtype.element_ty)
-    slot = tl.load(slots_ptr + token + offs_n, mask=valid, other=-1)
-    to = (slot // 16) * block_stride + (slot % 16) * slot_stride + kv_head * head_stride
-    written = mask & (slot >= 0)[:, None]
-    tl.store(k_cache_ptr + to[:, None] + offs_d[None, :], k, mask=written)
-    tl.store(v_cache_ptr + to[:, None] + offs_d[None, :], v, mask=written)
-    return k, v
+    """The queries at `q_rows` and the keys at `k_rows` [M], [M, BLOCK_D] each, in the type that `like` points to."""
+    q_first, q_second = halves_of(qkv_ptr, q_rows, row_valid, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED)
+    k_first, k_second = halves_of(qkv_ptr, k_rows, row_valid, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED)
+    q_first, q_second = turned(
+        q_first,
+        q_second,
+        q_weights[0],
+        q_weights[1],
+        cos,
+        sin,
+        eps,
+        HEAD_DIM,
+        BLOCK_D,
+        ROTARY,
+        INTERLEAVED,
+        NORM,
+    )
+    k_first, k_second = turned(
+        k_first,
+        k_second,
+        k_weights[0],
+        k_weights[1],
+        cos,
+        sin,
+        eps,
+        HEAD_DIM,
+        BLOCK_D,
+        ROTARY,
+        INTERLEAVED,
+        NORM,
+    )
+    q = joined(q_first, q_second, BLOCK_D, ROTARY, INTERLEAVED)
+    k = joined(k_first, k_second, BLOCK_D, ROTARY, INTERLEAVED)
+    return q.to(like.dtype.element_ty), k.to(like.dtype.element_ty)
 
 
 @triton.jit(do_not_specialize=["num_seqs", "table_stride", "window"])
@@ -77,6 +92,7 @@ def _decode(
     FUSED: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
     STAGES: tl.constexpr, PDL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    tl.static_assert(BLOCK_Q == 1 or not FUSED)
     if PDL and not EARLY:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
@@ -136,9 +152,14 @@ def _decode(
         early_v = tl.load(
             v_base + cached[:, None] + offs_d[None, :], mask=inside[:, None] & in_head[None, :], other=0.0
         )
-        if PDL:
-            tl.extra.cuda.gdc_wait()
-            tl.extra.cuda.gdc_launch_dependents()
+    if FUSED:
+        slot = tl.load(slots_ptr + token, mask=count > 0, other=-1)
+        cos, sin = angles_of(cos_ptr, sin_ptr, token + query, row_valid, BLOCK_D, ROTARY, INTERLEAVED)
+        q_weights = weights_of(q_weight_ptr, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM)
+        k_weights = weights_of(k_weight_ptr, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM)
+    if EARLY and PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
 
     if working:
         total = tl.zeros([M, BLOCK_D], tl.float32)
@@ -146,35 +167,33 @@ def _decode(
         mass = tl.zeros([M], tl.float32)
         q_rows = (token + query) * q_stride + head * HEAD_DIM
         if FUSED:
-            q = rotated_heads(
-                q_ptr, q_rows, row_valid, q_weight_ptr, cos_ptr, sin_ptr, token + query, eps,
+            # Every program turns the new key too, one copy a row: what is asked for together comes together, and its scores
+            # are sums within a row. The last one takes it in and writes it.
+            k_rows = token * q_stride + (HEADS + kv_head) * HEAD_DIM + rows * 0
+            new_v = tl.load(
+                q_ptr + token * q_stride + (HEADS + KV_HEADS + kv_head) * HEAD_DIM + offs_d,
+                mask=offs_d < HEAD_DIM,
+                other=0.0,
+            )
+            q, new_k = _rotated(
+                q_ptr, q_rows, k_rows, row_valid, q_weights, k_weights, cos, sin, eps, k_cache_ptr,
                 HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
-            ).to(k_cache_ptr.dtype.element_ty)  # fmt: skip
-            if share == used - 1:
-                # Before the walk: what waits in registers for its turn after it leaves room for fewer programs.
-                new_k, new_v = _new_tokens(
-                    q_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, k_weight_ptr, cos_ptr, sin_ptr, eps,
-                    token, count, kv_head, q_stride, block_stride, slot_stride, head_stride,
-                    HEADS, KV_HEADS, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
-                )  # fmt: skip
-                new_position = first_position + tl.arange(0, 16)
-                seen = (new_position[None, :] <= row_position[:, None]) & row_valid[:, None]
-                seen = seen & (tl.arange(0, 16) < count)[None, :]
-                if WINDOW:
-                    seen = seen & (new_position[None, :] > row_position[:, None] - window)
-                total, top, mass = attend_tile(
-                    q,
-                    tl.trans(new_k),
-                    new_v,
-                    total,
-                    top,
-                    mass,
-                    seen,
-                    scale,
-                    soft_cap,
-                    SOFT_CAP=SOFT_CAP,
-                    MASKED=True,
-                )
+            )  # fmt: skip
+            last = share == used - 1
+            kept_at = (slot // 16) * block_stride + (slot % 16) * slot_stride + kv_head * head_stride + offs_d
+            written = last & (slot >= 0) & (offs_d < HEAD_DIM)
+            first_row = (rows == 0)[:, None]
+            tl.store(
+                k_cache_ptr + kept_at[None, :] + rows[:, None] * 0, new_k, mask=written[None, :] & first_row
+            )
+            tl.store(v_cache_ptr + kept_at, new_v.to(v_cache_ptr.dtype.element_ty), mask=written)
+            score = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), 1) * scale
+            if SOFT_CAP:
+                score = capped(score, soft_cap)
+            taken = last & row_valid
+            top = tl.where(taken, score * 1.4426950408889634, float("-inf"))
+            mass = tl.where(taken, 1.0, 0.0)
+            total += mass[:, None] * new_v.to(v_cache_ptr.dtype.element_ty).to(tl.float32)[None, :]
         else:
             q = tl.load(q_ptr + q_rows[:, None] + offs_d[None, :], mask=out_mask, other=0.0)
         if EARLY:
@@ -262,7 +281,7 @@ def decode_attention(
         block_tables, query_start, context_lens, slots: as in `AttentionLayout`.
         counters: int32 zeros, at least one per tile and KV head (and head tile); zeros again afterwards.
         window: a key is seen by queries less than this many positions after it.
-        rope: rotate here, and write keys and values to `slots`.
+        rope: rotate here, and write keys and values to `slots`; one query a sequence.
         early: read cached keys before the wait of a dependent launch (see the file's head).
     """
     head_dim, kv_heads = k_cache.shape[3], k_cache.shape[2]

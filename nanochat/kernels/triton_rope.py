@@ -43,54 +43,135 @@ class Rope:
 
 
 @triton.jit
+def angles_of(
+    cos_ptr,
+    sin_ptr,
+    tokens,
+    row_valid,
+    BLOCK_D: tl.constexpr,
+    ROTARY: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):
+    """Cosines and sines of `tokens` [R], float32: [R, ROTARY / 2] where all of a head turns, else one for each element."""
+    half: tl.constexpr = ROTARY // 2
+    cos = 1.0
+    sin = 0.0
+    if ROTARY > 0:
+        if ROTARY == BLOCK_D:
+            at = tokens[:, None] * half + tl.arange(0, half)[None, :]
+            mask = row_valid[:, None]
+        else:
+            offs = tl.arange(0, BLOCK_D)
+            angle = offs // 2 if INTERLEAVED else tl.where(offs >= half, offs - half, offs)
+            at = tokens[:, None] * half + tl.where(offs < ROTARY, angle, 0)[None, :]
+            mask = row_valid[:, None] & (offs < ROTARY)[None, :]
+        cos = tl.load(cos_ptr + at, mask=mask, other=1.0)
+        sin = tl.load(sin_ptr + at, mask=mask, other=0.0)
+    return cos, sin
+
+
+@triton.jit
+def halves_of(
+    x_ptr, rows, row_valid, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr
+):  # fmt: skip
+    """What stands at offsets `rows` [R], as it is turned: the firsts and the seconds of all pairs where all of a head turns,
+    [R, BLOCK_D / 2] each; else every element and its partner, [R, BLOCK_D] each.
+    """
+    offs = tl.arange(0, BLOCK_D)
+    half: tl.constexpr = ROTARY // 2
+    if ROTARY == BLOCK_D and not INTERLEAVED:
+        # Two loads, so that both of a pair are with one thread.
+        to = x_ptr + rows[:, None] + tl.arange(0, half)[None, :]
+        first = tl.load(to, mask=row_valid[:, None], other=0.0)
+        second = tl.load(to + half, mask=row_valid[:, None], other=0.0)
+    else:
+        mask = row_valid[:, None] & (offs < HEAD_DIM)[None, :]
+        first = tl.load(x_ptr + rows[:, None] + offs[None, :], mask=mask, other=0.0)
+        second = first
+        if ROTARY == BLOCK_D:
+            first, second = tl.split(tl.reshape(first, (first.shape[0], half, 2)))
+        elif ROTARY > 0:
+            partner = offs ^ 1 if INTERLEAVED else tl.where(offs < half, offs + half, offs - half)
+            partner = tl.where(offs < ROTARY, partner, offs)
+            second = tl.load(x_ptr + rows[:, None] + partner[None, :], mask=mask, other=0.0)
+    return first, second
+
+
+@triton.jit
+def weights_of(
+    weight_ptr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr
+):  # fmt: skip
+    """A norm's weights in the form of `halves_of`, one row of them; ones without NORM."""
+    first = 1.0
+    second = 1.0
+    if NORM:
+        one = tl.arange(0, 1)
+        first, second = halves_of(weight_ptr, one, one == 0, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED)
+    return first, second
+
+
+@triton.jit
+def turned(
+    first, second, first_weight, second_weight, cos, sin, eps,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """`halves_of` heads, RMS-normalised if NORM, then rotated, in float32 and in the same form."""
+    first, second = first.to(tl.float32), second.to(tl.float32)
+    WHOLE: tl.constexpr = ROTARY == BLOCK_D
+    if NORM:
+        squares = first * first
+        if WHOLE:
+            squares += second * second
+        inverse = tl.rsqrt(tl.sum(squares, 1) / HEAD_DIM + eps)[:, None]
+        first = first * inverse * first_weight.to(tl.float32)
+        second = second * inverse * second_weight.to(tl.float32)
+    if WHOLE:
+        turned_first = first * cos - second * sin
+        second = second * cos + first * sin
+        first = turned_first
+    elif ROTARY > 0:
+        offs = tl.arange(0, BLOCK_D)
+        is_second = (offs & 1) == 1 if INTERLEAVED else offs >= ROTARY // 2
+        first = first * cos + tl.where(is_second[None, :], second, -second) * sin
+    return first, second
+
+
+@triton.jit
+def joined(first, second, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """The heads [R, BLOCK_D] that `turned` gives in halves."""
+    if ROTARY == BLOCK_D:
+        both = tl.join(first, second)
+        if not INTERLEAVED:
+            both = tl.permute(both, (0, 2, 1))
+        return tl.reshape(both, (first.shape[0], BLOCK_D))
+    else:
+        return first
+
+
+@triton.jit
 def rotated_heads(
     x_ptr, rows, row_valid, weight_ptr, cos_ptr, sin_ptr, tokens, eps,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """Heads [R, BLOCK_D] in float32 from offsets `rows` [R]: RMS-normalised if NORM, then rotated by the angles of `tokens` [R]."""
-    offs = tl.arange(0, BLOCK_D)
-    in_head = offs < HEAD_DIM
-    mask = row_valid[:, None] & in_head[None, :]
-    x = tl.load(x_ptr + rows[:, None] + offs[None, :], mask=mask, other=0.0).to(tl.float32)
-    if NORM:
-        inverse = tl.rsqrt(tl.sum(x * x, 1) / HEAD_DIM + eps)[:, None]
-        x = x * inverse * tl.load(weight_ptr + offs, mask=in_head, other=0.0).to(tl.float32)[None, :]
-    half: tl.constexpr = ROTARY // 2
-    if ROTARY == 0:
-        pass
-    elif ROTARY == BLOCK_D:
-        # Turn the pairs where they are: no element is loaded twice.
-        table = tokens[:, None] * half + tl.arange(0, half)[None, :]
-        cos = tl.load(cos_ptr + table, mask=row_valid[:, None], other=1.0)
-        sin = tl.load(sin_ptr + table, mask=row_valid[:, None], other=0.0)
-        if INTERLEAVED:
-            first, second = tl.split(tl.reshape(x, (x.shape[0], half, 2)))
-        else:
-            first, second = tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, half)), (0, 2, 1)))
-        turned = tl.join(first * cos - second * sin, second * cos + first * sin)
-        if not INTERLEAVED:
-            turned = tl.permute(turned, (0, 2, 1))
-        x = tl.reshape(turned, (x.shape[0], BLOCK_D))
-    else:
-        if INTERLEAVED:
-            partner = offs ^ 1
-            is_second = (offs & 1) == 1
-            angle = offs // 2
-        else:
-            partner = tl.where(offs < half, offs + half, offs - half)
-            is_second = offs >= half
-            angle = tl.where(is_second, offs - half, offs)
-        turns = offs < ROTARY
-        partner = tl.where(turns, partner, offs)
-        y = tl.load(x_ptr + rows[:, None] + partner[None, :], mask=mask, other=0.0).to(tl.float32)
-        if NORM:
-            y = y * inverse * tl.load(weight_ptr + partner, mask=in_head, other=0.0).to(tl.float32)[None, :]
-        table = tokens[:, None] * half + tl.where(turns, angle, 0)[None, :]
-        table_mask = row_valid[:, None] & turns[None, :]
-        cos = tl.load(cos_ptr + table, mask=table_mask, other=1.0)
-        sin = tl.load(sin_ptr + table, mask=table_mask, other=0.0)
-        x = x * cos + tl.where(is_second[None, :], y, -y) * sin
-    return x
+    first, second = halves_of(x_ptr, rows, row_valid, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED)
+    first_weight, second_weight = weights_of(weight_ptr, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM)
+    cos, sin = angles_of(cos_ptr, sin_ptr, tokens, row_valid, BLOCK_D, ROTARY, INTERLEAVED)
+    first, second = turned(
+        first,
+        second,
+        first_weight,
+        second_weight,
+        cos,
+        sin,
+        eps,
+        HEAD_DIM,
+        BLOCK_D,
+        ROTARY,
+        INTERLEAVED,
+        NORM,
+    )
+    return joined(first, second, BLOCK_D, ROTARY, INTERLEAVED)
 
 
 @triton.jit

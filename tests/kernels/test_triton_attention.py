@@ -88,14 +88,14 @@ def test_norm_rotation_and_write_come_with_attention(
     head_dim: int, rotary: int, interleaved: bool, norm: bool, way: str
 ) -> None:
     heads, kv_heads = 4, 2
-    batch = make_batch(
-        [1, 2, 1, 8], [33, 2, 0, 24], heads=heads, kv_heads=kv_heads, head_dim=head_dim, new_keys=False
-    )
+    lens = [1, 2, 1, 8] if way == "apart" else [1] * 4
+    tokens, contexts = sum(lens), [33, 2, 0, 24]
+    batch = make_batch(lens, contexts, heads=heads, kv_heads=kv_heads, head_dim=head_dim, new_keys=False)
     qkv = project(batch)
-    cos, sin = angles(12, rotary) if rotary else (torch.ones(12, 1), torch.zeros(12, 1))
+    cos, sin = angles(tokens, rotary) if rotary else (torch.ones(tokens, 1), torch.zeros(tokens, 1))
     weight = torch.rand(head_dim) + 0.5 if norm else None
     rope = Rope(cos, sin, rotary, interleaved, weight, weight)
-    split = qkv.view(12, -1, head_dim)
+    split = qkv.view(tokens, -1, head_dim)
     turned = rotated(split[:, : heads + kv_heads], cos, sin, weight, interleaved=interleaved)
     before = batch.k_cache.clone(), batch.v_cache.clone()
     if way != "apart":
@@ -107,25 +107,19 @@ def test_norm_rotation_and_write_come_with_attention(
     assert relative_error(out, batch.expected(q=turned[:, :heads].flatten(1))) <= 1e-5
 
 
-def test_a_window_smaller_than_the_new_tokens_holds_in_the_fused_kernel() -> None:
-    batch = make_batch([4, 1], [20, 40], heads=2, kv_heads=1, head_dim=16, new_keys=False)
-    qkv = project(batch)
-    cos, sin = angles(5, 16)
-    turned = rotated(qkv.view(5, -1, 16)[:, :3], cos, sin)
-    out = decode(batch, small_plan(batch), q=qkv, rope=Rope(cos, sin, 16), slots=batch.slots, window=3)
-    assert relative_error(out, batch.expected(q=turned[:, :2].flatten(1), window=3)) <= 1e-5
-
-
-@pytest.mark.parametrize("window", [None, 3, 40])
+@pytest.mark.parametrize("window", [None, 1, 40])
 @pytest.mark.parametrize("splits", [1, 2, 4])
-def test_keys_read_before_the_wait_count_once_in_every_piece(window: int | None, splits: int) -> None:
-    batch = make_batch([1, 1, 2], [97, 20, 69], heads=2, kv_heads=1, head_dim=16, new_keys=False)
-    qkv = project(batch)
-    cos, sin = angles(4, 16)
-    turned = rotated(qkv.view(4, -1, 16)[:, :3], cos, sin)
-    plan = DecodePlan(block_q=2, tile_heads=2, block_n=16, splits=splits, min_split=16)
-    out = decode(batch, plan, q=qkv, rope=Rope(cos, sin, 16), slots=batch.slots, window=window, early=True)
-    assert relative_error(out, batch.expected(q=turned[:, :2].flatten(1), window=window)) <= 1e-5
+@pytest.mark.parametrize("soft_cap", [None, 5.0])
+def test_keys_read_before_the_wait_count_once_in_every_piece(
+    soft_cap: float | None, splits: int, window: int | None
+) -> None:
+    batch = make_batch([1, 1, 1], [97, 20, 69], heads=2, kv_heads=1, head_dim=16, new_keys=False)
+    qkv, (cos, sin) = project(batch), angles(3, 16)
+    turned = rotated(qkv.view(3, -1, 16)[:, :3], cos, sin)
+    plan = DecodePlan(block_q=1, tile_heads=2, block_n=16, splits=splits, min_split=16)
+    limits = {"window": window, "soft_cap": soft_cap}
+    out = decode(batch, plan, q=qkv, rope=Rope(cos, sin, 16), slots=batch.slots, early=True, **limits)
+    assert relative_error(out, batch.expected(q=turned[:, :2].flatten(1), **limits)) <= 1e-5
 
 
 def test_a_negative_slot_takes_nothing() -> None:
