@@ -29,7 +29,7 @@ class FusedReduce(ABC):
 
     @abstractmethod
     def norms(self, x: Tensor) -> bool:
-        """Whether `add_norm` can be asked about a tensor [T, H]: at least where `takes` says so."""
+        """Whether `add_norm` can be asked about a tensor [T, H]."""
 
     @abstractmethod
     def add_norm(self, delta: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -95,8 +95,8 @@ def _finish(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _gemv(
-    x_ptr, w_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, inboxes, rounds_ptr, eps, num_rows, x_stride, residual_stride,
-    room, capacity, ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_ptr, w_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, eps, num_rows, x_stride, residual_stride,
+    inboxes, rounds_ptr, room, capacity, ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     WARPS: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, GATE: tl.constexpr, RESIDUAL: tl.constexpr,
     PREFETCH: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
     COMPILED: tl.constexpr,
@@ -137,10 +137,10 @@ def _gemv(
         tl.extra.cuda.gdc_wait()
         if LATE:
             tl.extra.cuda.gdc_launch_dependents()
-    rounds = ()
-    for row in tl.static_range(ROWS):
-        if RANKS > 0:
-            rounds = rounds + (following(tl.load(rounds_ptr + row, mask=row < num_rows, other=0)),)
+    round_ = 0
+    if RANKS > 0:
+        tl.static_assert(ROWS == 1)
+        round_ = following(tl.load(rounds_ptr))
     residuals = ()
     for part in tl.static_range(BLOCK_N // WARPS):
         for row in tl.static_range(ROWS):
@@ -199,7 +199,7 @@ def _gemv(
             at = n + part * WARPS
             mask = (at < N) & (row < num_rows)
             if RANKS > 0:
-                send_results(y, at, row, rounds[row], mask, inboxes, room, capacity, RANK, RANKS, COMPILED)
+                send_results(y, at, round_, mask, inboxes, room, capacity, RANK, RANKS, COMPILED)
             else:
                 tl.store(out_ptr + row * N + at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -219,11 +219,10 @@ def _request_to_l2(w_ptr, first_row, num_rows, K: tl.constexpr, BYTES: tl.conste
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _gemv_dot(
-    x_ptr, w_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, inboxes, rounds_ptr, eps, num_rows, x_stride, residual_stride,
-    room, capacity, ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_ptr, w_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, eps, num_rows, x_stride, residual_stride,
+    ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     NORM: tl.constexpr, BIAS: tl.constexpr, GATE: tl.constexpr, RESIDUAL: tl.constexpr,
     STAGES: tl.constexpr, PREFETCH: tl.constexpr, PIECES: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr,
-    RANK: tl.constexpr, RANKS: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     """Rows on the matrix units: a tile of weights times x transposed, ROWS (a power of two, 8 or more) columns."""
     if PDL and not LATE:
@@ -287,11 +286,7 @@ def _gemv_dot(
             tl.float32
         )
     y = _finish(total, gate_total, bias, gate_bias, residual, BIAS, GATE, RESIDUAL)
-    if RANKS > 0:
-        round_ = following(tl.load(rounds_ptr + column, mask=column < num_rows, other=0))[None, :]
-        send_results(y, at, column[None, :], round_, mask, inboxes, room, capacity, RANK, RANKS, COMPILED)
-    else:
-        tl.store(out_ptr + column[None, :] * N + at, y.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + column[None, :] * N + at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def gemv(
@@ -311,7 +306,7 @@ def gemv(
         pdl: a programmatic dependent launch (sm_90 and later).
         late: let the next kernel start only after this one's wait, so that it may read before its own wait
             whatever was written two kernels earlier or before.
-        to: send the results there instead, float32; then `out` is not written. Not with a `library` config.
+        to: send the result of one row there instead, float32; then `out` is not written.
     """
     rows, k = x.shape
     n = weight.shape[0] // 2 if activation else weight.shape[0]
@@ -323,23 +318,19 @@ def gemv(
         return _by_library(x, weight, out, norm, eps, bias, residual, activation)
     arguments = (
         x, weight, weight if norm is None else norm, weight if bias is None else bias,
-        out if residual is None else residual, out, 0 if to is None else to.inboxes, out if to is None else to.rounds,
-        eps, rows, x.stride(0), n if residual is None else residual.stride(0),
-        0 if to is None else to.rows, 0 if to is None else to.words,
+        out if residual is None else residual, out, eps, rows, x.stride(0), n if residual is None else residual.stride(0),
     )  # fmt: skip
     flags = {
         "NORM": norm is not None,
         "BIAS": bias is not None,
         "GATE": activation,
         "RESIDUAL": residual is not None,
-        "RANK": 0 if to is None else to.rank,
-        "RANKS": 0 if to is None else to.ranks,
-        "COMPILED": to is not None and to.compiled,
     }
     sizes = {"N": n, "K": k, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "PDL": pdl, "LATE": late}
     options = {"num_warps": config.warps, **({"launch_pdl": True} if pdl else {})}
     grid = (triton.cdiv(n, config.block_n),)
     if config.dot:
+        assert to is None
         pieces = triton.next_power_of_2(triton.cdiv(config.block_n * k * weight.element_size(), 512))
         _gemv_dot[grid](
             *arguments,
@@ -353,8 +344,10 @@ def gemv(
         )
     else:
         _gemv[grid](
-            *arguments, ROWS=triton.next_power_of_2(rows), WARPS=config.warps, PREFETCH=config.prefetch,
-            **sizes, **flags, **options,
+            *arguments, *((0, out, 0, 0) if to is None else (to.inboxes, to.rounds, to.rows, to.words)),
+            ROWS=triton.next_power_of_2(rows), WARPS=config.warps, PREFETCH=config.prefetch,
+            RANK=0 if to is None else to.rank, RANKS=0 if to is None else to.ranks,
+            COMPILED=to is not None and to.compiled, **sizes, **flags, **options,
         )  # fmt: skip
     return out
 

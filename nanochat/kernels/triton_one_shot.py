@@ -6,8 +6,8 @@ until the residual is added.
 
 Words of 32 bits travel in writes of 64, each beside the number of its round, and a write of 64 bits is never seen by
 halves: who finds the round's number has the word (NCCL's LL protocol does so). So nobody waits for a fence or a flag.
-Rounds are counted on the device, for each row, so that a captured graph can be replayed; odd and even ones use two halves
-of the inbox. A rank begins a round when it has everything of the one before, which its peers sent after they had read all
+Rounds are counted on the device, for each part of a row, so that a captured graph can be replayed; odd and even ones use two
+halves of the inbox. A rank begins a round when it has everything of the one before, which its peers sent after they had read all
 of the round before that: nothing is overwritten that is still needed.
 
 A product can send its results itself (`triton_outlet`): then a rank only collects them.
@@ -32,9 +32,10 @@ from torch import Tensor
 
 from nanochat.kernels.sizes import next_power_of_2
 from nanochat.kernels.triton_inbox import clock, next_round, receive_words, send_words
-from nanochat.kernels.triton_outlet import Outlet, collect_rows
+from nanochat.kernels.triton_outlet import Outlet, collect_row
 
 LOOKS = 1 << 27  # at an inbox before a peer counts as lost: a minute or so
+PARTS = 8
 GATHERED = 1024  # at most so many words of a rank are put beside the others'
 
 
@@ -61,23 +62,26 @@ def _halves(words, like):
 @triton.jit
 def _one_shot(
     delta_ptr, x_ptr, weight_ptr, sum_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, spent_ptr, eps, looks,
-    num_rows, capacity, WIDTH: tl.constexpr, BLOCK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr, PAIRED: tl.constexpr,
-    ADD: tl.constexpr, NORM: tl.constexpr, SEND: tl.constexpr, RECEIVE: tl.constexpr, COMPILED: tl.constexpr,
-    PDL: tl.constexpr,
+    num_rows, capacity, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+    RANK: tl.constexpr, RANKS: tl.constexpr, PAIRED: tl.constexpr, ADD: tl.constexpr, NORM: tl.constexpr,
+    SEND: tl.constexpr, RECEIVE: tl.constexpr, COMPILED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One row: send this rank's summands, add up everybody's, with ADD add the residual, with NORM norm the result too.
+    """A part of a row: send this rank's summands, add up everybody's, with ADD add the residual, with NORM norm the result too.
 
-    An inbox begins with int64 [2, num_rows, RANKS, capacity]. PAIRED: a word holds two elements of 16 bits.
+    With NORM there is one program for all of a row, and it counts for all parts. An inbox begins with
+    int64 [2, num_rows, RANKS, capacity]. PAIRED: a word holds two elements of 16 bits.
     """
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()  # the next kernel asks for its weights while this one waits for the others
     began = clock(COMPILED)
     row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
     WORDS: tl.constexpr = WIDTH // 2 if PAIRED else WIDTH
-    word = tl.arange(0, BLOCK)
+    word = part * BLOCK + tl.arange(0, BLOCK)
     own = word < WORDS
-    round_ = next_round(rounds_ptr + row)
+    counter = rounds_ptr + row * PARTS + part
+    round_ = next_round(counter)
     place = ((round_ & 1).to(tl.int64) * num_rows + row) * RANKS * capacity
     words = tl.load(delta_ptr + row * WORDS + word, mask=own, other=0)
     if SEND:
@@ -100,14 +104,18 @@ def _one_shot(
                 high += second
             else:
                 low += summand.to(tl.float32, bitcast=True)
-        tl.store(rounds_ptr + row, round_)
-        if row == 0:
+        if NORM:
+            tl.store(counter + tl.arange(0, PARTS), tl.zeros([PARTS], tl.int32) + round_)
+        else:
+            tl.store(counter, round_)
+        if (row == 0) & (part == 0):
             tl.store(spent_ptr, tl.load(spent_ptr) + clock(COMPILED) - began)
         if lost > 0:
             tl.store(failed_ptr, 1)
         total = tl.interleave(low, high) if PAIRED else low
         total = tl.where(lost > 0, float("nan"), total)
-        at = tl.arange(0, 2 * BLOCK if PAIRED else BLOCK)
+        SIZE: tl.constexpr = 2 * BLOCK if PAIRED else BLOCK
+        at = part * SIZE + tl.arange(0, SIZE)
         mask = at < WIDTH
         to = row * WIDTH + at
         if ADD:
@@ -162,9 +170,10 @@ class OneShot:
 
     Args:
         inboxes: the address of each rank's inbox, as this process sees it; `inbox_bytes` of zeros each.
-        rows: at most so many in a message; no more than the chip has multiprocessors, for each row's program waits.
+        rows: at most so many in a message; no more than the chip has multiprocessors, for each row's programs wait.
         words: at most so many 32-bit words in a row.
         looks: how often an inbox is looked at before a peer counts as lost.
+        parts: of a row: its programs, where no norm needs the whole of it; a power of two.
 
     Attributes:
         failed: int32 [1], on the device: a peer is lost.
@@ -172,18 +181,18 @@ class OneShot:
     """
 
     def __init__(
-        self, inboxes: list[int], rank: int, rows: int, words: int, device: torch.device, looks: int = LOOKS
-    ) -> None:
+        self, inboxes: list[int], rank: int, rows: int, words: int, device: torch.device, looks: int = LOOKS, parts: int = PARTS
+    ) -> None:  # fmt: skip
         self.rank, self.ranks = rank, len(inboxes)
-        self.rows, self.words, self.looks = rows, words, looks
+        self.rows, self.words, self.looks, self._parts = rows, words, looks, parts
         self.failed = torch.zeros(1, dtype=torch.int32, device=device)
         self._inboxes = torch.tensor(inboxes, dtype=torch.int64, device=device)
         self._others_first = tuple(inboxes[(rank + 1 + step) % self.ranks] for step in range(self.ranks))
         self.nanoseconds = torch.zeros(1, dtype=torch.int64, device=device)
         self._began = torch.zeros(1, dtype=torch.int64, device=device)
         self._rounds = torch.zeros(
-            rows + 1, dtype=torch.int32, device=device
-        )  # of each row, and of gathered words
+            rows * parts + 1, dtype=torch.int32, device=device
+        )  # of each row's parts, and of gathered words
         if device.type == "cuda":  # made now: while a kernel waits, nothing can be allocated
             self._aside = torch.cuda.Stream(device)
             self._lost = torch.ones(1, dtype=torch.int32, pin_memory=True)
@@ -208,8 +217,8 @@ class OneShot:
         return self._launch(delta, x, weight, eps)
 
     def outlet(self, x: Tensor) -> Outlet | None:
-        """Where products send what `collect` adds to x [T, H]; None where a row of float32 is too long."""
-        if x.shape[-1] > self.words or x.numel() > self.rows * x.shape[-1] or not x.is_contiguous():
+        """Where a product sends what `collect` adds to the one row x [1, H]; None where a row of float32 is too long."""
+        if x.shape[-1] > self.words or x.numel() != x.shape[-1] or not x.is_contiguous():
             return None
         compiled = x.device.type != "cpu"
         return Outlet(
@@ -217,19 +226,19 @@ class OneShot:
         )
 
     def collect(self, x: Tensor, *, pdl: bool = False) -> Tensor:
-        """x + the sum of what every rank's product sent last, [T, H] in new memory.
+        """x + the sum of what every rank's product sent last, [1, H] in new memory.
 
         Args:
             pdl: a programmatic dependent launch; the product before must have been a `late` one.
         """
         width = x.shape[-1]
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        block = next_power_of_2(width)
-        collect_rows[(x.numel() // width,)](
+        block, side = next_power_of_2(-(-width // self._parts)), next_power_of_2(self.ranks)
+        collect_row[(self._parts,)](
             x, out, self._inboxes, self._rounds, self.failed, self.nanoseconds, self.looks, self.rows, self.words,
-            WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, SIDE=next_power_of_2(self.ranks),
+            WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, SIDE=side,
             COMPILED=x.device.type != "cpu", PDL=pdl,
-            num_warps=min(16, max(1, block // 128)), **({"launch_pdl": True} if pdl else {}),
+            num_warps=min(8, max(1, side * block // 128)), **({"launch_pdl": True} if pdl else {}),
         )  # fmt: skip
         return out
 
@@ -274,13 +283,14 @@ class OneShot:
         out = torch.empty(delta.shape, dtype=delta.dtype, device=delta.device)
         total = out if weight is None else torch.empty(delta.shape, dtype=delta.dtype, device=delta.device)
         paired = delta.element_size() == 2
-        block = next_power_of_2(width // 2 if paired else width)
-        _one_shot[(delta.numel() // width,)](
+        words, parts = width // 2 if paired else width, self._parts if weight is None else 1
+        block = next_power_of_2(-(-words // parts))
+        _one_shot[(delta.numel() // width, parts)](
             delta.view(torch.int32), delta if x is None else x, delta if weight is None else weight, total, out,
             self._inboxes, self._rounds, self.failed, self.nanoseconds, eps, self.looks, self.rows, self.words,
-            WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, PAIRED=paired, ADD=x is not None,
+            WIDTH=width, BLOCK=block, PARTS=self._parts, RANK=self.rank, RANKS=self.ranks, PAIRED=paired, ADD=x is not None,
             NORM=weight is not None, SEND=send, RECEIVE=receive, COMPILED=delta.device.type != "cpu", PDL=pdl,
-            num_warps=min(16, max(1, block // 128)), **({"launch_pdl": True} if pdl else {}),
+            num_warps=min(16, max(1, block // 64)), **({"launch_pdl": True} if pdl else {}),
         )  # fmt: skip
         return out, total
 

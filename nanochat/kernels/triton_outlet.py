@@ -1,4 +1,4 @@
-"""A product that sends its results to all ranks itself, as it has them, and the kernel that collects them.
+"""A product of one row that sends its results to all ranks itself, as it has them, and the kernel that collects them.
 
 No kernel ends between the product and the sum, and what is sent, float32, is not rounded to 16 bits before. A rank collects
 its own results from its inbox too.
@@ -25,7 +25,7 @@ class Outlet:
 
     Attributes:
         inboxes: their addresses, each int64 [2, rows, ranks, words], this rank's last.
-        rounds: int32 [rows], of each row's last exchange.
+        rounds: int32, of the parts' last exchanges, the first row's first.
         compiled: whether the kernel runs on a GPU.
     """
 
@@ -40,23 +40,23 @@ class Outlet:
 
 @triton.jit
 def send_results(
-    results, at, row, round_, mask, inboxes, num_rows, capacity,
+    results, at, round_, mask, inboxes, num_rows, capacity,
     RANK: tl.constexpr, RANKS: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     """Put float32 results, whose places in a row are `at`, into every rank's inbox, the other ranks' first."""
     words = results.to(tl.float32).to(tl.int32, bitcast=True)
-    place = (((round_ & 1).to(tl.int64) * num_rows + row) * RANKS + RANK) * capacity + at
+    place = ((round_ & 1).to(tl.int64) * num_rows * RANKS + RANK) * capacity + at
     for step in tl.static_range(RANKS):
         send_words(inboxes[step] + place * 8, words, round_, mask, COMPILED)
 
 
 @triton.jit
-def collect_rows(
+def collect_row(
     x_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, spent_ptr, looks, num_rows, capacity,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr, SIDE: tl.constexpr,
     COMPILED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One row: x plus what the products of all ranks sent, a float32 in each word.
+    """A part of the row: x plus what the products of all ranks sent, a float32 in each word.
 
     PDL: the product before lets this kernel start only once its own wait is over (`late`), so x and the round are there.
     But nobody looks into an inbox while the product computes: a multiprocessor that does so computes more slowly, and the
@@ -64,13 +64,13 @@ def collect_rows(
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    row = tl.program_id(0).to(tl.int64)
-    word = tl.arange(0, BLOCK)
+    part = tl.program_id(0)
+    word = part * BLOCK + tl.arange(0, BLOCK)
     own = word < WIDTH
-    round_ = following(tl.load(rounds_ptr + row, cache_modifier=".cg"))
-    x = tl.load(x_ptr + row * WIDTH + word, mask=own, other=0.0, cache_modifier=".cg").to(tl.float32)
+    round_ = following(tl.load(rounds_ptr + part, cache_modifier=".cg"))
+    x = tl.load(x_ptr + word, mask=own, other=0.0, cache_modifier=".cg").to(tl.float32)
     inbox = tl.load(inboxes_ptr + RANK).to(tl.pointer_type(tl.int64))
-    inbox += ((round_ & 1).to(tl.int64) * num_rows + row) * RANKS * capacity
+    inbox += (round_ & 1).to(tl.int64) * num_rows * RANKS * capacity
     rank = tl.arange(0, SIDE)[:, None]  # all ranks' words are looked for at once
     source = inbox + rank * capacity + word[None, :]
     if PDL:
@@ -79,10 +79,10 @@ def collect_rows(
     words, lost = receive_words(source, round_, (rank < RANKS) & own[None, :], failed_ptr, looks)
     total = tl.sum(words.to(tl.float32, bitcast=True), 0)
     tl.debug_barrier()  # every thread has read the round
-    tl.store(rounds_ptr + row, round_)
-    if row == 0:
+    tl.store(rounds_ptr + part, round_)
+    if part == 0:
         tl.store(spent_ptr, tl.load(spent_ptr) + clock(COMPILED) - began)
     if lost > 0:
         tl.store(failed_ptr, 1)
     total = tl.where(lost > 0, float("nan"), total + x)
-    tl.store(out_ptr + row * WIDTH + word, total.to(out_ptr.dtype.element_ty), mask=own)
+    tl.store(out_ptr + word, total.to(out_ptr.dtype.element_ty), mask=own)

@@ -225,7 +225,7 @@ def fused(model: Decoder, rows: int, dtype: torch.dtype, choose: Choice, report:
     report.trying = False
 
 
-def sampling(rows: int, vocab: int) -> None:
+def sampling(rows: int, vocab: int, pdl: bool) -> None:
     state = decode_rows(rows)
     draw = SamplingRows(
         *(
@@ -236,9 +236,9 @@ def sampling(rows: int, vocab: int) -> None:
     )
     logits = empty(rows, vocab, dtype=torch.float32)
     for filtered in (True, False):
-        ids, finite = sample_rows(logits, draw, filtered=filtered)
-        advance(state, ids, finite)
-    choose_rows(torch.stack([offer_rows(logits[:, : vocab // 2], draw, 0)] * 2))
+        ids, finite = sample_rows(logits, draw, filtered=filtered, pdl=pdl)
+        advance(state, ids, finite, pdl=pdl)
+    choose_rows(torch.stack([offer_rows(logits[:, : vocab // 2], draw, 0, pdl=pdl)] * 2), pdl=pdl)
 
 
 def exchanges(width: int, dtype: torch.dtype, pdl: bool) -> None:
@@ -252,12 +252,12 @@ def exchanges(width: int, dtype: torch.dtype, pdl: bool) -> None:
         end.gather(empty(4, 3, dtype=torch.int32))
         end.add_norm(delta, delta, delta[0], 1e-6)
         end.add(delta, delta, pdl=pdl)
-        end.collect(delta, pdl=pdl)
+        end.collect(delta[:1], pdl=pdl)
         with end.timed():
             end.sum(delta)
-        weight, outlet = empty(width, 512, dtype=dtype), end.outlet(delta)
-        for config in (GemvConfig(4, 256, prefetch=12), GemvConfig(16, 256, 1, dot=True)):
-            gemv(empty(4, 512, dtype=dtype), weight, config=config, pdl=pdl, late=True, to=outlet)
+        weight, outlet = empty(width, 512, dtype=dtype), end.outlet(delta[:1])
+        config = GemvConfig(4, 256, prefetch=12)
+        gemv(empty(1, 512, dtype=dtype), weight, config=config, pdl=pdl, late=True, to=outlet)
         wide = WideSum([0] * ranks, ROWS, width * dtype.itemsize, end)
         wide.sum(delta)
         wide.add_norm(delta, delta, delta[0], 1e-6)
@@ -287,7 +287,7 @@ def compile_selection(capability: int, report: Report) -> None:
     model = make_model(MODELS["qwen3-0.6b"], kernels, torch.bfloat16)
     fused(model, 1, torch.bfloat16, only_default, report)
     fused(model, 4, torch.bfloat16, only_matrix_units, report)
-    sampling(1, model.config.vocab_size)
+    sampling(1, model.config.vocab_size, kernels.pdl)
     for dtype in DTYPES.values():
         exchanges(model.config.hidden_size, dtype, kernels.pdl)
     for name in ("a graph of 16", "a prefill graph"):
@@ -307,7 +307,7 @@ def compile_all(capability: int, names: list[str], dtypes: list[torch.dtype], re
             model = make_model(MODELS[name], kernels, dtype)
             for rows in (1, 2, 4, 8):
                 fused(model, rows, dtype, candidate_configs, report)
-                sampling(rows, model.config.vocab_size)
+                sampling(rows, model.config.vocab_size, kernels.pdl)
             exact = make_model(MODELS[name], invariant, dtype)
             exchanges(model.config.hidden_size, dtype, kernels.pdl)
             for step in STEPS.values():

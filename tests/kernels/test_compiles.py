@@ -42,9 +42,7 @@ def launched() -> set[str]:
     folder = Path(nanochat.kernels.__file__).parent
     sources = [path.read_text() for path in folder.glob("triton_*.py")]
     return {
-        name
-        for text in sources
-        for name in re.findall(r"^ +(_\w+|collect_rows)\[.+\]\($", text, re.MULTILINE)
+        name for text in sources for name in re.findall(r"^ +(_\w+|collect_row)\[.+\]\($", text, re.MULTILINE)
     }
 
 

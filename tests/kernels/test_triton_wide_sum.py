@@ -192,7 +192,7 @@ def test_the_row_parallel_end_of_half_a_layer_goes_the_wide_way_with_more_rows_t
     *shares, (norm, *_) = numbers(2, 3, 64, 64, torch.float32)
     group.ends[1]._launch(y[1] @ shares[1].T, None, None, 0.0, receive=False)
     collectives = SimpleNamespace(counted=nullcontext)  # with no way to NCCL
-    sums = Sums(collectives, group.small[0], group.ends[0], None, Limits(4, 5))  # type: ignore[arg-type]
+    sums = Sums(collectives, group.small[0], group.ends[0], None, Limits(4, 5, 4))  # type: ignore[arg-type]
     normed, total = kernels.project_add_norm(y[0], Weight(shares[0], None), x, norm, 1e-5, sums)
     expected = x + y[0] @ shares[0].T + y[1] @ shares[1].T
     assert torch.allclose(total, expected, atol=1e-4)

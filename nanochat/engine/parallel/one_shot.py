@@ -48,8 +48,8 @@ class Sums(FusedReduce):
             return end.sum(x)
 
     def takes(self, x: Tensor) -> bool:
-        """Whether a message [..., width] is small enough for one shot."""
-        return x.numel() <= self._limits.small * x.shape[-1] and self._end.takes(x)
+        """Whether a message [..., width] is small enough for one shot that ends with the residual."""
+        return x.numel() <= self._limits.added * x.shape[-1] and self._end.takes(x)
 
     def norms(self, x: Tensor) -> bool:
         """Whether a message [..., width] is small enough for one shot or for a wide sum."""
@@ -79,7 +79,7 @@ class Sums(FusedReduce):
 
     def gathers(self, x: Tensor) -> bool:
         """Whether x is small enough to be put beside the other ranks' in one shot."""
-        return self._limits.small > 0 and self._end.gathers(x)
+        return self._limits.added > 0 and self._end.gathers(x)
 
     def gather(self, x: Tensor) -> Tensor:
         """Every rank's x, [ranks, *x.shape]."""
@@ -115,7 +115,7 @@ class Sums(FusedReduce):
 
     def _end_for(self, x: Tensor) -> OneShot | WideSum | None:
         """What sums a message of this size; None is NCCL."""
-        if self.takes(x):
+        if x.numel() <= self._limits.small * x.shape[-1] and self._end.takes(x):
             return self._end
         if x.numel() <= self._limits.wide * x.shape[-1] and self._wide.takes(x):
             return self._wide
@@ -158,7 +158,7 @@ def _try(
     names = zip(("sums in one shot", "wide sums"), right, strict=True)
     found += [f"{name} did not come out right" for name, well in names if not well]
     collectives.compared = "; ".join(found)
-    if limits.wide == 0:
+    if limits.wide == 0 and limits.added == 0:
         _part(collectives, device, memory)
         return None
     end.nanoseconds.zero_()
@@ -174,7 +174,7 @@ def _products_send(
     dtype: torch.dtype,
 ) -> tuple[bool, list[str]]:
     """Whether products send their results themselves, and what was found."""
-    if not limits.small or not _agree(
+    if not limits.added or not _agree(
         collectives, device, sound_products(collectives, end, device, width, dtype)
     ):
         return False, []

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nanochat.kernels.triton_wide_sum import WideSum
 
 SIZES = (1, 8, 32, 128, 512)  # rows of the messages that are measured
+STEPS = (1, 8)  # of those that steps of matrix-vector kernels send, which end with the residual
 _TRIAL_LOOKS = 1 << 24  # some ten seconds: while a rank compiles, the others wait for it on the device
 _INPUTS, _TRIES = 256, 4  # of a product that is tried
 _INNER, _COPIES = 2048, 4  # of those that are measured, and how many take turns
@@ -29,10 +30,13 @@ _EPS = 1e-6
 
 
 class Limits(NamedTuple):
-    """Sums of up to `small` rows go in one shot, of up to `wide` rows in a wide sum, all others by NCCL."""
+    """Sums of up to `small` rows go in one shot, of up to `wide` rows in a wide sum, all others by NCCL; of up to `added` rows in
+    one shot where only the residual follows.
+    """
 
     small: int
     wide: int
+    added: int = 0
 
 
 def sound(
@@ -101,11 +105,44 @@ def measure(
             return add_rms_norm(collectives.reduce(x), x, weight, _EPS)
 
         times = [_seconds_through(end, x, weight) for end in (small, wide)] + [_seconds(by_nccl, device)]
-        told = collectives.exchange(torch.tensor(times, dtype=torch.float64, device=device))
-        assert told is not None
-        one_shot, in_wide, nccl = told.amax(dim=0).tolist()  # the slowest rank's count
+        one_shot, in_wide, nccl = _slowest(collectives, times, device)
         collectives.measured[rows] = one_shot, in_wide, nccl
-    return choose(collectives.measured)
+    limits = choose(collectives.measured)
+    added = (
+        0 if small is None else _measure_added(collectives, small, wide, limits.wide, device, width, dtype)
+    )
+    return limits._replace(added=added)
+
+
+def _measure_added(
+    collectives: Collectives, small: OneShot, wide: WideSum | None, widest: int, device: torch.device, width: int,
+    dtype: torch.dtype,
+) -> int:  # fmt: skip
+    """Up to how many rows one launch that ends with the residual is faster than a sum another way and then the residual."""
+    added, pdl = 0, _launches_dependently(device)
+    for rows in STEPS:
+        x = torch.zeros(rows, width, dtype=dtype, device=device)
+
+        def otherwise(x: Tensor = x, rows: int = rows) -> object:
+            return (wide.sum(x) if wide is not None and rows <= widest else collectives.reduce(x)) + x
+
+        def in_one_shot(x: Tensor = x) -> object:
+            return small.add(x, x, pdl=pdl)
+
+        one_shot, other = _slowest(
+            collectives, [_seconds(way, device) for way in (in_one_shot, otherwise)], device
+        )
+        if one_shot >= other:
+            break
+        added = rows
+    return added
+
+
+def _slowest(collectives: Collectives, times: list[float], device: torch.device) -> list[float]:
+    """Each of these times, of the rank that took the longest."""
+    told = collectives.exchange(torch.tensor(times, dtype=torch.float64, device=device))
+    assert told is not None
+    return told.amax(dim=0).tolist()
 
 
 def measure_products(
@@ -131,9 +168,7 @@ def measure_products(
         return end.add(gemv(y, second, pdl=pdl), start, pdl=pdl)
 
     times = [_seconds(partial(half_a_layer, sends), device) for sends in (True, False)]
-    told = collectives.exchange(torch.tensor(times, dtype=torch.float64, device=device))
-    assert told is not None
-    sent, exchanged = told.amax(dim=0).tolist()  # the slowest rank's count
+    sent, exchanged = _slowest(collectives, times, device)
     return sent, exchanged
 
 
@@ -155,6 +190,8 @@ def describe(limits: Limits, measured: Mapping[int, tuple[float, float, float]])
     if limits.wide > limits.small:
         ways.append(f"up to {limits.wide}{'' if ways else ' rows'} in wide ones")
     *own, nccl = measured[1]
+    if limits.added > limits.small:
+        ways.append(f"up to {limits.added}{'' if ways else ' rows'} with the residual alone in one shot")
     chosen = f"sums of {', '.join(ways)}" if ways else "no sums in one shot"
     return f"{chosen} (one row in {min(own) * 1e6:.1f} us, by NCCL in {nccl * 1e6:.1f})"
 

@@ -94,9 +94,10 @@ class Passing(FusedReduce):
         return self._baton.exchange(lambda **ways: None if "receive" in ways else self._end.collect(x))
 
 
-def decode_rows(count: int) -> DecodeRows:
+def decode_rows(ids: list[int]) -> DecodeRows:
+    count = len(ids)
     return DecodeRows(
-        ids=torch.tensor(IDS), positions=torch.zeros(count, dtype=torch.int64),
+        ids=torch.tensor(ids), positions=torch.zeros(count, dtype=torch.int64),
         context_lens=torch.ones(count, dtype=torch.int32), slots=torch.arange(count) * 16,
         block_tables=torch.arange(count, dtype=torch.int32)[:, None], counter=torch.zeros(count, dtype=torch.int64),
         stop_ids=torch.full((count, 2), -1, dtype=torch.int32), last_position=torch.full((count,), 99),
@@ -118,33 +119,36 @@ def load(folder, monkeypatch, kernels, rank=0, ranks=1, reduce=None) -> Decoder:
     return model
 
 
-def whole_logits(folder, monkeypatch) -> torch.Tensor:
-    model, rows = load(folder, monkeypatch, ReferenceKernels(CPU)), decode_rows(len(IDS))
+def whole_logits(folder, monkeypatch, ids: list[int]) -> torch.Tensor:
+    model, rows = load(folder, monkeypatch, ReferenceKernels(CPU)), decode_rows(ids)
     layout = AttentionLayout(
         slots=rows.slots, block_tables=rows.block_tables,
-        query_start=torch.arange(len(IDS) + 1, dtype=torch.int32), context_lens=rows.context_lens,
-        query_lens=[1] * len(IDS), contexts=[1] * len(IDS), tables=[[row] for row in range(len(IDS))],
+        query_start=torch.arange(len(ids) + 1, dtype=torch.int32), context_lens=rows.context_lens,
+        query_lens=[1] * len(ids), contexts=[1] * len(ids), tables=[[row] for row in range(len(ids))],
         max_query_len=1, max_context=1,
     )  # fmt: skip
     return model.logits(model.forward(rows.ids, rows.positions, layout, cache_of(model)))
 
 
 def divided_logits(
-    folder, monkeypatch, ranks: int, deaf: int = -1, sends: bool = True
+    folder, monkeypatch, ids: list[int], ranks: int, deaf: int = -1, sends: bool = True
 ) -> tuple[torch.Tensor, int]:
     """(the ranks' logits side by side, exchanges); every rank is deaf to the exchange `deaf`; products send, or do not."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: CHIP)
     memory = [torch.zeros(inbox_bytes(ranks, 8, WORDS) // 8, dtype=torch.int64) for _ in range(ranks)]
     inboxes, baton = [each.data_ptr() for each in memory], Baton(ranks)
-    sums = [Passing(baton, OneShot(inboxes, rank, 8, WORDS, CPU, 2), deaf, sends) for rank in range(ranks)]
+    sums = [
+        Passing(baton, OneShot(inboxes, rank, 8, WORDS, CPU, 2, parts=2), deaf, sends)
+        for rank in range(ranks)
+    ]
     parts = [torch.empty(0)] * ranks
 
     def step(rank: int, model: Decoder) -> None:
         fused = fused_decoder(model)
         assert fused is not None
-        starts = torch.arange(len(IDS) + 1, dtype=torch.int32)
+        starts = torch.arange(len(ids) + 1, dtype=torch.int32)
         with torch.inference_mode():
-            parts[rank] = fused.logits(decode_rows(len(IDS)), starts, cache_of(model))
+            parts[rank] = fused.logits(decode_rows(ids), starts, cache_of(model))
 
     threads = []
     for rank in range(ranks):
@@ -160,16 +164,18 @@ def divided_logits(
     return torch.cat(parts, dim=1), sums[0].count
 
 
-@pytest.mark.parametrize("sends", [True, False])
+@pytest.mark.parametrize(
+    ("ids", "sends"), [(IDS[2:], True), (IDS[2:], False), (IDS, True)], ids=["sent", "exchanged", "many rows"]
+)
 def test_ranks_in_fused_steps_give_the_whole_model_and_every_exchange_counts(
-    sends: bool, tiny_folder, monkeypatch
+    ids: list[int], sends: bool, tiny_folder, monkeypatch
 ) -> None:
     folder = tiny_folder("qwen3")
-    whole = whole_logits(folder, monkeypatch)
-    divided, exchanges = divided_logits(folder, monkeypatch, 2, sends=sends)
+    whole = whole_logits(folder, monkeypatch, ids)
+    divided, exchanges = divided_logits(folder, monkeypatch, ids, 2, sends=sends)
     assert divided.shape == whole.shape
     assert (divided - whole).abs().max() < 1e-3 * whole.abs().max()
     assert exchanges == 1 + 2 * 3, "the embedding, and two in each of three layers"
-    for deaf in (0, 2) if sends else ():
-        found, _ = divided_logits(folder, monkeypatch, 2, deaf, sends)
+    for deaf in (0, 2) if len(ids) == 1 else ():
+        found, _ = divided_logits(folder, monkeypatch, ids, 2, deaf, sends)
         assert (found - whole).abs().max() > 1e-2 * whole.abs().max(), deaf

@@ -76,7 +76,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_shot, "sound", lambda *_: True)
     monkeypatch.setattr(one_shot, "sound_products", lambda *_: True)
     monkeypatch.setattr(one_shot, "measure_products", lambda *_: (1e-5, 2e-5))
-    monkeypatch.setattr(one_shot, "measure", lambda *_: Limits(8, 32))
+    monkeypatch.setattr(one_shot, "measure", lambda *_: Limits(8, 32, 8))
     monkeypatch.setattr(one_shot, "describe", lambda limits, _: str(tuple(limits)))
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=60)
@@ -109,7 +109,7 @@ def connected() -> tuple[list[Sums | None], list[str]]:
 
 def test_every_rank_maps_the_inboxes_of_all_in_their_order() -> None:
     found, compared = connected()
-    assert compared == [f"(8, 32); {SENDING}"] * RANKS
+    assert compared == [f"(8, 32, 8); {SENDING}"] * RANKS
     inboxes = {tuple(sums._end._inboxes.tolist()) for sums in found if sums is not None}
     assert len(inboxes) == 1 and sorted(*inboxes) == [1000, 1001, 1002]
     for sums in found:
@@ -166,14 +166,14 @@ def test_the_way_that_is_right_on_every_rank_is_used_alone(
 
     def measured(collectives: object, small: OneShot | None, wide: WideSum | None, *_: object) -> Limits:
         asked.append((small is not None, wide is not None))
-        return Limits(0, 32) if wide else Limits(8, 8)
+        return Limits(0, 32) if wide else Limits(8, 8, 8)
 
     monkeypatch.setattr(one_shot, "sound", wrong_on_rank_2(wrong))
     monkeypatch.setattr(one_shot, "measure", measured)
     found, compared = connected()
     assert asked == [(wrong is WideSum, wrong is OneShot)] * RANKS
     name = "sums in one shot" if wrong is OneShot else "wide sums"
-    way = "(0, 32)" if wrong is OneShot else f"(8, 8); {SENDING}"
+    way = "(0, 32, 0)" if wrong is OneShot else f"(8, 8, 8); {SENDING}"
     assert compared == [f"{way}; {name} did not come out right"] * RANKS
     for sums in found:
         assert sums is not None
@@ -199,7 +199,7 @@ def test_products_send_by_themselves_only_where_that_is_faster_and_sound_on_ever
 
 def test_what_is_not_faster_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_shot, "measure", lambda *_: Limits(0, 0))
-    assert connected() == ([None] * RANKS, ["(0, 0)"] * RANKS)
+    assert connected() == ([None] * RANKS, ["(0, 0, 0)"] * RANKS)
     assert all(memory.closed for memory in Memory.made)
 
 
@@ -236,7 +236,7 @@ class Asked:
 def test_rows_choose_the_way_and_what_nccl_does_not_do_is_counted() -> None:
     said: list[str] = []
     ends = [Asked(name, said) for name in ("NCCL", "one shot", "wide")]
-    sums = Sums(*ends, None, Limits(8, 32))  # type: ignore[arg-type]
+    sums = Sums(*ends, None, Limits(8, 32, 8))  # type: ignore[arg-type]
     rows = [torch.zeros(1, count, WIDTH) for count in (8, 9, 32, 33)]
     for x in rows:
         sums(x)

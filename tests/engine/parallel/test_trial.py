@@ -18,30 +18,39 @@ CPU = torch.device("cpu")
 WIDTH = 64
 
 Times = dict[int, tuple[float, float, float]]
+ADDED = {1: (2, 6), 8: (5, 6)}
 STEADY: Times = {1: (3, 5, 8), 8: (4, 5, 8), 32: (7, 6, 9), 128: (15, 9, 12), 512: (inf, 20, 30)}
 
 
 @pytest.mark.parametrize(
-    ("changed", "limits", "words"),
+    ("changed", "added", "limits", "words"),
     [
-        ({}, (8, 512), "sums of up to 8 rows in one shot, up to 512 in wide ones (one row in 3.0 us, by NCCL in 8.0)"),
-        ({512: (inf, 31, 30)}, (8, 128), "sums of up to 8 rows in one shot, up to 128 in wide ones"),
-        ({8: (5, 4, 8), 32: (5, 6, 9)}, (32, 512), "sums of up to 32 rows in one shot, up to 512 in wide ones"),
-        ({32: (7, 9, 6)}, (8, 8), "sums of up to 8 rows in one shot (one row"),
-        ({1: (6, 5, 8), 8: (6, 5, 8)}, (0, 512), "sums of up to 512 rows in wide ones (one row in 5.0 us"),
-        ({1: (9, 9, 8)}, (0, 0), "no sums in one shot (one row in 9.0 us, by NCCL in 8.0)"),
+        ({}, {}, (8, 512, 8), "sums of up to 8 rows in one shot, up to 512 in wide ones (one row in 3.0 us, by NCCL in 8.0)"),
+        ({512: (inf, 31, 30)}, {}, (8, 128, 8), "sums of up to 8 rows in one shot, up to 128 in wide ones"),
+        ({8: (5, 4, 8), 32: (5, 6, 9)}, {}, (32, 512, 8), "sums of up to 32 rows in one shot, up to 512 in wide ones"),
+        ({32: (7, 9, 6)}, {}, (8, 8, 8), "sums of up to 8 rows in one shot (one row"),
+        ({1: (6, 5, 8), 8: (6, 5, 8)}, {1: (7, 6)}, (0, 512, 0), "sums of up to 512 rows in wide ones (one row in 5.0 us"),
+        ({1: (6, 5, 8), 8: (6, 5, 8)}, {8: (7, 6)}, (0, 512, 1), "sums of up to 512 rows in wide ones, up to 1 with the residual al"),
+        ({1: (9, 9, 8)}, {1: (9, 8)}, (0, 0, 0), "no sums in one shot (one row in 9.0 us, by NCCL in 8.0)"),
+        ({1: (9, 9, 8)}, {}, (0, 0, 8), "sums of up to 8 rows with the residual alone in one shot (one row in 9.0 us, by"),
     ],
 )  # fmt: skip
 def test_each_number_of_rows_goes_the_way_that_is_fastest_on_the_slowest_rank(
-    changed: Times, limits: tuple[int, int], words: str, monkeypatch: pytest.MonkeyPatch
+    changed: Times,
+    added: dict[int, tuple[float, float]],
+    limits: tuple[int, int, int],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    times = STEADY | changed
-    taken = iter([seconds for three in times.values() for seconds in three if seconds < inf])
+    times, steps = STEADY | changed, ADDED | added
+    asked = [*times.values(), steps[1], *([steps[8]] if steps[1][0] < steps[1][1] else [])]
+    taken = iter([seconds for row in asked for seconds in row if seconds < inf])
     monkeypatch.setattr(trial, "_seconds", lambda step, device: next(taken) / 2 * 1e-6)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     collectives = SimpleNamespace(exchange=lambda x: torch.stack([x, 2 * x, x]), measured={})
     small, wide = (SimpleNamespace(takes=lambda x, rows=rows: len(x) <= rows) for rows in (128, 512))
     found = trial.measure(collectives, small, wide, CPU, WIDTH, torch.float32)  # type: ignore[arg-type]
-    assert tuple(found) == limits
+    assert tuple(found) == limits and next(taken, None) is None
     assert trial.describe(found, collectives.measured).startswith(words)
     expected = {rows: tuple(seconds * 1e-6 for seconds in three) for rows, three in times.items()}
     assert collectives.measured.keys() == expected.keys()
@@ -49,11 +58,32 @@ def test_each_number_of_rows_goes_the_way_that_is_fastest_on_the_slowest_rank(
         assert collectives.measured[rows] == pytest.approx(three)
 
 
+@pytest.mark.parametrize(("wide_rows", "other"), [(512, "wide"), (0, "NCCL")])
+def test_what_a_step_does_instead_is_what_its_exchange_is_measured_against(
+    wide_rows: int, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def seconds(step, device) -> float:
+        step()
+        return 1.0 if said[-1] == "one shot" else 2.0
+
+    monkeypatch.setattr(trial, "_seconds", seconds)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    one_shot = SimpleNamespace(add=lambda delta, x, pdl: said.append("one shot") or x)
+    wide = SimpleNamespace(sum=lambda x: said.append("wide") or x)
+    collectives = SimpleNamespace(
+        exchange=lambda x: torch.stack([x, x]), reduce=lambda x: said.append("NCCL") or x
+    )
+    found = trial._measure_added(collectives, one_shot, wide, wide_rows, CPU, WIDTH, torch.float32)  # type: ignore[arg-type]
+    assert found == 8 and said == ["one shot", other] * 2
+
+
 def test_a_way_that_is_wrong_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "_seconds", lambda step, device: 1e-6)
     collectives = SimpleNamespace(exchange=lambda x: torch.stack([x, x]), measured={})
     wide = SimpleNamespace(takes=lambda x: True)
-    assert trial.measure(collectives, None, wide, CPU, WIDTH, torch.float32) == (0, 0)  # type: ignore[arg-type]
+    assert trial.measure(collectives, None, wide, CPU, WIDTH, torch.float32) == (0, 0, 0)  # type: ignore[arg-type]
     assert set(collectives.measured.values()) == {(inf, 1e-6, 1e-6)}
 
 
