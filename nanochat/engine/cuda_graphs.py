@@ -20,6 +20,7 @@ from nanochat.engine.device_state import DeviceRows, first_rows
 from nanochat.engine.fused_step import fused_decoder
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.step import KVTensors, Token
+from nanochat.kernels.cuda import CudaKernels
 from nanochat.kernels.headway import COMPILING, MEASURING, longer
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.stream_calls import ExecutableGraph, Staging, StreamCalls
@@ -113,6 +114,7 @@ class DecodeGraphs:
         self._rows = DeviceRows(self._sizes[-1], max_blocks, last_ids, staging)
         self._query_start = torch.arange(self._sizes[-1] + 1, dtype=torch.int32, device=last_ids.device)
         self._fused = fused_decoder(model)
+        self._pdl = isinstance(model.kernels, CudaKernels) and model.kernels.pdl
         self._captured: dict[tuple[int, bool], CapturedStep] = {}
         self._captures = Captures(alone=model.reduce is None)
         self._pool = torch.cuda.graph_pool_handle()
@@ -208,14 +210,11 @@ class DecodeGraphs:
         rows, sampling = first_rows(self._rows.decode, self._rows.sampling, size)
         share = self._logits(rows, size)
         if divided and self._divided is not None:
-            ids, finite = self._divided.draw_rows(share, sampling)
+            ids, finite = self._divided.draw_rows(share, sampling, pdl=self._pdl)
         else:
-            ids, finite = sample_rows(self._model.whole_logits(share), sampling)
-        drawn = torch.where(finite, ids, -1)
-        advance(
-            rows, ids, finite
-        )  # last: when a step fails for want of memory, its rows stand where they stood
-        return drawn
+            ids, finite = sample_rows(self._model.whole_logits(share), sampling, pdl=self._pdl)
+        # Last: when a step fails for want of memory, its rows stand where they stood.
+        return advance(rows, ids, finite, pdl=self._pdl)
 
     def _logits(self, rows: DecodeRows, size: int) -> Tensor:
         """Of this rank's part of the vocabulary."""

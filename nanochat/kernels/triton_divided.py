@@ -26,9 +26,12 @@ _CHUNK = 1024
 @triton.jit
 def _offer_chunk(
     share_ptr, temperature_ptr, seed_ptr, counter_ptr, partial_ptr, stride, first, size, num_chunks,
-    CHUNK: tl.constexpr,
+    CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One chunk of one row of the share: partial[row, chunk] = (bits of the best score, its token, bad)."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     chunk = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -63,8 +66,11 @@ def _best_offer(first_ptr, count, stride, OFFERS: tl.constexpr):
 
 
 @triton.jit
-def _offer(partial_ptr, offer_ptr, num_chunks, CHUNKS: tl.constexpr):
+def _offer(partial_ptr, offer_ptr, num_chunks, CHUNKS: tl.constexpr, PDL: tl.constexpr):
     """A row's offer: the best of its chunks."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     score, token, bad = _best_offer(partial_ptr + row * num_chunks * 3, num_chunks, 3, CHUNKS)
     tl.store(offer_ptr + row * 3, score.to(tl.int32, bitcast=True))
@@ -73,41 +79,49 @@ def _offer(partial_ptr, offer_ptr, num_chunks, CHUNKS: tl.constexpr):
 
 
 @triton.jit
-def _choose_offer(offers_ptr, ids_ptr, finite_ptr, ranks, rank_stride, RANKS: tl.constexpr):
+def _choose_offer(
+    offers_ptr, ids_ptr, finite_ptr, ranks, rank_stride, RANKS: tl.constexpr, PDL: tl.constexpr
+):
     """A row's token: the best of the ranks' offers; 0 where a logit of any rank is not finite."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     _, token, bad = _best_offer(offers_ptr + row * 3, ranks, rank_stride, RANKS)
     tl.store(ids_ptr + row, tl.where(bad > 0, 0, token).to(tl.int64))
     tl.store(finite_ptr + row, bad == 0)
 
 
-def offer_rows(share: Tensor, rows: SamplingRows, first: int) -> Tensor:
+def offer_rows(share: Tensor, rows: SamplingRows, first: int, *, pdl: bool = False) -> Tensor:
     """What a rank tells of its logits, int32 [rows, 3]: the bits of the best score, its token, whether any is not finite.
 
     Args:
         share: [num_rows, n], of the tokens from id `first` on; n may be 0.
         rows: without top-k, top-p and min-p.
+        pdl: programmatic dependent launches (sm_90 and later).
     """
     num_rows, size = share.shape
     chunks = max(triton.cdiv(size, _CHUNK), 1)
     partial = torch.empty(num_rows, chunks, 3, dtype=torch.int32, device=share.device)
     offers = torch.empty(num_rows, 3, dtype=torch.int32, device=share.device)
+    dependent = {"launch_pdl": True} if pdl else {}
     _offer_chunk[(chunks, num_rows)](
         share, rows.temperature, rows.seed, rows.counter, partial, share.stride(0), first, size, chunks,
-        CHUNK=_CHUNK, num_warps=4,
+        CHUNK=_CHUNK, PDL=pdl, num_warps=4, **dependent,
     )  # fmt: skip
     _offer[(num_rows,)](
-        partial, offers, chunks, CHUNKS=next_power_of_2(chunks), num_warps=1,
+        partial, offers, chunks, CHUNKS=next_power_of_2(chunks), PDL=pdl, num_warps=1, **dependent,
     )  # fmt: skip
     return offers
 
 
-def choose_rows(offers: Tensor) -> tuple[Tensor, Tensor]:
+def choose_rows(offers: Tensor, *, pdl: bool = False) -> tuple[Tensor, Tensor]:
     """The ranks' offers, int32 [ranks, rows, 3] -> (ids int64 [rows], finite bool [rows]); see `sample_rows`."""
     ranks, num_rows, _ = offers.shape
     ids = torch.empty(num_rows, dtype=torch.int64, device=offers.device)
     finite = torch.empty(num_rows, dtype=torch.bool, device=offers.device)
     _choose_offer[(num_rows,)](
-        offers, ids, finite, ranks, offers.stride(0), RANKS=next_power_of_2(ranks), num_warps=1
-    )
+        offers, ids, finite, ranks, offers.stride(0), RANKS=next_power_of_2(ranks), PDL=pdl,
+        num_warps=1, **({"launch_pdl": True} if pdl else {}),
+    )  # fmt: skip
     return ids, finite

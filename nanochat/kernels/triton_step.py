@@ -101,7 +101,7 @@ class DecodeRows:
 @triton.jit(do_not_specialize=["rows", "table_stride"])
 def _advance(
     sampled_ptr, finite_ptr, ids_ptr, positions_ptr, context_ptr, slots_ptr, table_ptr, counter_ptr, stop_ptr, last_ptr,
-    rows, table_stride, STOPS: tl.constexpr, BLOCK_STOPS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    told_ptr, rows, table_stride, STOPS: tl.constexpr, BLOCK_STOPS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -110,7 +110,7 @@ def _advance(
     own = row < rows
     context = tl.load(context_ptr + row, mask=own, other=0)
     alive = own & (context > 0)
-    sampled = tl.load(sampled_ptr + row, mask=alive, other=0)
+    sampled = tl.load(sampled_ptr + row, mask=own, other=0)
     position = tl.load(positions_ptr + row, mask=alive, other=0) + 1
     stop = tl.arange(0, BLOCK_STOPS)
     stops = tl.load(
@@ -119,7 +119,8 @@ def _advance(
         other=-1,
     )
     met = tl.max((stops.to(tl.int64) == sampled[:, None]).to(tl.int32), 1) > 0
-    finite = tl.load(finite_ptr + row, mask=alive, other=0) != 0
+    finite = tl.load(finite_ptr + row, mask=own, other=0) != 0
+    tl.store(told_ptr + row, tl.where(finite, sampled, -1), mask=own)
     over = met | (finite == 0) | (position > tl.load(last_ptr + row, mask=alive, other=0))
     going = alive & (over == 0)
     block = tl.load(table_ptr + row.to(tl.int64) * table_stride + position // 16, mask=going, other=0)
@@ -131,17 +132,22 @@ def _advance(
     tl.store(counter_ptr + row, tl.load(counter_ptr + row, mask=alive, other=0) + 1, mask=alive)
 
 
-def advance(rows: DecodeRows, sampled: Tensor, finite: Tensor, *, pdl: bool = False) -> None:
+def advance(rows: DecodeRows, sampled: Tensor, finite: Tensor, *, pdl: bool = False) -> Tensor:
     """Hand the drawn tokens over to the next step, in place. A row is over after a stop, its last position, or NaN.
 
     Args:
         sampled, finite: int64 and bool [rows], from `sample_rows`.
+
+    Returns:
+        What the host is told, int64 [rows]: the drawn tokens, -1 where the logits are not finite.
     """
+    told = torch.empty_like(sampled)
     count, stops = sampled.shape[0], rows.stop_ids.shape[1]
     block = min(64, next_power_of_2(count))
     _advance[(triton.cdiv(count, block),)](
         sampled, finite.view(torch.uint8), rows.ids, rows.positions, rows.context_lens, rows.slots, rows.block_tables,
-        rows.counter, rows.stop_ids, rows.last_position, count, rows.block_tables.stride(0),
+        rows.counter, rows.stop_ids, rows.last_position, told, count, rows.block_tables.stride(0),
         STOPS=stops, BLOCK_STOPS=next_power_of_2(stops), BLOCK=block, PDL=pdl,
         num_warps=1, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip
+    return told

@@ -34,7 +34,7 @@ class GraphedHashModel:
         failures: raised by the next steps, one each; `None` lets one pass.
     """
 
-    reduce = None
+    reduce = kernels = None
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(

@@ -106,7 +106,7 @@ def test_the_first_tokens_survive_a_second_load(folder: Path, alone) -> None:
 def test_a_rank_that_is_lost_ends_the_engine_in_seconds(folder: Path, sent: signal.Signals) -> None:
     llm = load(folder, 2)
     endless = SamplingParams(temperature=0.0, max_tokens=600, ignore_eos=True)
-    llm.generate([PROMPTS[0]], WISHES["greedy"], use_tqdm=False)
+    llm.generate(PROMPTS, WISHES["greedy"], use_tqdm=False)  # captures what is needed
     pid = llm.core.group.pids[0]
     os.kill(pid, sent)
     began = time.perf_counter()

@@ -82,7 +82,7 @@ def test_what_a_graph_records_exchanges_offers_or_all_logits_once(divided: bool)
     expected, _ = sample_rows(logits, sampling)
     graphs = SimpleNamespace(
         _rows=SimpleNamespace(decode=rows, sampling=sampling), _logits=lambda rows, size: logits[:, mine],
-        _divided=DividedSampler(decoder, ranks), _model=decoder,  # type: ignore[arg-type]
+        _divided=DividedSampler(decoder, ranks), _model=decoder, _pdl=False,  # type: ignore[arg-type]
     )  # fmt: skip
     drawn = DecodeGraphs._step(graphs, 3, divided)  # type: ignore[arg-type]
     assert drawn.tolist() == rows.ids.tolist() == expected.tolist()

@@ -104,7 +104,8 @@ def test_a_row_moves_on_until_a_stop_its_last_position_or_nan() -> None:
         stop_ids=torch.tensor([[9, -1], [9, 8], [-1, -1], [-1, -1], [-1, -1]], dtype=torch.int32),
         last_position=torch.tensor([100, 100, 7, 100, 100]),
     )  # fmt: skip
-    advance(rows, torch.tensor([11, 8, 11, 11, 11]), torch.tensor([True, True, True, False, True]))
+    told = advance(rows, torch.tensor([11, 8, 11, 0, 11]), torch.tensor([True, True, True, False, True]))
+    assert told.tolist() == [11, 8, 11, -1, 11]
     assert rows.context_lens.tolist() == [17, 0, 0, 0, 0]
     assert rows.slots.tolist() == [1 * 16, -1, -1, -1, -1]
     assert rows.ids.tolist() == [11, 0, 0, 0, 0] and rows.positions.tolist() == [16, 3, 7, 5, 0]

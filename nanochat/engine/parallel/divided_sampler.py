@@ -46,13 +46,13 @@ class DividedSampler:
         offers = self._collectives.exchange(offer(share, sequences, self._first))
         return None if offers is None else choose(offers)
 
-    def draw_rows(self, share: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
+    def draw_rows(self, share: Tensor, rows: SamplingRows, *, pdl: bool = False) -> tuple[Tensor, Tensor]:
         """As `draw_from`, of rows whose parameters are on the device; asks nothing of the host. See `sample_rows`."""
         from nanochat.kernels.triton_divided import choose_rows, offer_rows
 
-        offers = self._collectives.exchange(offer_rows(share, rows, self._first))
+        offers = self._collectives.exchange(offer_rows(share, rows, self._first, pdl=pdl))
         assert offers is not None
-        return choose_rows(offers)
+        return choose_rows(offers, pdl=pdl)
 
 
 def divided_sampler(
