@@ -249,6 +249,16 @@ def test_rows_choose_the_way_and_what_nccl_does_not_do_is_counted() -> None:
     assert said[1::2] == ["one shot, norm", "wide, norm", "wide, norm"]
 
 
+def test_sums_without_a_norm_go_in_one_shot_also_where_those_with_one_are_faster_in_wide_ones() -> None:
+    said: list[str] = []
+    ends = [Asked(name, said) for name in ("NCCL", "one shot", "wide")]
+    sums, x = Sums(*ends, None, Limits(0, 32, 8)), torch.zeros(8, WIDTH)  # type: ignore[arg-type]
+    sums(x)
+    sums.add_norm(x, x, x[0], 1e-6)
+    assert said[1::2] == ["one shot", "wide, norm"]
+    assert sums.takes(x) and sums.norms(x)
+
+
 def test_few_words_are_exchanged_in_one_shot_too() -> None:
     collectives = Collectives(None, 0, 2, CPU, None)  # type: ignore[arg-type]
     words = torch.arange(6).view(2, 3)
