@@ -9,7 +9,6 @@ for it) the same step is launched anew each time: the same kernels over the same
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -25,7 +24,7 @@ from nanochat.kernels.headway import COMPILING, MEASURING, longer
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.stream_calls import ExecutableGraph, Staging, StreamCalls
 from nanochat.kernels.triton_sampling import sample_rows
-from nanochat.kernels.triton_step import DecodeRows, advance
+from nanochat.kernels.triton_step import DecodeRows, Told, advance
 
 if TYPE_CHECKING:
     from nanochat.engine.models.decoder import Decoder
@@ -36,56 +35,64 @@ _STAGED = 64  # new blocks of a step that go to the device by the way that keeps
 _FUSED_ROWS = 8  # the matrix-vector kernels go so far
 
 
-@dataclass(frozen=True, slots=True)
-class CapturedStep:
-    """A graph and where it leaves its ids, int64 [batch]: -1 where the logits are not finite."""
-
-    graph: ExecutableGraph
-    ids: Tensor
-
-
 class HostIds:
-    """Where a step's ids arrive on the host, and the event that says that they are there."""
+    """The host's end of the ring in which steps leave their tokens (`Told`).
 
-    def __init__(self, rows: int, calls: StreamCalls) -> None:
-        self._pinned = torch.empty(rows, dtype=torch.int64, pin_memory=True)
-        self._address = self._pinned.data_ptr()
-        self._numbers = (ctypes.c_int64 * rows).from_address(self._address)
-        self._event = torch.cuda.Event()
-        self._event.record()  # torch makes the driver's event only now
-        self._handle: int = self._event.cuda_event
-        self._calls = calls
+    Attributes:
+        told: the device's end.
+    """
 
-    def fetch(self, ids: Tensor, stream: int) -> None:
-        """Queue the way of `ids` (int64, rows at most) here."""
-        self._calls.copy_to_host(self._address, ids.data_ptr(), 8 * ids.shape[0], stream)
-        self._calls.record(self._handle, stream)
+    def __init__(self, rows: int, device: torch.device, calls: StreamCalls) -> None:
+        on_gpu = device.type == "cuda"
+        ring = torch.zeros(_RING, 1 + rows, dtype=torch.int64, pin_memory=on_gpu)
+        self.told = Told(ring, torch.zeros(1, dtype=torch.int64, device=device))
+        self._numbers = (ctypes.c_int64 * ring.numel()).from_address(ring.data_ptr())
+        self._width, self._calls, self._turn = 1 + rows, calls, 0
+        self._events = [torch.cuda.Event() for _ in range(_RING)]
+        for event in self._events:
+            event.record()  # torch makes the driver's event only now
+        self._handles: list[int] = [event.cuda_event for event in self._events]
 
-    def there(self) -> bool:
-        """Whether they have arrived."""
-        return self._calls.is_done(self._handle)
+    def skip(self) -> None:
+        """A step was queued whose tokens nobody reads."""
+        self._turn += 1
 
-    def wait(self, count: int) -> list[int]:
-        """The first `count`, when they are there."""
-        if not self.there():
-            self._event.synchronize()
-        return self._numbers[:count]
+    def note(self, stream: int) -> int:
+        """A step was queued: its number, for the questions below."""
+        turn, self._turn = self._turn, self._turn + 1
+        self._calls.record(self._handles[turn % _RING], stream)
+        return turn
+
+    def there(self, turn: int) -> bool:
+        """Whether the step's tokens have arrived."""
+        return self._calls.is_done(self._handles[turn % _RING])
+
+    def wait(self, turn: int, count: int) -> list[int]:
+        """The step's first `count` tokens, when they are there."""
+        if not self.there(turn):
+            self._events[turn % _RING].synchronize()
+        begin = turn % _RING * self._width
+        if self._numbers[begin] != turn:
+            raise RuntimeError(
+                f"the tokens of step {self._numbers[begin]} stand where those of {turn} should"
+            )
+        return self._numbers[begin + 1 : begin + 1 + count]
 
 
 class GraphStep:
     """A replayed step whose tokens were not read yet."""
 
-    def __init__(self, chunks: list[Chunk], ids: HostIds) -> None:
+    def __init__(self, chunks: list[Chunk], ids: HostIds, turn: int) -> None:
         self.chunks = chunks
-        self._ids = ids
+        self._ids, self._turn = ids, turn
 
     def done(self) -> bool:
         """Whether the device is through with it."""
-        return self._ids.there()
+        return self._ids.there(self._turn)
 
     def read(self) -> tuple[list[bool], list[Token]]:
         """Wait for the device: whether each chunk is sound, and its token."""
-        ids = self._ids.wait(len(self.chunks))
+        ids = self._ids.wait(self._turn, len(self.chunks))
         return [i >= 0 for i in ids], [Token(i, i >= 0) for i in ids]
 
 
@@ -115,11 +122,10 @@ class DecodeGraphs:
         self._query_start = torch.arange(self._sizes[-1] + 1, dtype=torch.int32, device=last_ids.device)
         self._fused = fused_decoder(model)
         self._pdl = isinstance(model.kernels, CudaKernels) and model.kernels.pdl
-        self._captured: dict[tuple[int, bool], CapturedStep] = {}
+        self._captured: dict[tuple[int, bool], ExecutableGraph] = {}
         self._captures = Captures(alone=model.reduce is None)
         self._pool = torch.cuda.graph_pool_handle()
-        self._ring = [HostIds(self._sizes[-1], self._calls) for _ in range(_RING)]
-        self._turn = 0
+        self._ids = HostIds(self._sizes[-1], last_ids.device, self._calls)
 
     def describe(self) -> str:
         """Which form of a decode step is captured, in a few words."""
@@ -136,16 +142,13 @@ class DecodeGraphs:
         step = self._ready(size, divided)
         ordered = self._rows.upload(chunks)
         try:
-            drawn = self._launch(step, size, divided, stream)
+            self._launch(step, size, divided, stream)
         except RuntimeError:
             self._rows.step_back(ordered)
             raise
-        ids = self._ring[self._turn]
-        self._turn = (self._turn + 1) % _RING
-        ids.fetch(drawn, stream)
-        return GraphStep(ordered, ids)
+        return GraphStep(ordered, self._ids, self._ids.note(stream))
 
-    def _ready(self, size: int, divided: bool) -> CapturedStep | None:
+    def _ready(self, size: int, divided: bool) -> ExecutableGraph | None:
         """A size's graph; `None` where there is none, and then its step can be launched uncaptured."""
         step = self._captured.get((size, divided))
         if step is None and not self._eager:
@@ -156,13 +159,13 @@ class DecodeGraphs:
                 self._tune(size)
         return step
 
-    def _launch(self, step: CapturedStep | None, size: int, divided: bool, stream: int) -> Tensor:
-        """Queue a step; returns where its ids will be. What may fail comes before the rows move on."""
+    def _launch(self, step: ExecutableGraph | None, size: int, divided: bool, stream: int) -> None:
+        """Queue a step. What may fail comes before the rows move on."""
         if step is None:
             with longer(COMPILING):
-                return self._step(size, divided)
-        self._calls.launch(step.graph.handle, stream)
-        return step.ids
+                self._step(size, divided)
+        else:
+            self._calls.launch(step.handle, stream)
 
     def hand_back(self) -> None:
         """Before a step outside of graphs: what this knows of the running sequences becomes everybody's."""
@@ -184,7 +187,7 @@ class DecodeGraphs:
         size = self.uncaptured[0]
         self._captures.now(lambda: self._capture(size, divided=False))
 
-    def _capture(self, size: int, divided: bool) -> CapturedStep:
+    def _capture(self, size: int, divided: bool) -> ExecutableGraph:
         self._rows.hand_back()  # capturing runs steps: they must find nothing to do
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -192,12 +195,13 @@ class DecodeGraphs:
             with torch.cuda.stream(stream):  # kernels are compiled and tuned outside of the capture
                 self._tune(size)
                 self._step(size, divided)
+                self._ids.skip()
             torch.cuda.current_stream().wait_stream(stream)
             torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=capture_mode(self._model)):
-            ids = self._step(size, divided)
-        step = self._captured[size, divided] = CapturedStep(ExecutableGraph(graph), ids)
+            self._step(size, divided)
+        step = self._captured[size, divided] = ExecutableGraph(graph)
         return step
 
     def _tune(self, size: int) -> None:
@@ -206,7 +210,7 @@ class DecodeGraphs:
             self._fused.tune(size)
         self._tuned.add(size)
 
-    def _step(self, size: int, divided: bool) -> Tensor:
+    def _step(self, size: int, divided: bool) -> None:
         rows, sampling = first_rows(self._rows.decode, self._rows.sampling, size)
         share = self._logits(rows, size)
         if divided and self._divided is not None:
@@ -214,7 +218,7 @@ class DecodeGraphs:
         else:
             ids, finite = sample_rows(self._model.whole_logits(share), sampling, pdl=self._pdl)
         # Last: when a step fails for want of memory, its rows stand where they stood.
-        return advance(rows, ids, finite, pdl=self._pdl)
+        advance(rows, ids, finite, self._ids.told, pdl=self._pdl)
 
     def _logits(self, rows: DecodeRows, size: int) -> Tensor:
         """Of this rank's part of the vocabulary."""

@@ -26,20 +26,15 @@ class StreamCalls:
         """`driver`: a loaded libcuda; the machine's own if not given."""
         self._driver = ctypes.PyDLL("libcuda.so.1") if driver is None else driver
         self._launch, self._record = self._driver.cuGraphLaunch, self._driver.cuEventRecord
-        self._query, self._to_host = self._driver.cuEventQuery, self._driver.cuMemcpyDtoHAsync_v2
+        self._query = self._driver.cuEventQuery
         self._launch.argtypes = self._record.argtypes = (c_void_p, c_void_p)
         self._query.argtypes = (c_void_p,)
         self._to_device = self._driver.cuMemcpyHtoDAsync_v2
         self._to_device.argtypes = (c_uint64, c_void_p, c_size_t, c_void_p)
-        self._to_host.argtypes = (c_void_p, c_uint64, c_size_t, c_void_p)
 
     def launch(self, graph: int, stream: int) -> None:
         """Queue an executable graph."""
         self._check(self._launch(graph, stream), "cuGraphLaunch")
-
-    def copy_to_host(self, host: int, device: int, size: int, stream: int) -> None:
-        """Queue a copy of `size` bytes into pinned memory."""
-        self._check(self._to_host(host, device, size, stream), "cuMemcpyDtoHAsync")
 
     def copy_to_device(self, device: int, host: int, size: int, stream: int) -> None:
         """Queue a copy of `size` bytes out of pinned memory, which must stay as it is until the device was there."""

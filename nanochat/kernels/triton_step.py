@@ -98,16 +98,19 @@ class DecodeRows:
     last_position: Tensor
 
 
-@triton.jit(do_not_specialize=["rows", "table_stride"])
+@triton.jit(do_not_specialize=["rows", "table_stride", "steps", "width"])
 def _advance(
     sampled_ptr, finite_ptr, ids_ptr, positions_ptr, context_ptr, slots_ptr, table_ptr, counter_ptr, stop_ptr, last_ptr,
-    told_ptr, rows, table_stride, STOPS: tl.constexpr, BLOCK_STOPS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    told_ptr, turn_ptr, rows, table_stride, steps, width,
+    STOPS: tl.constexpr, BLOCK_STOPS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.arange(0, BLOCK)
     own = row < rows
+    turn = tl.load(turn_ptr)
+    told = told_ptr + turn % steps * width
     context = tl.load(context_ptr + row, mask=own, other=0)
     alive = own & (context > 0)
     sampled = tl.load(sampled_ptr + row, mask=own, other=0)
@@ -120,7 +123,7 @@ def _advance(
     )
     met = tl.max((stops.to(tl.int64) == sampled[:, None]).to(tl.int32), 1) > 0
     finite = tl.load(finite_ptr + row, mask=own, other=0) != 0
-    tl.store(told_ptr + row, tl.where(finite, sampled, -1), mask=own)
+    tl.store(told + 1 + row, tl.where(finite, sampled, -1), mask=own)
     over = met | (finite == 0) | (position > tl.load(last_ptr + row, mask=alive, other=0))
     going = alive & (over == 0)
     block = tl.load(table_ptr + row.to(tl.int64) * table_stride + position // 16, mask=going, other=0)
@@ -130,24 +133,36 @@ def _advance(
     tl.store(positions_ptr + row, position, mask=going)
     tl.store(ids_ptr + row, sampled, mask=going)
     tl.store(counter_ptr + row, tl.load(counter_ptr + row, mask=alive, other=0) + 1, mask=alive)
+    tl.debug_barrier()  # every thread has read the turn
+    tl.store(told, turn)
+    tl.store(turn_ptr, turn + 1)
 
 
-def advance(rows: DecodeRows, sampled: Tensor, finite: Tensor, *, pdl: bool = False) -> Tensor:
-    """Hand the drawn tokens over to the next step, in place. A row is over after a stop, its last position, or NaN.
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A ring in which steps leave their tokens, in memory that the host reads: no copy stands between two steps.
+
+    Attributes:
+        ring: int64 [steps, 1 + rows], pinned where there is a GPU: the step's number, then a token for each row, -1 where the
+            logits are not finite.
+        turn: int64 [1], on the device: the next step's number.
+    """
+
+    ring: Tensor
+    turn: Tensor
+
+
+def advance(rows: DecodeRows, sampled: Tensor, finite: Tensor, told: Told, *, pdl: bool = False) -> None:
+    """Hand the drawn tokens over to the next step, in place, and to the host. A row is over after a stop, its last position, or NaN.
 
     Args:
         sampled, finite: int64 and bool [rows], from `sample_rows`.
-
-    Returns:
-        What the host is told, int64 [rows]: the drawn tokens, -1 where the logits are not finite.
     """
-    told = torch.empty_like(sampled)
     count, stops = sampled.shape[0], rows.stop_ids.shape[1]
-    block = min(64, next_power_of_2(count))
-    _advance[(triton.cdiv(count, block),)](
+    block = next_power_of_2(count)
+    _advance[(1,)](  # one program: the turn has one reader
         sampled, finite.view(torch.uint8), rows.ids, rows.positions, rows.context_lens, rows.slots, rows.block_tables,
-        rows.counter, rows.stop_ids, rows.last_position, told, count, rows.block_tables.stride(0),
-        STOPS=stops, BLOCK_STOPS=next_power_of_2(stops), BLOCK=block, PDL=pdl,
-        num_warps=1, **({"launch_pdl": True} if pdl else {}),
+        rows.counter, rows.stop_ids, rows.last_position, told.ring, told.turn, count, rows.block_tables.stride(0),
+        *told.ring.shape, STOPS=stops, BLOCK_STOPS=next_power_of_2(stops), BLOCK=block, PDL=pdl,
+        num_warps=min(8, max(1, block // 32)), **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip
-    return told

@@ -80,7 +80,7 @@ class Driver:
 
     def __init__(self) -> None:
         self.steps: list[Callable[[], None]] = []
-        self.captures = 0
+        self.captures, self.capturing = 0, False
         self.no_room: Callable[[], bool] = lambda: False  # asked at each capture
 
         def to_device(device: int, host: int, size: int, stream: int) -> int:
@@ -94,24 +94,8 @@ class Driver:
         def nothing(*_: Any) -> int:
             return 0
 
-        self.cuMemcpyHtoDAsync_v2, self.cuMemcpyDtoHAsync_v2 = to_device, lambda *a: to_device(*a)
+        self.cuMemcpyHtoDAsync_v2 = to_device
         self.cuGraphLaunch, self.cuEventRecord, self.cuEventQuery = launch, nothing, lambda *_: 0
-
-
-class HostIds:
-    """`cuda_graphs.HostIds` where device and host are one."""
-
-    def __init__(self, rows: int, calls: Any) -> None:
-        self._ids: list[int] = []
-
-    def fetch(self, ids: Tensor, stream: int) -> None:
-        self._ids = ids.tolist()
-
-    def there(self) -> bool:
-        return True
-
-    def wait(self, count: int) -> list[int]:
-        return self._ids[:count]
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> Driver:
@@ -124,12 +108,16 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Driver:
         driver.captures += 1
         if driver.no_room():
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        yield
+        driver.capturing = True
+        try:
+            yield
+        finally:
+            driver.capturing = False
 
     fakes = {
         "graph_pool_handle": lambda: (0, 0), "Stream": lambda *_: stream, "current_stream": lambda *_: stream,
         "stream": lambda _: contextlib.nullcontext(), "synchronize": lambda *_: None, "graph": capture,
-        "CUDAGraph": lambda **_: object(),
+        "CUDAGraph": lambda **_: object(), "Event": lambda: SimpleNamespace(record=lambda: None, cuda_event=0),
     }  # fmt: skip
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
@@ -137,17 +125,17 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Driver:
     for module in (cuda_graphs, prefill_graphs):
         monkeypatch.setattr(module, "StreamCalls", lambda: calls)
         _replay(module, driver, monkeypatch)
-    monkeypatch.setattr(cuda_graphs, "HostIds", HostIds)
     return driver
 
 
 def _replay(module: Any, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `_step` does last before a graph is made is what launching the graph does."""
+    """What `_step` does last before a graph is made is what launching the graph does; a decode step is not done meanwhile."""
     kind = module.DecodeGraphs if module is cuda_graphs else module.PrefillGraphs
     step, last = kind._step, []
 
     def remembered(self: Any, *args: Any) -> Any:
-        out = step(self, *args)
+        recorded = driver.capturing and module is cuda_graphs
+        out = None if recorded else step(self, *args)
         last[:] = [(self, args, out)]
         return out
 
@@ -155,10 +143,7 @@ def _replay(module: Any, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Non
         self, args, out = last[0]
 
         def launch() -> None:
-            again = step(self, *args)
-            for old, new in zip(
-                *(each if isinstance(each, tuple) else (each,) for each in (out, again)), strict=True
-            ):
+            for old, new in zip(out or (), step(self, *args) or (), strict=True):
                 old.copy_(new)
 
         driver.steps.append(launch)

@@ -36,7 +36,7 @@ from nanochat.kernels.triton_norm import add_rms_norm
 from nanochat.kernels.triton_prefill import prefill_attention, prefill_plan
 from nanochat.kernels.triton_rope import Rope, rope_and_write
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
-from nanochat.kernels.triton_step import DecodeRows, advance
+from nanochat.kernels.triton_step import DecodeRows, Told, advance
 from nanochat.kernels.tuning import time_of_launches, tune_gemv
 
 DEVICE = torch.device("cuda")
@@ -433,14 +433,18 @@ def step(kernels: CudaKernels, peak: float) -> None:
                 rows.counter,
             )
 
+            ring = torch.zeros(64, 1 + batch, dtype=torch.int64, pin_memory=True)
+            told = Told(ring, torch.zeros(1, dtype=torch.int64, device=DEVICE))
+
             def run(
                 rows: DecodeRows = rows,
                 params: SamplingRows = params,
+                told: Told = told,
                 pdl: bool = pdl,
                 decoder: FusedDecoder = decoder,
             ) -> None:
                 ids, finite = sample_rows(decoder.logits(rows, start, pool), params, filtered=False, pdl=pdl)
-                advance(rows, ids, finite, pdl=pdl)
+                advance(rows, ids, finite, told, pdl=pdl)
 
             seconds = time_of_launches([run] * 8, rounds=8)
             line(

@@ -20,7 +20,7 @@ from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.cuda import CudaKernels, Weight
 from nanochat.kernels.fused_decoder import DenseModel, FusedDecoder
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
-from nanochat.kernels.triton_step import DecodeRows, advance
+from nanochat.kernels.triton_step import DecodeRows, Told, advance
 
 pytestmark = pytest.mark.gpu
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER, VOCAB, LAYERS = 8, 4, 64, 512, 768, 3000, 3
@@ -216,6 +216,11 @@ def test_replayed_steps_draw_what_eager_steps_draw(count: int, kernels: CudaKern
                     KV_HEADS, HEAD_DIM, device="cuda"
                 )
 
+    told = Told(
+        torch.zeros(64, 1 + count, dtype=torch.int64, pin_memory=True),
+        torch.zeros(1, dtype=torch.int64, device="cuda"),
+    )
+
     def start() -> tuple[DecodeRows, SamplingRows, list[tuple[torch.Tensor, torch.Tensor]]]:
         rows = rows_of(batch)
         rows.last_position.copy_(torch.tensor([1000, 40, 70, 40])[:count])
@@ -231,7 +236,7 @@ def test_replayed_steps_draw_what_eager_steps_draw(count: int, kernels: CudaKern
     ) -> torch.Tensor:
         logits = decoder.logits(rows, batch.query_start, kv)
         ids, finite = sample_rows(logits, sampling, pdl=kernels.pdl)
-        advance(rows, ids, finite, pdl=kernels.pdl)
+        advance(rows, ids, finite, told, pdl=kernels.pdl)
         return ids
 
     rows, sampling, kv = start()

@@ -43,7 +43,7 @@ from nanochat.kernels.triton_divided import choose_rows, offer_rows
 from nanochat.kernels.triton_gemv import gemv
 from nanochat.kernels.triton_one_shot import OneShot
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
-from nanochat.kernels.triton_step import DecodeRows, advance, embed
+from nanochat.kernels.triton_step import DecodeRows, Told, advance, embed
 from nanochat.kernels.triton_wide_sum import ROWS, WideSum
 
 META = torch.device("meta")
@@ -235,9 +235,10 @@ def sampling(rows: int, vocab: int, pdl: bool) -> None:
         state.counter,
     )
     logits = empty(rows, vocab, dtype=torch.float32)
+    told = Told(empty(64, 1 + rows, dtype=torch.int64), empty(1, dtype=torch.int64))
     for filtered in (True, False):
         ids, finite = sample_rows(logits, draw, filtered=filtered, pdl=pdl)
-        advance(state, ids, finite, pdl=pdl)
+        advance(state, ids, finite, told, pdl=pdl)
     choose_rows(torch.stack([offer_rows(logits[:, : vocab // 2], draw, 0, pdl=pdl)] * 2), pdl=pdl)
 
 

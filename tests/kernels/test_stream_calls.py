@@ -32,7 +32,7 @@ class LateDriver:
             ctypes.cast(text, ctypes.POINTER(ctypes.c_char_p))[0] = b"what went wrong"
             return 0
 
-        self.cuMemcpyHtoDAsync_v2, self.cuMemcpyDtoHAsync_v2 = copy, lambda *_: code
+        self.cuMemcpyHtoDAsync_v2 = copy
         self.cuGraphLaunch, self.cuEventRecord, self.cuEventQuery = answer, lambda *_: code, lambda *_: code
         self.cuGetErrorString = explain
 

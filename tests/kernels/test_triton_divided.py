@@ -13,7 +13,7 @@ from nanochat.engine.parallel.divided_sampler import DividedSampler
 from nanochat.engine.parallel.shares import vocabulary_share
 from nanochat.kernels.triton_divided import choose_rows, offer_rows
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
-from nanochat.kernels.triton_step import DecodeRows
+from nanochat.kernels.triton_step import DecodeRows, Told
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # integer hashes wrap
 
@@ -80,10 +80,11 @@ def test_what_a_graph_records_exchanges_offers_or_all_logits_once(divided: bool)
         last_position=torch.full((3,), 9),
     )  # fmt: skip
     expected, _ = sample_rows(logits, sampling)
+    told = Told(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     graphs = SimpleNamespace(
-        _rows=SimpleNamespace(decode=rows, sampling=sampling), _logits=lambda rows, size: logits[:, mine],
+        _ids=SimpleNamespace(told=told), _rows=SimpleNamespace(decode=rows, sampling=sampling), _logits=lambda rows, size: logits[:, mine],
         _divided=DividedSampler(decoder, ranks), _model=decoder, _pdl=False,  # type: ignore[arg-type]
     )  # fmt: skip
-    drawn = DecodeGraphs._step(graphs, 3, divided)  # type: ignore[arg-type]
-    assert drawn.tolist() == rows.ids.tolist() == expected.tolist()
+    DecodeGraphs._step(graphs, 3, divided)  # type: ignore[arg-type]
+    assert told.ring.tolist() == [[0, *expected.tolist()]] and rows.ids.tolist() == expected.tolist()
     assert asked == (["offers"] if divided else ["logits"])

@@ -13,7 +13,7 @@ from nanochat.engine.sampler import gumbel_noise
 from nanochat.engine.sampler import noise_word as host_noise_word
 from nanochat.kernels.triton_noise import gumbel, noise_word
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
-from nanochat.kernels.triton_step import DecodeRows, advance, embed
+from nanochat.kernels.triton_step import DecodeRows, Told, advance, embed
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::RuntimeWarning"
@@ -104,8 +104,9 @@ def test_a_row_moves_on_until_a_stop_its_last_position_or_nan() -> None:
         stop_ids=torch.tensor([[9, -1], [9, 8], [-1, -1], [-1, -1], [-1, -1]], dtype=torch.int32),
         last_position=torch.tensor([100, 100, 7, 100, 100]),
     )  # fmt: skip
-    told = advance(rows, torch.tensor([11, 8, 11, 0, 11]), torch.tensor([True, True, True, False, True]))
-    assert told.tolist() == [11, 8, 11, -1, 11]
+    told = Told(torch.zeros(3, 6, dtype=torch.int64), torch.tensor([7]))
+    advance(rows, torch.tensor([11, 8, 11, 0, 11]), torch.tensor([True, True, True, False, True]), told)
+    assert told.ring.tolist() == [[0] * 6, [7, 11, 8, 11, -1, 11], [0] * 6] and told.turn == 8
     assert rows.context_lens.tolist() == [17, 0, 0, 0, 0]
     assert rows.slots.tolist() == [1 * 16, -1, -1, -1, -1]
     assert rows.ids.tolist() == [11, 0, 0, 0, 0] and rows.positions.tolist() == [16, 3, 7, 5, 0]
