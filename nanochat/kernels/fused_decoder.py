@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -19,8 +18,6 @@ from nanochat.kernels.bundle import AttentionSpec, FusedReduce, Reduce
 from nanochat.kernels.cuda import CudaKernels, Weight
 from nanochat.kernels.decode_plan import decode_plan
 from nanochat.kernels.gemv_config import GemvConfig, GemvShape
-from nanochat.kernels.nvrtc import CompilerMissing, DriverError
-from nanochat.kernels.persistent import PersistentStep, sizes
 from nanochat.kernels.triton_decode import decode_attention
 from nanochat.kernels.triton_gemv import gemv
 from nanochat.kernels.triton_outlet import Outlet
@@ -74,28 +71,11 @@ class DenseModel:
 
 
 class FusedDecoder:
-    """Runs `DenseModel` for up to eight rows. Launches only: nothing waits, so a graph can capture it.
+    """Runs `DenseModel` for up to eight rows. Launches only: nothing waits, so a graph can capture it."""
 
-    With `persistent`, one row of a model that fits runs in a single launch instead (persistent.cu).
-    """
-
-    def __init__(
-        self, model: DenseModel, kernels: CudaKernels, *, persistent: bool = False, cache: Path | None = None
-    ) -> None:
-        """`cache` is the folder where compiled code is kept."""
+    def __init__(self, model: DenseModel, kernels: CudaKernels) -> None:
         self.model = model
         self.kernels = kernels
-        self.persistent: PersistentStep | None = None
-        self.without: str = ""  # why there is no persistent step
-        whole = kernels.pdl and model.reduce is None
-        macros = sizes(model, kernels.multiprocessors, kernels.shared_memory) if whole else None
-        if not persistent or macros is None:
-            self.without = "not asked for" if not persistent else "the model's sizes or the chip"
-            return
-        try:
-            self.persistent = PersistentStep(model, kernels, macros, cache)
-        except (CompilerMissing, DriverError) as error:
-            self.without = str(error)
 
     def shapes(self, rows: int) -> list[GemvShape]:
         """The distinct products of a step of so many rows, for tuning."""
@@ -129,8 +109,6 @@ class FusedDecoder:
             kv_cache: for each layer (keys, values).
         """
         model, pdl = self.model, self.kernels.pdl
-        if self.persistent is not None and rows.ids.shape[0] == 1:
-            return self.persistent.logits(rows, kv_cache)
         x, cos, sin = embed(
             rows.ids, rows.positions, model.embedding, model.frequencies,
             scale=model.embedding_scale, factor=model.rope_factor, first=model.first, pdl=pdl,

@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 
 IMPORTING = 10.0  # seconds: a library of half a gigabyte is mapped and linked (torch); each module is a piece by itself
 READING = 112.0  # a mebibyte of a file: the disk starts up, the network is away
-COMPILING = 30.0  # a kernel, by LLVM or NVRTC; Triton's, in a GPU's step that is not captured
+COMPILING = 30.0  # a kernel, by LLVM; Triton's, in a GPU's step that is not captured
 TRANSFORMERS = 30.0  # Transformers makes a model, or takes in the tensors that were read for it
 DEVICE = 30.0  # a GPU's driver makes a context, and libraries load their kernels
 JOINING = 60.0  # NCCL finds the other ranks and how they are linked

@@ -13,7 +13,7 @@ from ctypes import byref, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
 
 import torch
 
-from nanochat.kernels.nvrtc import DriverError, check
+from nanochat.kernels.driver import DriverError, check
 
 HANDLE_BYTES = 64
 _WHOLE = 2 << 20  # the driver shares whole pages of 2 MiB: nothing else must lie in one

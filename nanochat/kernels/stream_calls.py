@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nanochat.kernels.nvrtc import check
+from nanochat.kernels.driver import check
 
 _NOT_READY = 600  # CUDA_ERROR_NOT_READY
 

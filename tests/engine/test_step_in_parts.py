@@ -14,7 +14,7 @@ from nanochat.engine.runner import ModelRunner
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.step import StepInParts
-from nanochat.kernels.nvrtc import DriverError
+from nanochat.kernels.driver import DriverError
 
 
 class Part:

@@ -404,7 +404,7 @@ def step(kernels: CudaKernels, peak: float) -> None:
     ):
         model = make_model(shape)
         pool, tables = paged(batch, context, shape, shape.layers, spare=80)
-        single, chain = FusedDecoder(model, kernels, persistent=True), FusedDecoder(model, kernels)
+        decoder = FusedDecoder(model, kernels)
         weights = (
             sum(w.weight.numel() for m in model.layers for w in (m.qkv, m.output, m.mlp.gate_up, m.mlp.down))
             + model.head.weight.numel()
@@ -412,14 +412,7 @@ def step(kernels: CudaKernels, peak: float) -> None:
         moved = 2 * weights + batch * context * shape.layers * shape.kv_heads * shape.head_dim * 4
         full = lambda value, dtype: torch.full((batch,), value, dtype=dtype, device=DEVICE)
         start = torch.arange(batch + 1, dtype=torch.int32, device=DEVICE)
-        for name, decoder, pdl in (
-            ("one launch", single, True),
-            ("dependent launches", chain, True),
-            ("plain launches", chain, False),
-        ):
-            if name == "one launch" and (batch > 1 or single.persistent is None):
-                print(f"      no single launch: {single.without}") if batch == 1 else None
-                continue
+        for name, pdl in (("dependent launches", True), ("plain launches", False)):
             kernels.pdl = pdl
             rows = DecodeRows(full(5, torch.int64), full(context - 1, torch.int64), full(context, torch.int32),
                               (tables[:, (context - 1) // 16].long() * 16 + (context - 1) % 16), tables, full(0, torch.int64),
@@ -441,7 +434,6 @@ def step(kernels: CudaKernels, peak: float) -> None:
                 params: SamplingRows = params,
                 told: Told = told,
                 pdl: bool = pdl,
-                decoder: FusedDecoder = decoder,
             ) -> None:
                 ids, finite = sample_rows(decoder.logits(rows, start, pool), params, filtered=False, pdl=pdl)
                 advance(rows, ids, finite, told, pdl=pdl)
@@ -455,13 +447,12 @@ def step(kernels: CudaKernels, peak: float) -> None:
                 f"{batch / seconds:.0f} tok/s",
             )
             logits_only = time_of_launches([lambda: decoder.logits(rows, start, pool)] * 4, rounds=6)
-            stuck = decoder.persistent.state.tolist() if name == "one launch" and decoder.persistent else ""
             print(
-                f"      logits alone {logits_only * 1e6:.1f} us; alive {int((rows.context_lens > 0).sum())} {stuck}",
+                f"      logits alone {logits_only * 1e6:.1f} us; alive {int((rows.context_lens > 0).sum())}",
                 flush=True,
             )
         kernels.pdl = True
-        del model, pool, decoder, single, chain
+        del model, pool, decoder
 
 
 def compile_ahead(part: int, parts: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nanochat.kernels import peer_memory
-from nanochat.kernels.nvrtc import DriverError
+from nanochat.kernels.driver import DriverError
 from nanochat.kernels.peer_memory import HANDLE_BYTES, PeerMemory
 
 GPU = torch.device("cuda", 3)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.kernels.nvrtc import DriverError
+from nanochat.kernels.driver import DriverError
 from nanochat.kernels.stream_calls import Staging, StreamCalls
 
 STEPS, MOST = 6, 8

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanochat.engine.parallel.trial import Limits, describe, measure, measure_products, sound, sound_products
 from nanochat.kernels.bundle import FusedReduce
-from nanochat.kernels.nvrtc import DriverError
+from nanochat.kernels.driver import DriverError
 from nanochat.kernels.peer_memory import HANDLE_BYTES, PeerMemory
 
 if TYPE_CHECKING:

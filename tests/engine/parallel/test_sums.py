@@ -15,7 +15,7 @@ from nanochat.engine.parallel import one_shot
 from nanochat.engine.parallel.collectives import Collectives
 from nanochat.engine.parallel.one_shot import Sums, connect
 from nanochat.engine.parallel.trial import Limits
-from nanochat.kernels.nvrtc import DriverError
+from nanochat.kernels.driver import DriverError
 
 pytest.importorskip("triton", reason="Triton runs on Linux only")
 
