@@ -175,5 +175,5 @@ class EngineStats:
     ranks: int = 1  # devices that the model is split over
     rank_bytes: tuple[int, ...] = ()  # weights and KV cache of each, where there are several
     link: str = ""  # how they reach each other
-    collective_seconds: float = 0.0  # since load, in exchanges between ranks
+    collective_seconds: float | None = None  # since load, in exchanges between ranks; None: no host counts it
     error: str | None = None

@@ -175,4 +175,6 @@ def test_the_numbers_page_says_what_each_rank_holds_and_how_they_are_linked() ->
     said = dict(_ranks(stats))
     assert said["rank 0"].startswith("3.00G") and said["rank 1"].startswith("2.00G")
     assert said["link"] == "gloo over loopback." and said["in collectives"].startswith("1.50 s")
+    assert dict(_ranks(replace(stats, collective_seconds=0.0)))["in collectives"].startswith("0.00 s since")
+    assert "bench --tp" in dict(_ranks(replace(stats, collective_seconds=None)))["in collectives"]
     assert _ranks(EngineStats()) == ()

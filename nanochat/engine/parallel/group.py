@@ -174,7 +174,7 @@ class RankGroup:
         return {
             "rank_bytes": tuple(memory.weights + memory.kv_cache for memory in self.memory),
             "link": self.link,
-            "collective_seconds": self.collective_seconds or 0.0,
+            "collective_seconds": self.collective_seconds,
         }
 
     def send(self, chunks: list[Chunk]) -> None:

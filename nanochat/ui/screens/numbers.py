@@ -56,5 +56,5 @@ def _ranks(engine: EngineStats) -> tuple[Entry, ...]:
           for rank, size in enumerate(engine.rank_bytes)),
         ("link", f"{engine.link}."),
         ("in collectives", f"{figures.seconds(seconds)} since the model was loaded, waiting for slower ranks included."
-         if seconds else "part of each captured step: `nanochat bench --tp` tells what they cost."),
+         if seconds is not None else "part of each captured step: `nanochat bench --tp` tells what they cost."),
     )  # fmt: skip
