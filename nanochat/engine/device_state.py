@@ -25,7 +25,6 @@ from nanochat.kernels.triton_sampling import SamplingRows
 from nanochat.kernels.triton_step import DecodeRows
 
 MAX_STOPS = 8  # ids that end a row on the device; further ones are only seen by the host
-_FAR = 2**62
 _STAGED_ROWS = 2
 
 
@@ -45,7 +44,6 @@ class DeviceRows:
             block_tables=torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device),
             counter=counter,
             stop_ids=torch.full((num_rows, MAX_STOPS), -1, dtype=torch.int32, device=device),
-            last_position=torch.full((num_rows,), _FAR, dtype=torch.int64, device=device),
         )
         self.sampling = SamplingRows(
             temperature=torch.zeros(num_rows, dtype=torch.float32, device=device),

@@ -82,10 +82,9 @@ class DecodeRows:
         ids, positions: int64 [rows], the token to feed and where it stands.
         context_lens: int32 [rows], the positions cached once it is written.
         slots: int64 [rows], where its key and value go; -1 writes nothing.
-        block_tables: int32 [rows, max_blocks]; must cover every position up to `last_position`.
+        block_tables: int32 [rows, max_blocks]; must reach one position further than `positions`.
         counter: int64 [rows], the tokens drawn so far (see `SamplingRows`).
         stop_ids: int32 [rows, n], padded with -1: a row that draws one is over.
-        last_position: int64 [rows]: a row whose next token would stand past it is over.
     """
 
     ids: Tensor
@@ -95,12 +94,11 @@ class DecodeRows:
     block_tables: Tensor
     counter: Tensor
     stop_ids: Tensor
-    last_position: Tensor
 
 
 @triton.jit(do_not_specialize=["rows", "table_stride", "steps", "width"])
 def _advance(
-    sampled_ptr, finite_ptr, ids_ptr, positions_ptr, context_ptr, slots_ptr, table_ptr, counter_ptr, stop_ptr, last_ptr,
+    sampled_ptr, finite_ptr, ids_ptr, positions_ptr, context_ptr, slots_ptr, table_ptr, counter_ptr, stop_ptr,
     told_ptr, turn_ptr, rows, table_stride, steps, width,
     STOPS: tl.constexpr, BLOCK_STOPS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -124,8 +122,7 @@ def _advance(
     met = tl.max((stops.to(tl.int64) == sampled[:, None]).to(tl.int32), 1) > 0
     finite = tl.load(finite_ptr + row, mask=own, other=0) != 0
     tl.store(told + 1 + row, tl.where(finite, sampled, -1), mask=own)
-    over = met | (finite == 0) | (position > tl.load(last_ptr + row, mask=alive, other=0))
-    going = alive & (over == 0)
+    going = alive & finite & (met == 0)
     block = tl.load(table_ptr + row.to(tl.int64) * table_stride + position // 16, mask=going, other=0)
     slot = tl.where(going, block.to(tl.int64) * 16 + position % 16, -1)
     tl.store(slots_ptr + row, slot, mask=own)
@@ -153,7 +150,7 @@ class Told:
 
 
 def advance(rows: DecodeRows, sampled: Tensor, finite: Tensor, told: Told, *, pdl: bool = False) -> None:
-    """Hand the drawn tokens over to the next step, in place, and to the host. A row is over after a stop, its last position, or NaN.
+    """Hand the drawn tokens over to the next step, in place, and to the host. A row is over after a stop or NaN.
 
     Args:
         sampled, finite: int64 and bool [rows], from `sample_rows`.
@@ -162,7 +159,7 @@ def advance(rows: DecodeRows, sampled: Tensor, finite: Tensor, told: Told, *, pd
     block = next_power_of_2(count)
     _advance[(1,)](  # one program: the turn has one reader
         sampled, finite.view(torch.uint8), rows.ids, rows.positions, rows.context_lens, rows.slots, rows.block_tables,
-        rows.counter, rows.stop_ids, rows.last_position, told.ring, told.turn, count, rows.block_tables.stride(0),
+        rows.counter, rows.stop_ids, told.ring, told.turn, count, rows.block_tables.stride(0),
         *told.ring.shape, STOPS=stops, BLOCK_STOPS=next_power_of_2(stops), BLOCK=block, PDL=pdl,
         num_warps=min(8, max(1, block // 32)), **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip

@@ -226,7 +226,7 @@ def test_rows_change_as_a_whole_or_not_at_all_wherever_memory_runs_out(most: int
         assert set(slots[contexts == 0].tolist()) <= {-1}, "an empty row writes nothing"
         batch.rows.upload([chunk for place, chunk in enumerate(chunks) if place != ended])
         assert batch.state() == right.state(), f"memory ran out in allocation {short.place}"
-    assert places > 20
+    assert places >= 20
 
 
 def test_host_values_reach_a_device_as_they_are() -> None:

@@ -416,7 +416,7 @@ def step(kernels: CudaKernels, peak: float) -> None:
             kernels.pdl = pdl
             rows = DecodeRows(full(5, torch.int64), full(context - 1, torch.int64), full(context, torch.int32),
                               (tables[:, (context - 1) // 16].long() * 16 + (context - 1) % 16), tables, full(0, torch.int64),
-                              torch.full((batch, 2), -1, dtype=torch.int32, device=DEVICE), full(context + 1200, torch.int64))  # fmt: skip
+                              torch.full((batch, 2), -1, dtype=torch.int32, device=DEVICE))  # fmt: skip
             params = SamplingRows(
                 full(0.6, torch.float32),
                 full(0, torch.int32),

@@ -82,7 +82,6 @@ def rows_of(batch: Batch) -> DecodeRows:
         context_lens=batch.context_lens.clone(), slots=batch.slots.clone(), block_tables=batch.block_tables,
         counter=torch.zeros(count, dtype=torch.int64, device="cuda"),
         stop_ids=torch.full((len(batch.contexts), 2), -1, dtype=torch.int32, device="cuda"),
-        last_position=torch.full((count,), 10**6, device="cuda"),
     )  # fmt: skip
 
 
@@ -201,9 +200,11 @@ def test_replayed_steps_draw_what_eager_steps_draw(count: int, kernels: CudaKern
         torch.zeros(1, dtype=torch.int64, device="cuda"),
     )
 
+    stops = [-1] * count
+
     def start() -> tuple[DecodeRows, SamplingRows, list[tuple[torch.Tensor, torch.Tensor]]]:
         rows = rows_of(batch)
-        rows.last_position.copy_(torch.tensor([1000, 40, 70, 40])[:count])
+        rows.stop_ids[:, 0] = torch.tensor(stops)
         full = lambda value, dtype: torch.full((count,), value, dtype=dtype, device="cuda")
         sampling = SamplingRows(
             full(0.8, torch.float32), full(50, torch.int32), full(0.95, torch.float32), full(0.0, torch.float32),
@@ -219,6 +220,10 @@ def test_replayed_steps_draw_what_eager_steps_draw(count: int, kernels: CudaKern
         advance(rows, ids, finite, told, pdl=kernels.pdl)
         return ids
 
+    rows, sampling, kv = start()
+    endless = [step(rows, sampling, kv).tolist() for _ in range(24)]
+    if count == 4:
+        stops[2:] = endless[10][2], endless[23][3]  # two rows end on the way, each at its own step
     rows, sampling, kv = start()
     eager = [torch.where(rows.context_lens > 0, step(rows, sampling, kv), -1).tolist() for _ in range(40)]
     rows_eager = rows

@@ -194,7 +194,7 @@ def decode_rows(rows: int) -> DecodeRows:
 
     return DecodeRows(
         whole(rows), whole(rows), whole(rows, dtype=torch.int32), whole(rows),
-        whole(rows, 2560, dtype=torch.int32), whole(rows), whole(rows, 8, dtype=torch.int32), whole(rows),
+        whole(rows, 2560, dtype=torch.int32), whole(rows), whole(rows, 8, dtype=torch.int32),
     )  # fmt: skip
 
 

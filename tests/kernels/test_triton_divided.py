@@ -77,7 +77,6 @@ def test_what_a_graph_records_exchanges_offers_or_all_logits_once(divided: bool)
         ids=torch.zeros(3, dtype=torch.int64), positions=torch.zeros(3, dtype=torch.int64),
         context_lens=torch.ones(3, dtype=torch.int32), slots=torch.arange(3), counter=sampling.counter,
         block_tables=torch.arange(3, dtype=torch.int32)[:, None], stop_ids=torch.full((3, 1), -1, dtype=torch.int32),
-        last_position=torch.full((3,), 9),
     )  # fmt: skip
     expected, _ = sample_rows(logits, sampling)
     told = Told(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))

@@ -95,14 +95,13 @@ def test_a_step_begins_with_embedded_rows_and_their_angles() -> None:
     )
 
 
-def test_a_row_moves_on_until_a_stop_its_last_position_or_nan() -> None:
+def test_a_row_moves_on_until_a_stop_or_nan() -> None:
     tables = torch.arange(5 * 4, dtype=torch.int32).view(5, 4)
     rows = DecodeRows(
         ids=torch.zeros(5, dtype=torch.int64), positions=torch.tensor([15, 3, 7, 5, 0]),
         context_lens=torch.tensor([16, 4, 8, 6, 0], dtype=torch.int32), slots=torch.tensor([15, 67, 135, 197, -1]),
         block_tables=tables, counter=torch.tensor([1, 2, 3, 4, 5]),
-        stop_ids=torch.tensor([[9, -1], [9, 8], [-1, -1], [-1, -1], [-1, -1]], dtype=torch.int32),
-        last_position=torch.tensor([100, 100, 7, 100, 100]),
+        stop_ids=torch.tensor([[9, -1], [9, 8], [11, -1], [-1, -1], [-1, -1]], dtype=torch.int32),
     )  # fmt: skip
     told = Told(torch.zeros(3, 6, dtype=torch.int64), torch.tensor([7]))
     advance(rows, torch.tensor([11, 8, 11, 0, 11]), torch.tensor([True, True, True, False, True]), told)

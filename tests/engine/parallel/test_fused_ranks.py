@@ -100,7 +100,7 @@ def decode_rows(ids: list[int]) -> DecodeRows:
         ids=torch.tensor(ids), positions=torch.zeros(count, dtype=torch.int64),
         context_lens=torch.ones(count, dtype=torch.int32), slots=torch.arange(count) * 16,
         block_tables=torch.arange(count, dtype=torch.int32)[:, None], counter=torch.zeros(count, dtype=torch.int64),
-        stop_ids=torch.full((count, 2), -1, dtype=torch.int32), last_position=torch.full((count,), 99),
+        stop_ids=torch.full((count, 2), -1, dtype=torch.int32),
     )  # fmt: skip
 
 
