@@ -73,7 +73,7 @@ def _scan(
 def _choose(
     logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, counter_ptr,
     partial_ptr, maxima_ptr, groups_ptr, ids_ptr, finite_ptr, stride, vocab, num_chunks, num_groups, word,
-    CHUNKS: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr, FILTERED: tl.constexpr, PDL: tl.constexpr,
+    CHUNKS: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The end of one row: its token and whether all its logits are finite.
 
@@ -93,76 +93,75 @@ def _choose(
     bad = tl.max(tl.load(source + 4, mask=own, other=0.0), 0) > 0.0
     top = tl.max(tops, 0)
     _, token = best_of(tl.where(own, scores, float("-inf")), tl.where(own, tokens, NO_TOKEN))
-    if FILTERED:
-        temperature = tl.load(temperature_ptr + row)
-        k = tl.load(top_k_ptr + row)
-        k = tl.where(k >= vocab, 0, k)
-        p = tl.load(top_p_ptr + row)
-        min_p = tl.load(min_p_ptr + row)
-        filtered = (temperature > 0.0) & ((k > 0) | (p < 1.0) | (min_p > 0.0))
-        if filtered & (not bad):
-            total = tl.sum(masses * tl.exp(tops - top), 0)
-            floor = tl.where(min_p > 0.0, top + tl.log(tl.where(min_p > 0.0, min_p, 1.0)), float("-inf"))
-            low, high = noise_word(tl.load(seed_ptr + row), tl.load(counter_ptr + row))
-            logits = logits_ptr + row * stride
-            maxima = maxima_ptr + row * num_groups
-            groups = groups_ptr + row * 256
-            found = tl.full([], NO_TOKEN, tl.int32)
-            if (k > 0) & (k <= 64):
-                found = choose_of_few(
-                    logits,
-                    maxima,
-                    groups,
-                    low,
-                    high,
-                    temperature,
-                    k,
-                    p,
-                    floor,
-                    top,
-                    vocab,
-                    num_groups,
-                    GROUPS,
-                    128,
-                )
-            if found != NO_TOKEN:
-                token = found
-            elif (k > 0) & (k <= 256):
-                token = choose_of_top_k(
-                    logits,
-                    maxima,
-                    groups,
-                    low,
-                    high,
-                    temperature,
-                    k,
-                    p,
-                    floor,
-                    top,
-                    vocab,
-                    num_groups,
-                    word,
-                    GROUPS,
-                    256,
-                )
-            else:
-                token = choose_by_trying(
-                    logits,
-                    maxima,
-                    low,
-                    high,
-                    temperature,
-                    k,
-                    p,
-                    floor,
-                    top,
-                    total,
-                    token,
-                    vocab,
-                    num_groups,
-                    word,
-                    TILE,
-                )
+    temperature = tl.load(temperature_ptr + row)
+    k = tl.load(top_k_ptr + row)
+    k = tl.where(k >= vocab, 0, k)
+    p = tl.load(top_p_ptr + row)
+    min_p = tl.load(min_p_ptr + row)
+    filtered = (temperature > 0.0) & ((k > 0) | (p < 1.0) | (min_p > 0.0))
+    if filtered & (not bad):
+        total = tl.sum(masses * tl.exp(tops - top), 0)
+        floor = tl.where(min_p > 0.0, top + tl.log(tl.where(min_p > 0.0, min_p, 1.0)), float("-inf"))
+        low, high = noise_word(tl.load(seed_ptr + row), tl.load(counter_ptr + row))
+        logits = logits_ptr + row * stride
+        maxima = maxima_ptr + row * num_groups
+        groups = groups_ptr + row * 256
+        found = tl.full([], NO_TOKEN, tl.int32)
+        if (k > 0) & (k <= 64):
+            found = choose_of_few(
+                logits,
+                maxima,
+                groups,
+                low,
+                high,
+                temperature,
+                k,
+                p,
+                floor,
+                top,
+                vocab,
+                num_groups,
+                GROUPS,
+                128,
+            )
+        if found != NO_TOKEN:
+            token = found
+        elif (k > 0) & (k <= 256):
+            token = choose_of_top_k(
+                logits,
+                maxima,
+                groups,
+                low,
+                high,
+                temperature,
+                k,
+                p,
+                floor,
+                top,
+                vocab,
+                num_groups,
+                word,
+                GROUPS,
+                256,
+            )
+        else:
+            token = choose_by_trying(
+                logits,
+                maxima,
+                low,
+                high,
+                temperature,
+                k,
+                p,
+                floor,
+                top,
+                total,
+                token,
+                vocab,
+                num_groups,
+                word,
+                TILE,
+            )
     token = tl.where(bad, 0, token)
     tl.store(ids_ptr + row, token.to(tl.int64))
     tl.store(finite_ptr + row, bad == 0)
@@ -187,19 +186,14 @@ class SamplingRows:
     counter: Tensor
 
 
-def sample_rows(
-    logits: Tensor, rows: SamplingRows, *, filtered: bool = True, ids: Tensor | None = None, finite: Tensor | None = None,
-    pdl: bool = False,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def sample_rows(logits: Tensor, rows: SamplingRows, *, pdl: bool = False) -> tuple[Tensor, Tensor]:
     """Draw one token for each row; nothing waits for the host.
 
     Args:
         logits: [num_rows, vocab], float32 (or a half type); left as they are.
-        filtered: false promises that no row has a top-k, top-p or min-p.
-        ids, finite: where to write; int64 and bool [num_rows].
 
     Returns:
-        (ids, finite). A row with NaN or an infinity among its logits is not finite, and its id is 0.
+        (ids, finite), int64 and bool [num_rows]. A row with NaN or an infinity among its logits is not finite, and its id is 0.
     """
     num_rows, vocab = logits.shape
     device = logits.device
@@ -208,8 +202,8 @@ def sample_rows(
     partial = torch.empty(num_rows, chunks, 5, dtype=torch.float32, device=device)
     maxima = torch.empty(num_rows, groups, dtype=torch.float32, device=device)
     picked = torch.empty(num_rows, 256, dtype=torch.int32, device=device)
-    ids = torch.empty(num_rows, dtype=torch.int64, device=device) if ids is None else ids
-    finite = torch.empty(num_rows, dtype=torch.bool, device=device) if finite is None else finite
+    ids = torch.empty(num_rows, dtype=torch.int64, device=device)
+    finite = torch.empty(num_rows, dtype=torch.bool, device=device)
     dependent = {"launch_pdl": True} if pdl else {}
     _scan[(chunks, num_rows)](
         logits, rows.temperature, rows.seed, rows.counter, partial, maxima, logits.stride(0), vocab, chunks, groups,
@@ -219,6 +213,6 @@ def sample_rows(
         logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seed, rows.counter,
         partial, maxima, picked, ids, finite, logits.stride(0), vocab, chunks, groups, 32,
         CHUNKS=next_power_of_2(chunks), GROUPS=next_power_of_2(groups), TILE=min(4096, next_power_of_2(max(vocab, 32))),
-        FILTERED=filtered, PDL=pdl, num_warps=16 if filtered else 4, **dependent,
+        PDL=pdl, num_warps=16, **dependent,
     )  # fmt: skip
     return ids, finite

@@ -327,18 +327,15 @@ def sampling(kernels: CudaKernels, peak: float) -> None:
     for batch in (1, 8, 64, 256):
         logits = [torch.randn(batch, 151936, device=DEVICE) * 3 for _ in range(max(1, min(16, 256 // batch)))]
         full = lambda value, dtype: torch.full((batch,), value, dtype=dtype, device=DEVICE)
-        for name, k, p, filtered in (
-            ("plain", 0, 1.0, False),
-            ("none of the filters", 0, 1.0, True),
-            ("k20 p.95", 20, 0.95, True),
-            ("k200 p.95", 200, 0.95, True),
-            ("p.9", 0, 0.9, True),
+        for name, k, p in (
+            ("none of the filters", 0, 1.0),
+            ("k20 p.95", 20, 0.95),
+            ("k200 p.95", 200, 0.95),
+            ("p.9", 0, 0.9),
         ):
             rows = SamplingRows(full(0.6, torch.float32), full(k, torch.int32), full(p, torch.float32), full(0.0, torch.float32),
                                 torch.arange(batch, device=DEVICE), torch.arange(batch, device=DEVICE))  # fmt: skip
-            seconds = time_of_launches(
-                [lambda x=x, f=filtered: sample_rows(x, rows, filtered=f, pdl=kernels.pdl) for x in logits]
-            )
+            seconds = time_of_launches([lambda x=x: sample_rows(x, rows, pdl=kernels.pdl) for x in logits])
             line(f"sampling b{batch} {name}", seconds, batch * 151936 * 4, peak)
 
 
@@ -435,7 +432,7 @@ def step(kernels: CudaKernels, peak: float) -> None:
                 told: Told = told,
                 pdl: bool = pdl,
             ) -> None:
-                ids, finite = sample_rows(decoder.logits(rows, start, pool), params, filtered=False, pdl=pdl)
+                ids, finite = sample_rows(decoder.logits(rows, start, pool), params, pdl=pdl)
                 advance(rows, ids, finite, told, pdl=pdl)
 
             seconds = time_of_launches([run] * 8, rounds=8)

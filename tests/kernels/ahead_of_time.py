@@ -236,9 +236,8 @@ def sampling(rows: int, vocab: int, pdl: bool) -> None:
     )
     logits = empty(rows, vocab, dtype=torch.float32)
     told = Told(empty(64, 1 + rows, dtype=torch.int64), empty(1, dtype=torch.int64))
-    for filtered in (True, False):
-        ids, finite = sample_rows(logits, draw, filtered=filtered, pdl=pdl)
-        advance(state, ids, finite, told, pdl=pdl)
+    ids, finite = sample_rows(logits, draw, pdl=pdl)
+    advance(state, ids, finite, told, pdl=pdl)
     choose_rows(torch.stack([offer_rows(logits[:, : vocab // 2], draw, 0, pdl=pdl)] * 2), pdl=pdl)
 
 

@@ -47,11 +47,10 @@ def test_top_k_one_and_temperature_zero_take_the_first_of_the_largest() -> None:
     assert sample_rows(logits, on_device(rows))[0].tolist() == [40, 40]
 
 
-def test_without_filters_the_second_kernel_need_not_look_for_them() -> None:
+def test_without_filters_the_best_noisy_token_of_all_is_drawn() -> None:
     rows = make_rows(6, 1000, seed=9)
     rows.top_k, rows.top_p, rows.min_p = [0] * 6, [1.0] * 6, [0.0] * 6
-    ids, _ = sample_rows(rows.logits, on_device(rows), filtered=False)
-    assert ids.tolist() == sample_rows(rows.logits, on_device(rows))[0].tolist()
+    ids, _ = sample_rows(rows.logits, on_device(rows))
     assert all(rows.accepts(row, token) for row, token in enumerate(ids.tolist()))
 
 
