@@ -112,15 +112,7 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
     return float((out.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
 
 
-def rotated(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    weight: Tensor | None = None,
-    eps: float = 1e-6,
-    *,
-    interleaved: bool = False,
-) -> Tensor:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
     """Heads [T, heads, head_dim] in float32: normed with `weight`, then turned by cos and sin [T, rotary / 2]."""
     x = x.float()
     if weight is not None:
@@ -128,12 +120,8 @@ def rotated(
     half = cos.shape[1]
     cos, sin = cos[:, None].float(), sin[:, None].float()
     turned, rest = x[..., : 2 * half], x[..., 2 * half :]
-    if interleaved:
-        first, second = turned[..., 0::2], turned[..., 1::2]
-        turned = torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)
-    else:
-        first, second = turned[..., :half], turned[..., half:]
-        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+    first, second = turned[..., :half], turned[..., half:]
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
     return torch.cat((turned, rest), -1)
 
 

@@ -298,4 +298,4 @@ class CudaKernels:
 def rope_of(spec: AttentionSpec, rotation: Rope | None, like: Tensor) -> Rope:
     """A layer's norms and rotation as the kernels take them; without a rotation nothing turns."""
     cos, sin, rotary = (like, like, 0) if rotation is None else (rotation.cos, rotation.sin, rotation.rotary)
-    return Rope(cos, sin, rotary, False, spec.q_norm, spec.k_norm, spec.norm_eps)
+    return Rope(cos, sin, rotary, spec.q_norm, spec.k_norm, spec.norm_eps)

@@ -120,7 +120,7 @@ class FusedDecoder:
             qkv = self._product(x, layer.qkv, norm=layer.input_norm, late=True)
             rope = Rope(
                 x if layer.rope is None else cos[layer.rope], x if layer.rope is None else sin[layer.rope],
-                0 if layer.rope is None else 2 * cos.shape[2], False,
+                0 if layer.rope is None else 2 * cos.shape[2],
                 layer.spec.q_norm, layer.spec.k_norm, layer.spec.norm_eps,
             )  # fmt: skip
             attended = self._attend(qkv, layer.spec, rope, rows, query_start, cache)

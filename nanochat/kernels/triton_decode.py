@@ -41,11 +41,11 @@ from nanochat.kernels.triton_rope import Rope, angles_of, halves_of, joined, tur
 @triton.jit
 def _rotated(
     qkv_ptr, q_rows, k_rows, row_valid, q_weights, k_weights, cos, sin, eps, like,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """The queries at `q_rows` and the keys at `k_rows` [M], [M, BLOCK_D] each, in the type that `like` points to."""
-    q_first, q_second = halves_of(qkv_ptr, q_rows, row_valid, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED)
-    k_first, k_second = halves_of(qkv_ptr, k_rows, row_valid, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED)
+    q_first, q_second = halves_of(qkv_ptr, q_rows, row_valid, HEAD_DIM, BLOCK_D, ROTARY)
+    k_first, k_second = halves_of(qkv_ptr, k_rows, row_valid, HEAD_DIM, BLOCK_D, ROTARY)
     q_first, q_second = turned(
         q_first,
         q_second,
@@ -57,7 +57,6 @@ def _rotated(
         HEAD_DIM,
         BLOCK_D,
         ROTARY,
-        INTERLEAVED,
         NORM,
     )
     k_first, k_second = turned(
@@ -71,11 +70,10 @@ def _rotated(
         HEAD_DIM,
         BLOCK_D,
         ROTARY,
-        INTERLEAVED,
         NORM,
     )
-    q = joined(q_first, q_second, BLOCK_D, ROTARY, INTERLEAVED)
-    k = joined(k_first, k_second, BLOCK_D, ROTARY, INTERLEAVED)
+    q = joined(q_first, q_second, BLOCK_D, ROTARY)
+    k = joined(k_first, k_second, BLOCK_D, ROTARY)
     return q.to(like.dtype.element_ty), k.to(like.dtype.element_ty)
 
 
@@ -89,7 +87,7 @@ def _decode(
     M: tl.constexpr, BLOCK_N: tl.constexpr,
     SPLITS: tl.constexpr, SPLIT_SIZE: tl.constexpr, MIN_SPLIT: tl.constexpr, SEQS: tl.constexpr,
     WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,
-    FUSED: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
+    FUSED: tl.constexpr, ROTARY: tl.constexpr, NORM: tl.constexpr,
     STAGES: tl.constexpr, PDL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(BLOCK_Q == 1 or not FUSED)
@@ -154,9 +152,9 @@ def _decode(
         )
     if FUSED:
         slot = tl.load(slots_ptr + token, mask=count > 0, other=-1)
-        cos, sin = angles_of(cos_ptr, sin_ptr, token + query, row_valid, BLOCK_D, ROTARY, INTERLEAVED)
-        q_weights = weights_of(q_weight_ptr, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM)
-        k_weights = weights_of(k_weight_ptr, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM)
+        cos, sin = angles_of(cos_ptr, sin_ptr, token + query, row_valid, BLOCK_D, ROTARY)
+        q_weights = weights_of(q_weight_ptr, HEAD_DIM, BLOCK_D, ROTARY, NORM)
+        k_weights = weights_of(k_weight_ptr, HEAD_DIM, BLOCK_D, ROTARY, NORM)
     if EARLY and PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
@@ -177,7 +175,7 @@ def _decode(
             )
             q, new_k = _rotated(
                 q_ptr, q_rows, k_rows, row_valid, q_weights, k_weights, cos, sin, eps, k_cache_ptr,
-                HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
+                HEAD_DIM, BLOCK_D, ROTARY, NORM,
             )  # fmt: skip
             last = share == used - 1
             kept_at = (slot // 16) * block_stride + (slot % 16) * slot_stride + kv_head * head_stride + offs_d
@@ -310,7 +308,6 @@ def decode_attention(
         GROUP=group, TILE_HEADS=plan.tile_heads, BLOCK_Q=plan.block_q, BLOCK_ROWS=next_power_of_2(rows), M=max(16, next_power_of_2(rows)),
         BLOCK_N=plan.block_n, SPLITS=splits, SPLIT_SIZE=plan.split_size, MIN_SPLIT=plan.min_split,
         SEQS=next_power_of_2(num_seqs) if tiled else 0, WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
-        FUSED=fused, ROTARY=rope.rotary if rope is not None else 0,
-        INTERLEAVED=rope is not None and rope.interleaved, NORM=norm,
+        FUSED=fused, ROTARY=rope.rotary if rope is not None else 0, NORM=norm,
         STAGES=plan.stages, PDL=pdl, EARLY=early, num_warps=plan.warps, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip

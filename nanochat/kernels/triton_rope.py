@@ -1,6 +1,6 @@
 """Rotary positions (Su et al., 2021), with the norm of queries and keys before them and the KV write after.
 
-A head's first `ROTARY` elements turn by pairs: (i, i + ROTARY / 2), or (2i, 2i + 1) when interleaved.
+A head's first `ROTARY` elements turn by pairs (i, i + ROTARY / 2).
 `cos` and `sin` are float32 [tokens, ROTARY / 2], a row for each token of the step. All arithmetic is float32,
 rounded once.
 """
@@ -28,7 +28,6 @@ class Rope:
     Attributes:
         cos, sin: float32 [tokens, rotary / 2], contiguous: a row for each token of the step.
         rotary: how many of a head's first elements turn; 0 leaves them as they are.
-        interleaved: pairs are (2i, 2i + 1), not (i, i + rotary / 2).
         q_weight, k_weight: [head_dim], the per-head RMS norms' weights; `None` without them.
         eps: of those norms.
     """
@@ -36,7 +35,6 @@ class Rope:
     cos: Tensor
     sin: Tensor
     rotary: int
-    interleaved: bool = False
     q_weight: Tensor | None = None
     k_weight: Tensor | None = None
     eps: float = 1e-6
@@ -50,7 +48,6 @@ def angles_of(
     row_valid,
     BLOCK_D: tl.constexpr,
     ROTARY: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
 ):
     """Cosines and sines of `tokens` [R], float32: [R, ROTARY / 2] where all of a head turns, else one for each element."""
     half: tl.constexpr = ROTARY // 2
@@ -62,7 +59,7 @@ def angles_of(
             mask = row_valid[:, None]
         else:
             offs = tl.arange(0, BLOCK_D)
-            angle = offs // 2 if INTERLEAVED else tl.where(offs >= half, offs - half, offs)
+            angle = tl.where(offs >= half, offs - half, offs)
             at = tokens[:, None] * half + tl.where(offs < ROTARY, angle, 0)[None, :]
             mask = row_valid[:, None] & (offs < ROTARY)[None, :]
         cos = tl.load(cos_ptr + at, mask=mask, other=1.0)
@@ -72,14 +69,14 @@ def angles_of(
 
 @triton.jit
 def halves_of(
-    x_ptr, rows, row_valid, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr
+    x_ptr, rows, row_valid, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr
 ):  # fmt: skip
     """What stands at offsets `rows` [R], as it is turned: the firsts and the seconds of all pairs where all of a head turns,
     [R, BLOCK_D / 2] each; else every element and its partner, [R, BLOCK_D] each.
     """
     offs = tl.arange(0, BLOCK_D)
     half: tl.constexpr = ROTARY // 2
-    if ROTARY == BLOCK_D and not INTERLEAVED:
+    if ROTARY == BLOCK_D:
         # Two loads, so that both of a pair are with one thread.
         to = x_ptr + rows[:, None] + tl.arange(0, half)[None, :]
         first = tl.load(to, mask=row_valid[:, None], other=0.0)
@@ -88,10 +85,8 @@ def halves_of(
         mask = row_valid[:, None] & (offs < HEAD_DIM)[None, :]
         first = tl.load(x_ptr + rows[:, None] + offs[None, :], mask=mask, other=0.0)
         second = first
-        if ROTARY == BLOCK_D:
-            first, second = tl.split(tl.reshape(first, (first.shape[0], half, 2)))
-        elif ROTARY > 0:
-            partner = offs ^ 1 if INTERLEAVED else tl.where(offs < half, offs + half, offs - half)
+        if ROTARY > 0:
+            partner = tl.where(offs < half, offs + half, offs - half)
             partner = tl.where(offs < ROTARY, partner, offs)
             second = tl.load(x_ptr + rows[:, None] + partner[None, :], mask=mask, other=0.0)
     return first, second
@@ -99,21 +94,21 @@ def halves_of(
 
 @triton.jit
 def weights_of(
-    weight_ptr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr
+    weight_ptr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, NORM: tl.constexpr
 ):  # fmt: skip
     """A norm's weights in the form of `halves_of`, one row of them; ones without NORM."""
     first = 1.0
     second = 1.0
     if NORM:
         one = tl.arange(0, 1)
-        first, second = halves_of(weight_ptr, one, one == 0, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED)
+        first, second = halves_of(weight_ptr, one, one == 0, HEAD_DIM, BLOCK_D, ROTARY)
     return first, second
 
 
 @triton.jit
 def turned(
     first, second, first_weight, second_weight, cos, sin, eps,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """`halves_of` heads, RMS-normalised if NORM, then rotated, in float32 and in the same form."""
     first, second = first.to(tl.float32), second.to(tl.float32)
@@ -131,19 +126,17 @@ def turned(
         first = turned_first
     elif ROTARY > 0:
         offs = tl.arange(0, BLOCK_D)
-        is_second = (offs & 1) == 1 if INTERLEAVED else offs >= ROTARY // 2
+        is_second = offs >= ROTARY // 2
         first = first * cos + tl.where(is_second[None, :], second, -second) * sin
     return first, second
 
 
 @triton.jit
-def joined(first, second, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr):
+def joined(first, second, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr):
     """The heads [R, BLOCK_D] that `turned` gives in halves."""
     if ROTARY == BLOCK_D:
         both = tl.join(first, second)
-        if not INTERLEAVED:
-            both = tl.permute(both, (0, 2, 1))
-        return tl.reshape(both, (first.shape[0], BLOCK_D))
+        return tl.reshape(tl.permute(both, (0, 2, 1)), (first.shape[0], BLOCK_D))
     else:
         return first
 
@@ -151,12 +144,12 @@ def joined(first, second, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, INTERLEAV
 @triton.jit
 def rotated_heads(
     x_ptr, rows, row_valid, weight_ptr, cos_ptr, sin_ptr, tokens, eps,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """Heads [R, BLOCK_D] in float32 from offsets `rows` [R]: RMS-normalised if NORM, then rotated by the angles of `tokens` [R]."""
-    first, second = halves_of(x_ptr, rows, row_valid, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED)
-    first_weight, second_weight = weights_of(weight_ptr, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM)
-    cos, sin = angles_of(cos_ptr, sin_ptr, tokens, row_valid, BLOCK_D, ROTARY, INTERLEAVED)
+    first, second = halves_of(x_ptr, rows, row_valid, HEAD_DIM, BLOCK_D, ROTARY)
+    first_weight, second_weight = weights_of(weight_ptr, HEAD_DIM, BLOCK_D, ROTARY, NORM)
+    cos, sin = angles_of(cos_ptr, sin_ptr, tokens, row_valid, BLOCK_D, ROTARY)
     first, second = turned(
         first,
         second,
@@ -168,10 +161,9 @@ def rotated_heads(
         HEAD_DIM,
         BLOCK_D,
         ROTARY,
-        INTERLEAVED,
         NORM,
     )
-    return joined(first, second, BLOCK_D, ROTARY, INTERLEAVED)
+    return joined(first, second, BLOCK_D, ROTARY)
 
 
 @triton.jit
@@ -179,7 +171,7 @@ def _rope_and_write(
     qkv_ptr, q_out_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, cos_ptr, sin_ptr,
     q_weight_ptr, k_weight_ptr, eps, qkv_stride, block_stride, slot_stride, head_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
+    ROTARY: tl.constexpr, NORM: tl.constexpr,
     BLOCK_Q_HEADS: tl.constexpr, BLOCK_KV_HEADS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
@@ -195,7 +187,7 @@ def _rope_and_write(
     valid = heads < HEADS
     q = rotated_heads(
         qkv_ptr, source + heads * HEAD_DIM, valid, q_weight_ptr, cos_ptr, sin_ptr,
-        token + tl.zeros([BLOCK_Q_HEADS], tl.int64), eps, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
+        token + tl.zeros([BLOCK_Q_HEADS], tl.int64), eps, HEAD_DIM, BLOCK_D, ROTARY, NORM,
     )  # fmt: skip
     to = q_out_ptr + (token * HEADS + heads[:, None]) * HEAD_DIM + offs[None, :]
     tl.store(to, q.to(q_out_ptr.dtype.element_ty), mask=valid[:, None] & in_head)
@@ -204,7 +196,7 @@ def _rope_and_write(
     valid = (heads < KV_HEADS) & (slot >= 0)
     k = rotated_heads(
         qkv_ptr, source + (HEADS + heads) * HEAD_DIM, valid, k_weight_ptr, cos_ptr, sin_ptr,
-        token + tl.zeros([BLOCK_KV_HEADS], tl.int64), eps, HEAD_DIM, BLOCK_D, ROTARY, INTERLEAVED, NORM,
+        token + tl.zeros([BLOCK_KV_HEADS], tl.int64), eps, HEAD_DIM, BLOCK_D, ROTARY, NORM,
     )  # fmt: skip
     mask = valid[:, None] & in_head
     v_source = source + (HEADS + KV_HEADS + heads[:, None]) * HEAD_DIM + offs[None, :]
@@ -247,7 +239,7 @@ def rope_and_write(
         qkv, q, k_cache, v_cache, slots, rope.cos, rope.sin, rope.q_weight if norm else qkv,
         rope.k_weight if norm else qkv, rope.eps, qkv.stride(0), k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
         HEADS=num_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_D=block_d,
-        ROTARY=rope.rotary, INTERLEAVED=rope.interleaved, NORM=norm,
+        ROTARY=rope.rotary, NORM=norm,
         BLOCK_Q_HEADS=next_power_of_2(-(-num_heads // parts)), BLOCK_KV_HEADS=next_power_of_2(-(-kv_heads // parts)),
         PDL=pdl, num_warps=4, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip

@@ -308,7 +308,7 @@ def dense(kernels: CudaKernels, peak: float) -> None:
         pool, _ = paged(1, max(tokens, 16), SMALL, copies)
         qkv = [torch.randn(tokens, 4096, device=DEVICE, dtype=DTYPE) for _ in range(copies)]
         cos = torch.randn(tokens, 64, device=DEVICE)
-        rope = Rope(cos, cos, 128, False, weight[:128], weight[:128])
+        rope = Rope(cos, cos, 128, weight[:128], weight[:128])
         slots = torch.arange(tokens, device=DEVICE)
         line(
             f"norm_rope_write {tokens}",

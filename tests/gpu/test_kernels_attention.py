@@ -13,7 +13,7 @@ from attention_cases import Batch, angles, expect_written, make_batch, project, 
 from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.cuda import CudaKernels
 from nanochat.kernels.layout import AttentionLayout
-from nanochat.kernels.triton_rope import Rope, rope_and_write, write_kv
+from nanochat.kernels.triton_rope import Rope, write_kv
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda")
@@ -121,13 +121,12 @@ def test_padded_sequences_attend_to_nothing_and_come_out_as_zeros(kernels: CudaK
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "normed"])
 @pytest.mark.parametrize(
-    ("shape", "rotary", "interleaved"),
-    [((16, 8, 128), 128, False), ((8, 2, 96), 96, False), ((6, 2, 80), 32, False), ((4, 1, 64), 64, True),
-     ((4, 4, 128), 64, True), ((8, 4, 256), 0, False)],
+    ("shape", "rotary"),
+    [((16, 8, 128), 128), ((8, 2, 96), 96), ((6, 2, 80), 32), ((4, 1, 64), 64), ((4, 4, 128), 64), ((8, 4, 256), 0)],
 )  # fmt: skip
 @pytest.mark.parametrize("lens", [[1, 1, 1, 1], [2, 8, 1, 1], [300, 1, 1, 17]], ids=str)
 def test_norm_rotation_and_write_come_with_attention(
-    shape: tuple[int, int, int], rotary: int, interleaved: bool, norm: bool, lens: list[int], dtype: torch.dtype,
+    shape: tuple[int, int, int], rotary: int, norm: bool, lens: list[int], dtype: torch.dtype,
     kernels: CudaKernels,
 ) -> None:  # fmt: skip
     heads, kv_heads, head_dim = shape
@@ -136,21 +135,14 @@ def test_norm_rotation_and_write_come_with_attention(
     cos, sin = angles(qkv.shape[0], rotary, "cuda") if rotary else (None, None)
     weight = torch.rand(head_dim, device="cuda").to(dtype) + 0.5 if norm else None
     spec = spec_of(batch, q_norm=weight, k_norm=weight)
-    rotation = Rope(cos, sin, rotary, interleaved) if cos is not None and sin is not None else None
+    rotation = Rope(cos, sin, rotary) if cos is not None and sin is not None else None
     split = qkv.view(qkv.shape[0], -1, head_dim)
     if cos is None or sin is None:
         cos, sin = torch.ones(qkv.shape[0], 1, device="cuda"), torch.zeros(qkv.shape[0], 1, device="cuda")
-    turned = rotated(split[:, : heads + kv_heads], cos, sin, weight, interleaved=interleaved)
+    turned = rotated(split[:, : heads + kv_heads], cos, sin, weight)
     before = batch.k_cache.clone(), batch.v_cache.clone()
     plan = kernels.plan(layout_of(batch))
-    if interleaved:  # the bundle's own rotations never are
-        rope = Rope(rotation.cos, rotation.sin, rotary, True, weight, weight) if rotation else None
-        q = rope_and_write(qkv, heads, rope, batch.k_cache, batch.v_cache, batch.slots)
-        out = kernels.attend(q.view(-1, heads, head_dim), spec, (batch.k_cache, batch.v_cache), plan).flatten(
-            1
-        )
-    else:
-        out = kernels.attention(qkv, spec, rotation, (batch.k_cache, batch.v_cache), plan)
+    out = kernels.attention(qkv, spec, rotation, (batch.k_cache, batch.v_cache), plan)
     v = split[:, heads + kv_heads :]
     expect_written(batch, before, turned[:, heads:], v.float(), TOLERANCE[dtype])
     expected = batch.expected(q=turned[:, :heads].flatten(1))

@@ -80,12 +80,12 @@ def test_a_padded_sequence_reads_nothing_and_comes_out_as_zeros() -> None:
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "rotary", "interleaved", "norm"),
-    [(32, 32, False, True), (24, 16, False, True), (16, 8, True, False), (16, 0, False, True)],
+    ("head_dim", "rotary", "norm"),
+    [(32, 32, True), (24, 16, True), (16, 8, False), (16, 0, True)],
 )
 @pytest.mark.parametrize("way", ["fused", "early", "apart"])
 def test_norm_rotation_and_write_come_with_attention(
-    head_dim: int, rotary: int, interleaved: bool, norm: bool, way: str
+    head_dim: int, rotary: int, norm: bool, way: str
 ) -> None:
     heads, kv_heads = 4, 2
     lens = [1, 2, 1, 8] if way == "apart" else [1] * 4
@@ -94,9 +94,9 @@ def test_norm_rotation_and_write_come_with_attention(
     qkv = project(batch)
     cos, sin = angles(tokens, rotary) if rotary else (torch.ones(tokens, 1), torch.zeros(tokens, 1))
     weight = torch.rand(head_dim) + 0.5 if norm else None
-    rope = Rope(cos, sin, rotary, interleaved, weight, weight)
+    rope = Rope(cos, sin, rotary, weight, weight)
     split = qkv.view(tokens, -1, head_dim)
-    turned = rotated(split[:, : heads + kv_heads], cos, sin, weight, interleaved=interleaved)
+    turned = rotated(split[:, : heads + kv_heads], cos, sin, weight)
     before = batch.k_cache.clone(), batch.v_cache.clone()
     if way != "apart":
         out = decode(batch, small_plan(batch), q=qkv, rope=rope, slots=batch.slots, early=way == "early")
