@@ -47,7 +47,7 @@ def _embed(
 
 def embed(
     ids: Tensor, positions: Tensor, table: Tensor, frequencies: Tensor, *, scale: float = 1.0, factor: float = 1.0,
-    dtype: torch.dtype | None = None, first: int | None = None, pdl: bool = False,
+    first: int | None = None, pdl: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Rows of an embedding table, and the angles of each token's position.
 
@@ -55,15 +55,14 @@ def embed(
         ids, positions: int64 [T].
         table: [vocab, H] contiguous; a row is multiplied by `scale`.
         frequencies: float32 [ropes, rotary / 2] contiguous; `factor` scales cosines and sines.
-        dtype: of x; the table's by default.
         first: the table is a rank's share, from this id on; tokens of other ranks are zeros.
 
     Returns:
-        x [T, H], cos and sin float32 [ropes, T, rotary / 2].
+        x [T, H] in the table's dtype, cos and sin float32 [ropes, T, rotary / 2].
     """
     tokens, width = ids.shape[0], table.shape[1]
     ropes, half = frequencies.shape
-    x = torch.empty(tokens, width, dtype=dtype or table.dtype, device=ids.device)
+    x = torch.empty(tokens, width, dtype=table.dtype, device=ids.device)
     cos = torch.empty(ropes, tokens, half, dtype=torch.float32, device=ids.device)
     sin = torch.empty_like(cos)
     _embed[(tokens,)](
