@@ -17,7 +17,6 @@ def pick(
     *,
     dtype: torch.dtype | None = None,
     deterministic: bool = False,
-    tuning: Path | None = None,
     int8_weights: bool = False,
 ) -> Kernels:
     """The fastest kernels for a device.
@@ -25,7 +24,6 @@ def pick(
     Args:
         dtype: of the matrices, for which a GPU's kernels are measured; bfloat16 if not given.
         deterministic: a row's bits depend on nothing but its own sequence: not on the batch, not on what was cached.
-        tuning: the file where measured configurations are kept; by default in the user's cache folder.
         int8_weights: on a CPU, matrices are quantized to 8 bits.
     """
     if device.type == "cuda":
@@ -37,7 +35,7 @@ def pick(
             return CudaKernels(
                 device,
                 deterministic=deterministic,
-                tuning=tuning or _tuning_file(),
+                tuning=_cache() / "kernels.json",
                 dtype=dtype or torch.bfloat16,
             )
     if deterministic:
@@ -52,10 +50,6 @@ def pick(
 
         return CpuKernels(device, native.NativeCode(_cache() / "cpu"), int8_weights=int8_weights)
     return ReferenceKernels(device, int8_weights=int8_weights)
-
-
-def _tuning_file() -> Path:
-    return _cache() / "kernels.json"
 
 
 def _cache() -> Path:
