@@ -17,14 +17,12 @@ def pick(
     *,
     dtype: torch.dtype | None = None,
     deterministic: bool = False,
-    int8_weights: bool = False,
 ) -> Kernels:
     """The fastest kernels for a device.
 
     Args:
         dtype: of the matrices, for which a GPU's kernels are measured; bfloat16 if not given.
         deterministic: a row's bits depend on nothing but its own sequence: not on the batch, not on what was cached.
-        int8_weights: on a CPU, matrices are quantized to 8 bits.
     """
     if device.type == "cuda":
         import torch
@@ -41,15 +39,15 @@ def pick(
     if deterministic:
         from nanochat.kernels.invariant import InvariantKernels
 
-        return InvariantKernels(device, int8_weights=int8_weights)
+        return InvariantKernels(device)
     from nanochat.kernels import native
     from nanochat.kernels.reference import ReferenceKernels
 
     if device.type == "cpu" and native.available():
         from nanochat.kernels.cpu import CpuKernels
 
-        return CpuKernels(device, native.NativeCode(_cache() / "cpu"), int8_weights=int8_weights)
-    return ReferenceKernels(device, int8_weights=int8_weights)
+        return CpuKernels(device, native.NativeCode(_cache() / "cpu"))
+    return ReferenceKernels(device)
 
 
 def _cache() -> Path:

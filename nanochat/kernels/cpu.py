@@ -108,18 +108,17 @@ class CpuKernels(ReferenceKernels):
         code: NativeCode,
         *,
         threads: int | None = None,
-        int8_weights: bool = False,
         widened: Collection[torch.dtype] | None = None,
         prompts: bool | None = None,
     ) -> None:
-        super().__init__(device, int8_weights=int8_weights, widened=widened)
+        super().__init__(device, widened=widened)
         self._code = code
         self._prompts = code.wide if prompts is None else prompts
         self._team = Team(code, threads or torch.get_num_threads())
 
     def describe(self, dtype: torch.dtype) -> str:
         """See `Kernels`."""
-        if dtype != torch.bfloat16 or self.int8_weights:
+        if dtype != torch.bfloat16:
             return super().describe(dtype)
         dots = "bfloat16 products" if self._code.dots else "float32 products of bfloat16"
         above = "torch in float32" if dtype in self.multiply.dtypes else "torch with oneDNN"
@@ -129,7 +128,7 @@ class CpuKernels(ReferenceKernels):
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Any:
         """See `Kernels`."""
         fits = weight.dtype == torch.bfloat16 and weight.shape[0] % 16 == 0 and weight.shape[1] % 32 == 0
-        if self.int8_weights or not fits or not weight.is_contiguous():
+        if not fits or not weight.is_contiguous():
             return super().pack(weight, bias)
         bias_address = 0 if bias is None else bias.data_ptr()
         return Matrix(weight, bias, weight.data_ptr(), bias_address, self.multiply)

@@ -24,14 +24,8 @@ _BLOCK = 16
 class InvariantKernels(ReferenceKernels):
     """See `Kernels`. A row's bits depend on nothing but its own sequence: not on the batch, not on what was cached."""
 
-    def __init__(
-        self,
-        device: torch.device,
-        *,
-        int8_weights: bool = False,
-        widened: Collection[torch.dtype] | None = None,
-    ) -> None:
-        super().__init__(device, int8_weights=int8_weights, widened=widened)
+    def __init__(self, device: torch.device, *, widened: Collection[torch.dtype] | None = None) -> None:
+        super().__init__(device, widened=widened)
         self._block = _BLOCK  # rows of every product
         self._tried: set[tuple[int, ...]] = set()
 

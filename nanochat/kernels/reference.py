@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nanochat.kernels.bundle import AttentionSpec, Reduce
 from nanochat.kernels.layout import AttentionLayout
-from nanochat.kernels.packed import Int8Linear, PackedLinear, can_pack
+from nanochat.kernels.packed import PackedLinear, can_pack
 from nanochat.kernels.paged_attention import PagedPlan, attend, write_kv
 from nanochat.kernels.routing import run_experts
 from nanochat.kernels.widened import FEW, Widened, emulated
@@ -22,19 +22,11 @@ class ReferenceKernels:
     """See `Kernels`. Correct on every device; made to be fast on the CPU, where fewer and larger calls count.
 
     Args:
-        int8_weights: on a CPU, matrices that are packed are quantized to 8 bits.
         widened: the dtypes that are multiplied in float32; those that the CPU does not multiply itself, if not given.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        *,
-        int8_weights: bool = False,
-        widened: Collection[torch.dtype] | None = None,
-    ) -> None:
+    def __init__(self, device: torch.device, *, widened: Collection[torch.dtype] | None = None) -> None:
         self.device = device
-        self.int8_weights = int8_weights
         if widened is None:
             widened = emulated() if device.type == "cpu" else ()
         self.multiply = Widened(widened)
@@ -44,8 +36,6 @@ class ReferenceKernels:
         name = str(dtype).removeprefix("torch.")
         if self.device.type != "cpu":
             return f"plain torch, {name} matrices"
-        if self.int8_weights and dtype in (torch.bfloat16, torch.float16):
-            return "torch on the CPU, int8 matrices with a scale a row"
         if dtype in self.multiply.dtypes:
             return f"torch on the CPU, {name} matrices, multiplied in float32 from {FEW} rows on"
         packed = can_pack(torch.empty(1, 1, dtype=dtype))
@@ -53,12 +43,6 @@ class ReferenceKernels:
 
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Weight:
         """See `Kernels`."""
-        if (
-            self.int8_weights
-            and weight.device.type == "cpu"
-            and weight.dtype in (torch.bfloat16, torch.float16)
-        ):
-            return Int8Linear(weight, bias, self.multiply)
         packs = weight.dtype not in self.multiply.dtypes and can_pack(weight)
         return PackedLinear(weight, bias) if packs else (weight, bias)
 

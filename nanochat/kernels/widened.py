@@ -39,9 +39,9 @@ class Widened:
         self._room = torch.empty(0)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [T, in], weight [out, in] of x's dtype or of int8 -> [T, out]."""
+        """x [T, in], weight [out, in] -> [T, out]."""
         if x.dtype not in self.dtypes or x.shape[0] < FEW:
-            return in_its_time(x.shape[0] * weight.numel(), lambda: F.linear(x, weight.to(x.dtype), bias))
+            return in_its_time(x.shape[0] * weight.numel(), lambda: F.linear(x, weight, bias))
         wide = x.float()
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
         lines = max(1, _PART // weight.shape[1])

@@ -77,28 +77,25 @@ def test_what_is_not_finite_stays_visible(bad: float) -> None:
     assert finite.tolist() == [row != 4 for row in range(9)]
 
 
-def bundles(widened: Collection[torch.dtype], *, int8: bool = False) -> list[ReferenceKernels]:
+def bundles(widened: Collection[torch.dtype]) -> list[ReferenceKernels]:
     made: list[ReferenceKernels] = [
-        ReferenceKernels(CPU, widened=widened, int8_weights=int8),
-        InvariantKernels(CPU, widened=widened, int8_weights=int8),
+        ReferenceKernels(CPU, widened=widened),
+        InvariantKernels(CPU, widened=widened),
     ]
     if native.available():
         from nanochat.kernels.cpu import CpuKernels
         from nanochat.kernels.native import NativeCode
 
         code = NativeCode(None, dots=False)
-        made.append(CpuKernels(CPU, code, widened=widened, int8_weights=int8))
+        made.append(CpuKernels(CPU, code, widened=widened))
     return made
 
 
-@pytest.mark.parametrize("int8", [False, True])
-def test_every_bundle_reads_a_prompt_in_float32_where_16_bits_are_slow(int8: bool) -> None:
+def test_every_bundle_reads_a_prompt_in_float32_where_16_bits_are_slow() -> None:
     x, weight = numbers(torch.bfloat16, 64, 96), numbers(torch.bfloat16, 64, 96)
     residual, norm = numbers(torch.bfloat16, 64, 64), torch.ones(64).bfloat16()
-    for kernels in bundles({torch.bfloat16}, int8=int8):
+    for kernels in bundles({torch.bfloat16}):
         matrix = kernels.pack(weight.clone(), numbers(torch.bfloat16, 64))
-        if isinstance(kernels, InvariantKernels) and int8:
-            continue  # its products are of 16 rows, and those read the 8 bits themselves
         with Products() as products:
             kernels.linear(x, matrix)
             kernels.gated(x, matrix, "silu")

@@ -66,7 +66,6 @@ def load_model(
     reduce: Reduce | None = None,
     gather: Gather | None = None,
     drawn: bool = False,
-    int8_weights: bool = False,
     deterministic: bool = False,
 ) -> Model:
     """Read a model's weights onto a device.
@@ -75,7 +74,6 @@ def load_model(
         rank, world_size: which share of a tensor-parallel model this is, and of how many.
         progress: called with (bytes read, bytes in all).
         reduce, gather: what the ranks do together; needed when there is more than one.
-        int8_weights: a native model on a CPU keeps its matrices in 8 bits: half the memory and up to twice as fast.
         drawn: draw random weights instead of reading any; for models that our own decoder runs.
         deterministic: a token's bits depend on nothing but its own sequence.
 
@@ -92,7 +90,7 @@ def load_model(
     if config.native:
         from nanochat.engine.models.loading import load_decoder
 
-        kernels = pick(device, dtype=dtype, deterministic=deterministic, int8_weights=int8_weights)
+        kernels = pick(device, dtype=dtype, deterministic=deterministic)
         return load_decoder(
             folder, config, kernels, dtype, device, rank, world_size, progress, reduce, gather, drawn
         )

@@ -18,7 +18,7 @@ from nanochat.engine.parallel.shares import refuse_unsplittable, vocabulary_shar
 from nanochat.engine.weights import TORCH_DTYPES, Checkpoint
 from nanochat.errors import InvalidModel
 from nanochat.kernels.bundle import Gather, Kernels, Reduce
-from nanochat.kernels.packed import Int8Linear, PackedLinear
+from nanochat.kernels.packed import PackedLinear
 
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 _HARMLESS = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")  # buffers that old checkpoints carry
@@ -76,7 +76,7 @@ def _embedding_and_head(
         stored = next((head for head in _HEADS if head in checkpoint), _HEADS[0])
         return embed, kernels.pack(reader.stacked([Piece(stored, shape, rows)]))
     head = kernels.pack(table)
-    if not isinstance(head, PackedLinear | Int8Linear) or isinstance(checkpoint, DrawnWeights):
+    if not isinstance(head, PackedLinear) or isinstance(checkpoint, DrawnWeights):
         return embed, head
     entry = checkpoint.entry(name, shape)
     return RowsOnDisk(
