@@ -96,11 +96,6 @@ class ModelConfig:
         return _read(outer, inner or outer, architecture, path)
 
     @property
-    def sliding_windows(self) -> tuple[int | None, ...]:
-        """For each layer how many positions a token sees, itself included; None is all of them."""
-        return tuple(layer.window for layer in self.layers)
-
-    @property
     def rope_switch(self) -> int | None:
         """See the class."""
         for layer in self.layers:
