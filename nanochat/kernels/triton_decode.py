@@ -39,42 +39,19 @@ from nanochat.kernels.triton_rope import Rope, angles_of, halves_of, joined, tur
 
 
 @triton.jit
-def _rotated(
-    qkv_ptr, q_rows, k_rows, row_valid, q_weights, k_weights, cos, sin, eps, like,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr, NORM: tl.constexpr,
+def _store_halves(
+    to, first, second, row, mask, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr
 ):  # fmt: skip
-    """The queries at `q_rows` and the keys at `k_rows` [M], [M, BLOCK_D] each, in the type that `like` points to."""
-    q_first, q_second = halves_of(qkv_ptr, q_rows, row_valid, HEAD_DIM, BLOCK_D, ROTARY)
-    k_first, k_second = halves_of(qkv_ptr, k_rows, row_valid, HEAD_DIM, BLOCK_D, ROTARY)
-    q_first, q_second = turned(
-        q_first,
-        q_second,
-        q_weights[0],
-        q_weights[1],
-        cos,
-        sin,
-        eps,
-        HEAD_DIM,
-        BLOCK_D,
-        ROTARY,
-        NORM,
-    )
-    k_first, k_second = turned(
-        k_first,
-        k_second,
-        k_weights[0],
-        k_weights[1],
-        cos,
-        sin,
-        eps,
-        HEAD_DIM,
-        BLOCK_D,
-        ROTARY,
-        NORM,
-    )
-    q = joined(q_first, q_second, BLOCK_D, ROTARY)
-    k = joined(k_first, k_second, BLOCK_D, ROTARY)
-    return q.to(like.dtype.element_ty), k.to(like.dtype.element_ty)
+    """Row 0 of heads that are in the form of `halves_of`, to a pointer."""
+    mine = (row == 0)[:, None] & mask
+    if ROTARY == BLOCK_D:
+        half: tl.constexpr = ROTARY // 2
+        at = to + tl.arange(0, half)[None, :] + row[:, None] * 0
+        tl.store(at, first.to(to.dtype.element_ty), mask=mine)
+        tl.store(at + half, second.to(to.dtype.element_ty), mask=mine)
+    else:
+        offs = tl.arange(0, BLOCK_D)[None, :]
+        tl.store(to + offs + row[:, None] * 0, first.to(to.dtype.element_ty), mask=mine & (offs < HEAD_DIM))
 
 
 @triton.jit(do_not_specialize=["num_seqs", "table_stride", "window"])
@@ -84,7 +61,7 @@ def _decode(
     scale, soft_cap, window, num_seqs, table_stride, q_stride, block_stride, slot_stride, head_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr, TILE_HEADS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    M: tl.constexpr, BLOCK_N: tl.constexpr,
+    M: tl.constexpr, STACK: tl.constexpr, BLOCK_N: tl.constexpr,
     SPLITS: tl.constexpr, SPLIT_SIZE: tl.constexpr, MIN_SPLIT: tl.constexpr, SEQS: tl.constexpr,
     WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,
     FUSED: tl.constexpr, ROTARY: tl.constexpr, NORM: tl.constexpr,
@@ -151,8 +128,13 @@ def _decode(
             v_base + cached[:, None] + offs_d[None, :], mask=inside[:, None] & in_head[None, :], other=0.0
         )
     if FUSED:
+        # Few rows, so that each thread has few elements: this program's queries; and the new key beside each of them.
+        stacked = tl.arange(0, STACK)
+        stacked_head = first_head + stacked
+        is_query = (stacked < ROWS) & (stacked_head < (kv_head + 1) * GROUP) & (count > 0)
+        there = (stacked >= 0) & (count > 0)
         slot = tl.load(slots_ptr + token, mask=count > 0, other=-1)
-        cos, sin = angles_of(cos_ptr, sin_ptr, token + query, row_valid, BLOCK_D, ROTARY)
+        cos, sin = angles_of(cos_ptr, sin_ptr, token + stacked * 0, there, BLOCK_D, ROTARY)
         q_weights = weights_of(q_weight_ptr, HEAD_DIM, BLOCK_D, ROTARY, NORM)
         k_weights = weights_of(k_weight_ptr, HEAD_DIM, BLOCK_D, ROTARY, NORM)
     if EARLY and PDL:
@@ -163,36 +145,45 @@ def _decode(
         total = tl.zeros([M, BLOCK_D], tl.float32)
         top = tl.full([M], float("-inf"), tl.float32)
         mass = tl.zeros([M], tl.float32)
-        q_rows = (token + query) * q_stride + head * HEAD_DIM
         if FUSED:
-            # Every program turns the new key too, one copy a row: what is asked for together comes together, and its scores
-            # are sums within a row. The last one takes it in and writes it.
-            k_rows = token * q_stride + (HEADS + kv_head) * HEAD_DIM + rows * 0
+            source = q_ptr + token * q_stride
             new_v = tl.load(
-                q_ptr + token * q_stride + (HEADS + KV_HEADS + kv_head) * HEAD_DIM + offs_d,
-                mask=offs_d < HEAD_DIM,
-                other=0.0,
+                source + (HEADS + KV_HEADS + kv_head) * HEAD_DIM + offs_d, mask=offs_d < HEAD_DIM, other=0.0
             )
-            q, new_k = _rotated(
-                q_ptr, q_rows, k_rows, row_valid, q_weights, k_weights, cos, sin, eps, k_cache_ptr,
-                HEAD_DIM, BLOCK_D, ROTARY, NORM,
-            )  # fmt: skip
+            q_first, q_second = halves_of(
+                source, stacked_head * HEAD_DIM, is_query, HEAD_DIM, BLOCK_D, ROTARY
+            )
+            k_rows = (HEADS + kv_head) * HEAD_DIM + stacked * 0
+            k_first, k_second = halves_of(source, k_rows, there, HEAD_DIM, BLOCK_D, ROTARY)
+            q_first, q_second = turned(
+                q_first, q_second, q_weights[0], q_weights[1], cos, sin, eps, HEAD_DIM, BLOCK_D, ROTARY, NORM
+            )
+            k_first, k_second = turned(
+                k_first, k_second, k_weights[0], k_weights[1], cos, sin, eps, HEAD_DIM, BLOCK_D, ROTARY, NORM
+            )
+            # The last program takes key and value in and writes them.
             last = share == used - 1
-            kept_at = (slot // 16) * block_stride + (slot % 16) * slot_stride + kv_head * head_stride + offs_d
-            written = last & (slot >= 0) & (offs_d < HEAD_DIM)
-            first_row = (rows == 0)[:, None]
-            tl.store(
-                k_cache_ptr + kept_at[None, :] + rows[:, None] * 0, new_k, mask=written[None, :] & first_row
+            kept_at = (slot // 16) * block_stride + (slot % 16) * slot_stride + kv_head * head_stride
+            written = last & (slot >= 0)
+            _store_halves(
+                k_cache_ptr + kept_at, k_first, k_second, stacked, written, HEAD_DIM, BLOCK_D, ROTARY
             )
-            tl.store(v_cache_ptr + kept_at, new_v.to(v_cache_ptr.dtype.element_ty), mask=written)
-            score = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), 1) * scale
+            new_v = new_v.to(v_cache_ptr.dtype.element_ty)
+            tl.store(v_cache_ptr + kept_at + offs_d, new_v, mask=written & (offs_d < HEAD_DIM))
+            few_q = joined(q_first, q_second, BLOCK_D, ROTARY).to(k_cache_ptr.dtype.element_ty)
+            new_k = joined(k_first, k_second, BLOCK_D, ROTARY).to(k_cache_ptr.dtype.element_ty)
+            score = tl.sum(few_q.to(tl.float32) * new_k.to(tl.float32), 1) * scale
             if SOFT_CAP:
                 score = capped(score, soft_cap)
+            # Each row several times: matrix units want 16, and only the first are looked at.
+            q = tl.reshape(tl.broadcast_to(few_q[None, :, :], (M // STACK, STACK, BLOCK_D)), (M, BLOCK_D))
+            score = tl.reshape(tl.broadcast_to(score[None, :], (M // STACK, STACK)), (M,))
             taken = last & row_valid
             top = tl.where(taken, score * 1.4426950408889634, float("-inf"))
             mass = tl.where(taken, 1.0, 0.0)
-            total += mass[:, None] * new_v.to(v_cache_ptr.dtype.element_ty).to(tl.float32)[None, :]
+            total += mass[:, None] * new_v.to(tl.float32)[None, :]
         else:
+            q_rows = (token + query) * q_stride + head * HEAD_DIM
             q = tl.load(q_ptr + q_rows[:, None] + offs_d[None, :], mask=out_mask, other=0.0)
         if EARLY:
             position = begin + tl.arange(0, BLOCK_N)
@@ -295,6 +286,7 @@ def decode_attention(
     else:
         part = counters
     fused = rope is not None
+    stack = max(4, next_power_of_2(rows))  # a warp or less for each row: norms need no barrier
     norm = rope is not None and rope.q_weight is not None
     _decode[grid](
         q, k_cache, v_cache, out, block_tables, query_start, context_lens,
@@ -305,7 +297,8 @@ def decode_attention(
         scale, soft_cap or 0.0, window or 0, num_seqs, block_tables.stride(0), q.stride(0),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
         HEADS=num_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_D=next_power_of_2(head_dim),
-        GROUP=group, TILE_HEADS=plan.tile_heads, BLOCK_Q=plan.block_q, BLOCK_ROWS=next_power_of_2(rows), M=max(16, next_power_of_2(rows)),
+        GROUP=group, TILE_HEADS=plan.tile_heads, BLOCK_Q=plan.block_q, BLOCK_ROWS=next_power_of_2(rows),
+        M=max(16, next_power_of_2(rows)), STACK=stack,
         BLOCK_N=plan.block_n, SPLITS=splits, SPLIT_SIZE=plan.split_size, MIN_SPLIT=plan.min_split,
         SEQS=next_power_of_2(num_seqs) if tiled else 0, WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
         FUSED=fused, ROTARY=rope.rotary if rope is not None else 0, NORM=norm,

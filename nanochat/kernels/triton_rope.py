@@ -151,17 +151,7 @@ def rotated_heads(
     first_weight, second_weight = weights_of(weight_ptr, HEAD_DIM, BLOCK_D, ROTARY, NORM)
     cos, sin = angles_of(cos_ptr, sin_ptr, tokens, row_valid, BLOCK_D, ROTARY)
     first, second = turned(
-        first,
-        second,
-        first_weight,
-        second_weight,
-        cos,
-        sin,
-        eps,
-        HEAD_DIM,
-        BLOCK_D,
-        ROTARY,
-        NORM,
+        first, second, first_weight, second_weight, cos, sin, eps, HEAD_DIM, BLOCK_D, ROTARY, NORM
     )
     return joined(first, second, BLOCK_D, ROTARY)
 
