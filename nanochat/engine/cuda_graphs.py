@@ -233,7 +233,6 @@ class DecodeGraphs:
             query_lens=[],
             contexts=[],
             tables=[],
-            max_query_len=1,
             max_context=rows.block_tables.shape[1] * 16,
             captured=True,
         )

@@ -154,7 +154,6 @@ class PrefillGraphs:
             query_lens=[size],  # what the launch must be large enough for
             contexts=[longest],
             tables=[],
-            max_query_len=size,
             max_context=longest,
             captured=True,
         )

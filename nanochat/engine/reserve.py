@@ -76,7 +76,6 @@ def _taken(model: Model, tokens: int, rows: int, device: torch.device, dtype: to
         query_lens=[tokens],
         contexts=[tokens],
         tables=[list(range(blocks))],
-        max_query_len=tokens,
         max_context=tokens,
     )
     hidden = model.forward(torch.zeros_like(slots), slots, layout, [pair] * model.config.num_layers)

@@ -222,7 +222,6 @@ def lay_out(chunks: list[Chunk], device: torch.device) -> tuple[AttentionLayout,
         query_lens=[chunk.count for chunk in chunks],
         contexts=contexts,
         tables=tables,
-        max_query_len=max(chunk.count for chunk in chunks),
         max_context=max(contexts),
     )
     return layout, _sent(positions, device)

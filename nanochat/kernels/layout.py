@@ -36,6 +36,5 @@ class AttentionLayout:
     query_lens: list[int]
     contexts: list[int]
     tables: list[list[int]]
-    max_query_len: int
     max_context: int
     captured: bool = False

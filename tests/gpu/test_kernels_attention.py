@@ -33,7 +33,6 @@ def layout_of(batch: Batch) -> AttentionLayout:
         query_lens=batch.query_lens,
         contexts=batch.contexts,
         tables=[],
-        max_query_len=max(batch.query_lens),
         max_context=max(batch.contexts),
     )
 

@@ -166,7 +166,7 @@ def layout(queries: list[int], contexts: list[int], *, captured: bool = False) -
         slots=empty(tokens, dtype=torch.int64), block_tables=empty(seqs, blocks, dtype=torch.int32),
         query_start=empty(seqs + 1, dtype=torch.int32), context_lens=empty(seqs, dtype=torch.int32),
         query_lens=[] if captured else queries, contexts=[] if captured else contexts, tables=[],
-        max_query_len=max(queries), max_context=max(contexts),
+        max_context=max(contexts),
     )  # fmt: skip
 
 

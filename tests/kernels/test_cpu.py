@@ -121,7 +121,6 @@ def make_step(parts, heads, kv_heads, width, seed) -> Step:
         query_lens=[new for _, new in parts],
         contexts=[sum(part) for part in parts],
         tables=tables,
-        max_query_len=max(new for _, new in parts),
         max_context=max(map(sum, parts)),
     )
     shape = (NUM_BLOCKS, BLOCK_SIZE, kv_heads, width)

@@ -32,7 +32,7 @@ def layout_of(query_lens: list[int], context: int, max_context: int = 64) -> Att
     return AttentionLayout(
         slots=torch.zeros(tokens, dtype=torch.int64), block_tables=torch.zeros(seqs, 4, dtype=torch.int32),
         query_start=torch.zeros(seqs + 1, dtype=torch.int32), context_lens=torch.full((seqs,), context),
-        query_lens=query_lens, contexts=[context] * seqs, tables=[], max_query_len=max(query_lens), max_context=max_context,
+        query_lens=query_lens, contexts=[context] * seqs, tables=[], max_context=max_context,
     )  # fmt: skip
 
 

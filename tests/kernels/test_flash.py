@@ -40,7 +40,7 @@ def layout_of(batch, **changes) -> AttentionLayout:
     fields = {
         "slots": batch.slots, "block_tables": batch.block_tables, "query_start": batch.query_start,
         "context_lens": batch.context_lens, "query_lens": batch.query_lens, "contexts": batch.contexts, "tables": [],
-        "max_query_len": max(batch.query_lens), "max_context": max(batch.contexts),
+        "max_context": max(batch.contexts),
     }  # fmt: skip
     return AttentionLayout(**(fields | changes))
 

@@ -58,7 +58,7 @@ def test_a_query_attends_alike_whatever_is_computed_with_it(window: int, soft_ca
             slots=batch.slots[first : first + count], block_tables=batch.block_tables[seqs],
             query_start=torch.tensor([0, *own_lens]).cumsum(0).int(),
             context_lens=torch.tensor(own_contexts, dtype=torch.int32), query_lens=own_lens, contexts=own_contexts,
-            tables=tables, max_query_len=max(own_lens), max_context=max(own_contexts),
+            tables=tables, max_context=max(own_contexts),
         )  # fmt: skip
         q = batch.q[first : first + count].view(count, 6, 64)
         return kernels.attend(q, spec, cache, kernels.plan(layout)).flatten(1)

@@ -42,7 +42,6 @@ def layout_of(parts, tables, padding=0):
         query_lens=news,
         contexts=contexts,
         tables=tables,
-        max_query_len=max(news),
         max_context=max(contexts),
     )
 

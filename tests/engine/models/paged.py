@@ -28,7 +28,6 @@ def lay_out(chunks, tables, device="cpu"):
         query_lens=counts,
         contexts=contexts,
         tables=tables,
-        max_query_len=max(counts),
         max_context=max(contexts),
     )
     return layout, positions.to(device)

@@ -125,7 +125,7 @@ def whole_logits(folder, monkeypatch, ids: list[int]) -> torch.Tensor:
         slots=rows.slots, block_tables=rows.block_tables,
         query_start=torch.arange(len(ids) + 1, dtype=torch.int32), context_lens=rows.context_lens,
         query_lens=[1] * len(ids), contexts=[1] * len(ids), tables=[[row] for row in range(len(ids))],
-        max_query_len=1, max_context=1,
+        max_context=1,
     )  # fmt: skip
     return model.logits(model.forward(rows.ids, rows.positions, layout, cache_of(model)))
 
