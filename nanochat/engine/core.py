@@ -51,7 +51,7 @@ class EngineCore:
         self.dtype = loaded.dtype
         self.memory = loaded.memory
         self.max_model_len = loaded.memory.max_model_len
-        self.cache = KVCache(loaded.memory.num_blocks, loaded.block_size)
+        self.cache = KVCache(loaded.memory.num_blocks, BLOCK_SIZE)
         fixed, kind = config.prefill_beside_decodes, loaded.device.type
         self._pace = PrefillPace(
             fixed or BESIDE_DECODES[kind],

@@ -50,7 +50,6 @@ class Loaded:
     dtype: torch.dtype
     memory: MemoryPlan
     fingerprint: str
-    block_size: int = BLOCK_SIZE
     group: RankGroup | None = None  # the other ranks of a tensor-parallel model
 
 
