@@ -38,7 +38,6 @@ class ModelConfig:
         attention_scale: scores are multiplied by this before the softmax.
         embedding_scale: embeddings are multiplied by this.
         stored_parameters: for a model that is not native, how many its files hold.
-        rope_switch: LongRoPE turns to its long factors in sequences longer than this; None for all other models.
     """
 
     architecture: str
@@ -94,14 +93,6 @@ class ModelConfig:
         _refuse_pickles(path, architecture)
         inner = outer.section("text_config") if architecture in NATIVE else None
         return _read(outer, inner or outer, architecture, path)
-
-    @property
-    def rope_switch(self) -> int | None:
-        """See the class."""
-        for layer in self.layers:
-            if layer.rope is not None and layer.rope.kind == "longrope":
-                return layer.rope.original_context
-        return None
 
     @property
     def num_parameters(self) -> int:
