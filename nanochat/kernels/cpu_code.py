@@ -16,7 +16,7 @@ import llvmlite.ir as ir
 
 LANES = 16
 
-I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
+I16, I32, I64 = (ir.IntType(bits) for bits in (16, 32, 64))
 F32 = ir.FloatType()
 POINTER = ir.PointerType()
 VOID = ir.VoidType()
@@ -78,17 +78,9 @@ class Code:
         dots: whether the processor multiplies pairs of bfloat16 itself (AVX512-BF16).
     """
 
-    def __init__(
-        self,
-        module: Value,
-        name: str,
-        parameters: Sequence[Value],
-        *,
-        result: Value = VOID,
-        dots: bool = False,
-    ) -> None:
+    def __init__(self, module: Value, name: str, parameters: Sequence[Value], *, dots: bool = False) -> None:
         self.module, self.dots = module, dots
-        self.function = ir.Function(module, ir.FunctionType(result, parameters), name)
+        self.function = ir.Function(module, ir.FunctionType(VOID, parameters), name)
         self.b = ir.IRBuilder(self.function.append_basic_block("entry"))
         # What is allocated lives in a block of its own, before everything else.
         body = self.function.append_basic_block("body")

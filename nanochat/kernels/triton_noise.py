@@ -52,7 +52,7 @@ def ordered_bits(x):
 
 
 @triton.jit
-def best_of(score, token, BEST: tl.constexpr = 0):
+def best_of(score, token):
     """(the largest score, its lowest token id)."""
     top = tl.max(score, 0)
     return top, tl.min(tl.where(score == top, token, NO_TOKEN), 0)
