@@ -106,6 +106,7 @@ def test_company_in_the_batch_changes_nothing(name, tiny_folder):
 
 def test_longrope_turns_to_its_long_factors_past_the_original_context(tiny_folder):
     ours, theirs = _loaded(tiny_folder("phi3_longrope"))
+    assert {layer.rope.original_context for layer in ours.config.layers} == {32}
     for length in (32, 33):
         tokens = _prompt(length, ours.config.vocab_size, seed=3)
         short_neighbour = _prompt(9, ours.config.vocab_size, seed=4)
