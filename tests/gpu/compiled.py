@@ -3,7 +3,8 @@
     python tests/gpu/compiled.py [--context 640]
 
 Qwen3-0.6B's layers in plain torch, compiled with CUDA graphs as gpt-fast does it, at batch 1: the time of a layer from the
-difference of two depths. Ours is that of the engine's own captured step, from the same difference. Prints one line of JSON.
+difference of two depths. Ours is that of the engine's own captured step, from the same difference. Prints a table, each row
+as soon as it is measured, and one line of JSON.
 """
 
 from __future__ import annotations
@@ -119,14 +120,33 @@ def main() -> int:
     parser.add_argument("--context", type=int, default=640)
     context = parser.parse_args().context
     result: dict[str, Any] = {"part": "compiled", "ok": True, "context": context}
+    print("\n".join(head(context)), flush=True)
     for name, measure in (("torch.compile", compiled), ("by hand", written)):
-        few, many = (measure(depth, context) for depth in DEPTHS)
-        result[name] = {
-            "us a layer": round((many - few) / (DEPTHS[1] - DEPTHS[0]), 2),
-            "us": [round(few, 1), round(many, 1)],
-        }
-    print(json.dumps(result))
+        result[name] = figures([measure(depth, context) for depth in DEPTHS])
+        print(row(name, result[name]), flush=True)
+    print("\n" + json.dumps(result))
     return 0
+
+
+def figures(us: list[float]) -> dict[str, Any]:
+    """Of a step's microseconds at each of DEPTHS."""
+    return {
+        "us a layer": round((us[1] - us[0]) / (DEPTHS[1] - DEPTHS[0]), 2),
+        "us": [round(each, 1) for each in us],
+    }
+
+
+def head(context: int) -> list[str]:
+    few, many = DEPTHS
+    return [
+        f"| a decode step, batch 1, {context} tokens of context | us a layer | us, {few} layers | us, {many} layers |",
+        "|---|---|---|---|",
+    ]
+
+
+def row(name: str, found: dict[str, Any]) -> str:
+    few, many = found["us"]
+    return f"| {name} | {found['us a layer']:.2f} | {few:.1f} | {many:.1f} |"
 
 
 if __name__ == "__main__":

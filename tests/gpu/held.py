@@ -2,7 +2,8 @@
 
     python tests/gpu/held.py [--shape qwen3-8b] [--device cuda] [RANKS ...]
 
-With random weights, which take what real ones do. Prints one line of JSON; bytes and tokens. `held` is weights and KV cache
+With random weights, which take what real ones do. Prints a line for each number of ranks as it comes, and one line of JSON;
+bytes and tokens. `held` is weights and KV cache
 as the ranks count them, `driver` what the driver says that this program and its workers took on each GPU.
 """
 
@@ -75,7 +76,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         model = write_shape(options.shape, Path(folder))
         ranks = options.ranks or [count for count in (2, 4, 8) if count <= there]
-        print(json.dumps({str(count): one(model, options.device, count) for count in ranks}))
+        found: dict[str, Any] = {}
+        for count in ranks:
+            found[str(count)] = one(model, options.device, count)
+            print(f"so far: {count} ranks {json.dumps(found[str(count)])}", flush=True)
+        print(json.dumps(found))
     return 0
 
 

@@ -1,16 +1,23 @@
 """Everything that needs a GPU, in one command: each part is a process of its own and one line of JSON.
 
-    python tests/gpu/session.py [--out FOLDER] [--model FOLDER] [--within SECONDS] [PART ...]
+    python tests/gpu/session.py [--out FOLDER] [--model FOLDER] [--within SECONDS] [--tp N[,N...]]
+                                [--load FOLDER] [--save FOLDER] [PART ...]
 
 Parts, in this order when none is named: tests, bits, gap, bench, large, start, drawing, interference, compiled, divergence,
-memcheck, racecheck; and where there are several GPUs, ranks, ranks-small, ranks-large, ranks-held, and ranks-divergence.
-`--model` is for divergence (see divergence.py) and may be left out with it. A part that would begin after `--within` is
-skipped and says so. The whole output of each part is kept in FOLDER/PART.log, and the lines in FOLDER/results.jsonl.
+memcheck, racecheck; and where there are several GPUs, ranks-sums, ranks, ranks-small-s, ranks-small-b, ranks-large-s,
+ranks-large-b-N for each number N of ranks, ranks-held, and ranks-divergence; `--tp` says which numbers. `--model` is for
+divergence (see divergence.py) and may be left out with it. A part that would begin after `--within` is skipped and says so.
+The whole output of each part is kept in FOLDER/PART.log, and the lines in FOLDER/results.jsonl; what a part has measured is a
+line of its own as soon as it is there, so that nothing is lost with a part, or a machine, that is ended.
+
+`--save` keeps compiled kernels and what was measured of them after each part, and `--load` brings them back (see kept.py): a
+bare machine need not compile what another one has.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -19,12 +26,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import kept
 
 ROOT = Path(__file__).parents[2]
 HERE = "tests/gpu"
@@ -34,7 +46,7 @@ PYTEST = [
     sys.executable,
     "-m",
     "pytest",
-    "-q",
+    "-v",  # a line for each test: what is known of a run that is ended
     "--tb=short",
     "-p",
     "no:cacheprovider",
@@ -42,8 +54,10 @@ PYTEST = [
     f"addopts={SIDE_BY_SIDE}",
 ]
 BENCH = [sys.executable, "-m", "nanochat", "bench", "--json", "--no-save"]
-FEW = "(bfloat16 and 16 and 8 and 128 and decode_agrees) or padding_writes or chain_of_dependent or replayed_steps"
+ONE_PROCESS = ["-n", "0"] if SIDE_BY_SIDE else []
 WORKLOADS = ("s", "b", "deep", "second-turn", "fresh")  # `gap` by itself: it is paced as the chat is
+# What a benchmark tells of a row, and other scripts of a figure, before they are through.
+SO_FAR = re.compile(r"(?:.+ \(nanochat[^)]*\)|so far): .+|\| .+ \|")
 
 
 @dataclass(frozen=True)
@@ -52,15 +66,21 @@ class Part:
     seconds: int  # at most
 
 
-def parts(model: Path | None) -> dict[str, Part]:
+def parts(model: Path | None, ranks: list[int]) -> dict[str, Part]:
+    """What this machine can run; `ranks`: over how many GPUs a model is divided, one after the other."""
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--target-processes", "all"]
-    kernels = [f"{HERE}/test_kernels_{name}.py" for name in ("attention", "dense", "sampling", "step")]
-    engines = [f"{HERE}/test_{name}.py" for name in ("engine_cuda", "divided_cuda", "one_shot", "ranks_cuda")]
-    few = [*PYTEST, "-n", "0", *kernels, "-k", FEW] if SIDE_BY_SIDE else [*PYTEST, *kernels, "-k", FEW]
+    kernels = [
+        f"{HERE}/test_kernels_{name}.py" for name in ("attention", "dense", "sampling", "step", "small")
+    ]
+    alone = (
+        () if len(ranks) > 1 else ("one_shot",)
+    )  # two ranks share one GPU; where there are several: ranks-sums
+    engines = [f"{HERE}/test_{name}.py" for name in ("engine_cuda", "memory_cuda", "divided_cuda", *alone)]
+    few = [*PYTEST, *ONE_PROCESS, f"{HERE}/test_kernels_small.py"]
     random_06b = [*BENCH, "--random", "qwen3-0.6b"]
     made = {
         "tests": Part([*PYTEST, *kernels, *engines], 480),
-        "bits": Part([*PYTEST, f"{HERE}/test_bits_cuda.py"], 420),
+        "bits": Part([*PYTEST, f"{HERE}/test_bits_cuda.py", f"{HERE}/test_prompt_bits_cuda.py"], 420),
         "gap": Part([*random_06b, "--workload", "gap", "--repeat", "3"], 120),
         "bench": Part([*random_06b, *(word for name in WORKLOADS for word in ("--workload", name))], 240),
         "large": Part([*BENCH, "--random", "qwen3-8b", "--workload", "s", "--repeat", "3"], 150),
@@ -69,50 +89,71 @@ def parts(model: Path | None) -> dict[str, Part]:
         "interference": Part([sys.executable, f"{HERE}/interference.py"], 150),
         "compiled": Part([sys.executable, f"{HERE}/compiled.py"], 150),
         "divergence": Part([sys.executable, f"{HERE}/divergence.py", "--model", str(model)], 240),
-        "memcheck": Part([*sanitizer, "--tool", "memcheck", *few], 240),
-        "racecheck": Part([*sanitizer, "--tool", "racecheck", *few], 240),
+        "memcheck": Part([*sanitizer, "--tool", "memcheck", *few], 150),
+        "racecheck": Part([*sanitizer, "--tool", "racecheck", *few], 150),
     }
-    made |= of_several(model)
+    made |= of_several(model, ranks) if len(ranks) > 1 else {}
     return {name: part for name, part in made.items() if "divergence" not in name or model is not None}
 
 
-def of_several(model: Path | None) -> dict[str, Part]:
-    """What only a machine with several GPUs can do."""
-    ranks = [count for count in (1, 2, 4, 8) if count <= torch.cuda.device_count()]
-    if len(ranks) < 2:
-        return {}
-    tests = [f"{HERE}/test_{name}.py" for name in ("nccl_alone", "one_shot", "ranks_cuda")]
-    scaling = ["--tp", ",".join(map(str, ranks)), "--workload", "s", "--workload", "b", "--repeat", "2"]
+def of_several(model: Path | None, ranks: list[int]) -> dict[str, Part]:
+    """What only a machine with several GPUs can do, in parts that a bare machine gets through in minutes."""
+    tests = [*PYTEST, *ONE_PROCESS, "-s"]  # each load starts processes that import torch
+    sums = [f"{HERE}/test_{name}.py" for name in ("nccl_alone", "one_shot")]
     forced = [sys.executable, f"{HERE}/divergence.py", "--model", str(model), "--ranks", str(ranks[-1])]
+
+    def scaled(shape: str, workload: str, counts: list[int], seconds: int) -> Part:
+        over = ["--tp", ",".join(map(str, counts)), "--workload", workload, "--repeat", "2"]
+        return Part([*BENCH, "--random", shape, *over], seconds)
+
     return {
-        "ranks": Part(
-            [*PYTEST, *(["-n", "0"] if SIDE_BY_SIDE else []), "-s", *tests], 400
-        ),  # each load starts processes that import torch
-        "ranks-small": Part([*BENCH, "--random", "qwen3-0.6b", *scaling], 300),
-        "ranks-large": Part([*BENCH, "--random", "qwen3-8b", *scaling], 560),  # most of it tunes and captures
-        "ranks-held": Part([sys.executable, f"{HERE}/held.py"], 180),
+        "ranks-sums": Part([*tests, *sums], 200),
+        "ranks": Part([*tests, f"{HERE}/test_ranks_cuda.py"], 400),
+        "ranks-small-s": scaled("qwen3-0.6b", "s", ranks, 200),
+        "ranks-small-b": scaled("qwen3-0.6b", "b", ranks, 200),
+        "ranks-large-s": scaled("qwen3-8b", "s", ranks, 300),  # most of it loads, tunes and captures
+        **{f"ranks-large-b-{count}": scaled("qwen3-8b", "b", [count], 200) for count in ranks},
+        "ranks-held": Part([sys.executable, f"{HERE}/held.py", *map(str, ranks[1:])], 200),
         "ranks-divergence": Part(forced, 240),
     }
 
 
-def run(name: str, part: Part, out: Path) -> dict[str, Any]:
-    """Run one part to its end or its limit; what it printed is kept."""
+def run(name: str, part: Part, out: Path, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Run one part to its end or its limit; what it printed is kept, and its figures are told as they come."""
     if shutil.which(part.command[0]) is None:
         return {"part": name, "ok": None, "skipped": f"{part.command[0]} is not installed"}
     began, log = time.perf_counter(), out / f"{name}.log"
-    with log.open("w") as sink:
+    with log.open("w") as sink, log.open(errors="replace") as said:
+        process = subprocess.Popen(part.command, cwd=ROOT, stdout=sink, stderr=subprocess.STDOUT)
         try:
-            code = subprocess.run(
-                part.command, cwd=ROOT, stdout=sink, stderr=subprocess.STDOUT, timeout=part.seconds, check=False
-            ).returncode  # fmt: skip
-        except subprocess.TimeoutExpired:
-            code = -1
-    found = {"part": name, "ok": code == 0, "code": code, "seconds": round(time.perf_counter() - began, 1)}
+            code, late = None, False
+            while code is None and not late:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = process.wait(timeout=1)
+                late = time.perf_counter() - began > part.seconds
+                for line in whole_lines(said):
+                    if SO_FAR.fullmatch(line):
+                        tell({"part": name, "so far": line.removeprefix("so far: ")})
+        finally:
+            process.kill()
+            process.wait()
+    found = {"part": name, "ok": code == 0, "code": -1 if code is None else code}
+    found["seconds"] = round(time.perf_counter() - began, 1)
     return found | figures(log.read_text(errors="replace"))
 
 
+def whole_lines(said: TextIO) -> Iterator[str]:
+    """The lines that are there and were not read yet; of one that is still written nothing."""
+    while True:
+        place, line = said.tell(), said.readline()
+        if not line.endswith("\n"):
+            said.seek(place)
+            return
+        yield line.strip()
+
+
 def figures(text: str) -> dict[str, Any]:
-    """What a part's output says: a bench run's rows, a script's own line of JSON, or pytest's last lines."""
+    """What a part's output says: a bench run's rows, a script's own line of JSON, or what pytest said."""
     lines = text.strip().splitlines()
     for line in reversed(lines):
         if line.startswith("{"):
@@ -123,8 +164,9 @@ def figures(text: str) -> dict[str, Any]:
             return (
                 {"rows": [row_of(row) for row in data["rows"]], **head_of(data)} if "rows" in data else data
             )
-    failed = [line for line in lines if re.match(r"(FAILED|ERROR|E  )", line)]
-    return {"summary": lines[-1] if lines else "", "failed": failed[:12]}
+    failed = [line for line in lines if re.match(r"E  |.*\b(FAILED|ERROR)\b", line)]
+    passed = sum(re.search(r"\bPASSED\b", line) is not None for line in lines)
+    return {"summary": lines[-1] if lines else "", "passed": passed, "failed": failed[:12]}
 
 
 def row_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +184,33 @@ def head_of(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
+    options, known = asked()
+    out = options.out or Path(tempfile.mkdtemp(prefix="nanochat-gpu-"))
+    out.mkdir(parents=True, exist_ok=True)
+    began, good = time.perf_counter(), True
+
+    def tell(found: dict[str, Any]) -> None:
+        line = json.dumps(found)
+        print(line, flush=True)
+        with (out / "results.jsonl").open("a") as results:
+            results.write(line + "\n")
+
+    if options.load is not None:
+        tell({"part": "load", **kept.load(options.load)})
+    for name in options.parts or known:
+        late = time.perf_counter() - began > options.within
+        result = (
+            {"part": name, "ok": None, "skipped": "too late"} if late else run(name, known[name], out, tell)
+        )
+        good = good and result["ok"] is True
+        tell(result)
+        if options.save is not None and not late:
+            tell({"part": "save", **kept.save(options.save)})
+    return 0 if good else 1
+
+
+def asked() -> tuple[argparse.Namespace, dict[str, Part]]:
+    """The options, and the parts that there are with them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -149,23 +218,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--within", type=float, default=float("inf"), help="seconds for all parts")
+    parser.add_argument("--tp", help="over how many GPUs, as 1,2,4; by default all that are there")
+    parser.add_argument("--load", type=Path, help="where an earlier machine's --save was")
+    parser.add_argument("--save", type=Path)
     options = parser.parse_args()
-    known = parts(options.model)
+    there = [count for count in (1, 2, 4, 8) if count <= torch.cuda.device_count()]
+    known = parts(options.model, [int(count) for count in options.tp.split(",")] if options.tp else there)
     unknown = [name for name in options.parts if name not in known]
     if unknown:
         parser.error(f"{', '.join(unknown)}: there are {', '.join(known)} (divergence with --model)")
-    out = options.out or Path(tempfile.mkdtemp(prefix="nanochat-gpu-"))
-    out.mkdir(parents=True, exist_ok=True)
-    began, good = time.perf_counter(), True
-    for name in options.parts or known:
-        late = time.perf_counter() - began > options.within
-        result = {"part": name, "ok": None, "skipped": "too late"} if late else run(name, known[name], out)
-        good = good and result["ok"] is True
-        line = json.dumps(result)
-        print(line, flush=True)
-        with (out / "results.jsonl").open("a") as results:
-            results.write(line + "\n")
-    return 0 if good else 1
+    return options, known
 
 
 if __name__ == "__main__":

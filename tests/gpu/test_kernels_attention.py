@@ -15,7 +15,7 @@ from nanochat.kernels.cuda import CudaKernels
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.triton_rope import Rope, write_kv
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory")]
 DEVICE = torch.device("cuda")
 TOLERANCE = {torch.bfloat16: 5e-3, torch.float16: 1e-3, torch.float32: 1e-5}
 LENGTHS = [1, 15, 16, 17, 32, 4097]

@@ -21,10 +21,12 @@ from nanochat.kernels.triton_norm import add_rms_norm, rms_norm
 from nanochat.kernels.tuning import TuningCache, tune_gemv
 
 pytestmark = pytest.mark.gpu
+POISONED = pytest.mark.usefixtures("poisoned_memory")
 TOLERANCE = {torch.bfloat16: 5e-3, torch.float16: 2e-3, torch.float32: 1e-5}
 PDL = torch.cuda.get_device_capability() >= (9, 0)
 
 
+@POISONED
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("width", [64, 896, 1024, 5000])
 def test_norms_agree_with_float64(width: int, dtype: torch.dtype) -> None:
@@ -37,6 +39,7 @@ def test_norms_agree_with_float64(width: int, dtype: torch.dtype) -> None:
     assert relative_error(out, expected) <= TOLERANCE[dtype]
 
 
+@POISONED
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_gates_agree_with_float64(dtype: torch.dtype, activation: str) -> None:
@@ -103,6 +106,7 @@ def test_a_chain_of_dependent_launches_computes_what_separate_ones_do() -> None:
         assert torch.equal(captured, separate)
 
 
+@POISONED
 def test_a_row_of_an_invariant_product_does_not_depend_on_the_others() -> None:
     x = torch.randn(300, 1024, device="cuda").bfloat16()
     weight, bias = (

@@ -12,7 +12,7 @@ from sampling_cases import Rows, make_rows
 
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory")]
 
 
 def on_device(rows: Rows) -> SamplingRows:

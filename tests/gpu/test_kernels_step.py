@@ -170,6 +170,18 @@ def test_a_step_gives_the_same_bits_every_time(kernels: CudaKernels) -> None:
         assert torch.equal(decoder.logits(rows, batch.query_start, kv), first)
 
 
+@pytest.mark.parametrize("contexts", [[33], [17, 0, 300]], ids=str)
+def test_a_step_reads_nothing_that_it_did_not_write(
+    contexts: list[int], kernels: CudaKernels, request: pytest.FixtureRequest
+) -> None:
+    decoder = FusedDecoder(make_model(torch.bfloat16), kernels)
+    batch = make([1] * len(contexts), contexts, torch.bfloat16)
+    logits = decoder.logits(rows_of(batch), batch.query_start, caches(batch))
+    assert logits.isfinite().all()
+    request.getfixturevalue("poisoned_memory")
+    assert torch.equal(decoder.logits(rows_of(batch), batch.query_start, caches(batch)), logits)
+
+
 @pytest.mark.parametrize("count", [1, 4])
 def test_replayed_steps_draw_what_eager_steps_draw(count: int, kernels: CudaKernels) -> None:
     model = make_model(torch.bfloat16)

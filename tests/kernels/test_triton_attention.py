@@ -12,6 +12,7 @@ from nanochat.kernels.triton_decode import decode_attention
 from nanochat.kernels.triton_prefill import PrefillPlan, prefill_attention, prefill_plan
 from nanochat.kernels.triton_rope import Rope, rope_and_write, write_kv
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 COUNTERS = torch.zeros(256, dtype=torch.int32)
 
 

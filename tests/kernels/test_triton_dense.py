@@ -14,6 +14,7 @@ from nanochat.kernels.triton_gemv import gemv
 from nanochat.kernels.triton_matmul import invariant_linear
 from nanochat.kernels.triton_norm import add_rms_norm, rms_norm
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 SMALL = GemvConfig(block_n=4, block_k=64, warps=2, prefetch=2)
 DOT = GemvConfig(block_n=16, block_k=64, warps=2, dot=True)
 

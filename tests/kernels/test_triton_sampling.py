@@ -15,9 +15,10 @@ from nanochat.kernels.triton_noise import gumbel, noise_word
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
 from nanochat.kernels.triton_step import DecodeRows, Told, advance, embed
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning"
-)  # integer hashes wrap, -inf minus -inf is masked
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_memory"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # integer hashes wrap, -inf minus -inf is masked
+]
 
 
 def on_device(rows: Rows) -> SamplingRows:
