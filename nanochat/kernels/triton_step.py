@@ -156,7 +156,8 @@ def advance(rows: DecodeRows, sampled: Tensor, finite: Tensor, told: Told, *, pd
     """
     count, stops = sampled.shape[0], rows.stop_ids.shape[1]
     block = next_power_of_2(count)
-    _advance[(1,)](  # one program: the turn has one reader
+    # One program: the turn has one reader.
+    _advance[(1,)](
         sampled, finite.view(torch.uint8), rows.ids, rows.positions, rows.context_lens, rows.slots, rows.block_tables,
         rows.counter, rows.stop_ids, told.ring, told.turn, count, rows.block_tables.stride(0),
         *told.ring.shape, STOPS=stops, BLOCK_STOPS=next_power_of_2(stops), BLOCK=block, PDL=pdl,
