@@ -136,7 +136,7 @@ def _kernels(section: str, device: Any, dtype: Any) -> Fact:
 
 
 def _compiler() -> list[Fact]:
-    """What Triton needs on a GPU: on first use it builds a small driver as a Python module (triton/runtime/build.py)."""
+    """What Triton needs on a GPU: on first use it builds small Python modules that launch its kernels (triton/runtime/build.py)."""
     if util.find_spec("triton") is None:
         return []
     asked = os.environ.get("CC")
@@ -151,8 +151,8 @@ def _compiler() -> list[Fact]:
     elif not (headers / "Python.h").is_file():
         missing = f"{found}, but no Python.h in {headers}: install Python's headers (python3-dev, say)"
     else:
-        return [Fact("gpu", "compiler", f"{found} (Triton builds its driver with it, once)")]
-    return [Fact("gpu", "compiler", f"{missing}. Triton builds its driver on first use", wrong=True)]
+        return [Fact("gpu", "compiler", f"{found} (Triton builds with it, on first use)")]
+    return [Fact("gpu", "compiler", f"{missing}. Triton builds with it, on first use", wrong=True)]
 
 
 def _ranks(count: int) -> list[Fact]:

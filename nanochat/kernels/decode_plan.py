@@ -40,18 +40,21 @@ def decode_plan(
     element: int,
     multiprocessors: int,
     fused: bool,
+    early: bool = False,
 ) -> DecodePlan:
     """Constants for `seqs` sequences of up to `queries` queries.
 
     `seqs` is rounded up to a power of two, so that a padded batch computes the same bits as one without padding.
     Tiles of 128 positions, one of them in flight for each program: several programs a multiprocessor overlap, which
     gains more than deeper pipelines of fewer. Fused programs take so many registers that two fit, so there is one wave of
-    them; else three fit, and a few waves even out ragged contexts. Where there are many fused programs for a sequence their
-    tiles are half as large: what each reads before its wait is then all of a chat's context, and soon computed.
+    them; else three fit, and a few waves even out ragged contexts. Where a sequence has many programs that read before their
+    wait, tiles have 64: what they read early is then all of a chat's context, and soon computed. Tiles of wide rows are
+    as small as shared memory and registers want them.
 
     Args:
         element: the cache's bytes an element.
         fused: the kernel rotates queries and writes keys itself.
+        early: it reads its first keys before the wait of a dependent launch.
     """
     group = heads // kv_heads
     tile_heads = min(group, max(1, 64 // queries))
@@ -60,8 +63,7 @@ def decode_plan(
     wanted = (2 if fused else 16) * multiprocessors // programs
     splits = 1 << max(wanted, 1).bit_length() - 1
     splits = min(max(splits, 2), 32 if fused else 16)
-    few = fused and splits >= 16
-    block_n = 64 if few or 256 < width <= 512 else 128 if width <= 256 else 16
+    block_n = (64 if early and splits >= 16 else 128) if width <= 256 else 64 if width <= 512 else 16
     min_split = block_n if fused else 256 if splits >= 8 else 512
     return DecodePlan(
         block_q=queries, tile_heads=tile_heads, block_n=block_n, splits=splits, min_split=min_split, stages=2

@@ -169,7 +169,8 @@ class FusedDecoder:
         out = torch.empty(qkv.shape[0], spec.num_heads * spec.head_dim, dtype=qkv.dtype, device=qkv.device)
         plan = decode_plan(
             seqs=rows.context_lens.shape[0], queries=1, heads=spec.num_heads, kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim, element=cache[0].element_size(), multiprocessors=kernels.multiprocessors, fused=True,
+            head_dim=spec.head_dim, element=cache[0].element_size(), multiprocessors=kernels.multiprocessors,
+            fused=True, early=kernels.pdl,
         )  # fmt: skip
         decode_attention(
             qkv, *cache, out, block_tables=rows.block_tables, query_start=query_start, context_lens=rows.context_lens,

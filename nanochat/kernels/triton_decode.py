@@ -5,8 +5,9 @@ the projection's rows as they are, normalises and rotates queries and keys, and 
 itself. Tiled: any query length, `BLOCK_Q` queries a program, found by `owner_of_tile`; with a fixed split size
 a row's bits then depend on nothing but its own sequence (the deterministic mode).
 
-Launched with programmatic dependent launch, a fused program loads its first keys before it waits. That is safe
-after a kernel that lets its dependents start only once its own wait is over (`early=True` asserts that).
+Launched with programmatic dependent launch, a fused program loads its first keys, the angles, its slot and the norms' weights
+before it waits. That is safe after a kernel that lets its dependents start only once its own wait is over, where all
+that was written two kernels earlier or before (`early=True` asserts that).
 """
 
 # Device code has no Python types.
@@ -271,7 +272,7 @@ def decode_attention(
         counters: int32 zeros, at least one per tile and KV head (and head tile); zeros again afterwards.
         window: a key is seen by queries less than this many positions after it.
         rope: rotate here, and write keys and values to `slots`; one query a sequence.
-        early: read cached keys before the wait of a dependent launch (see the file's head).
+        early: read cached keys and what else is there before the wait of a dependent launch (see the file's head).
     """
     head_dim, kv_heads = k_cache.shape[3], k_cache.shape[2]
     group = num_heads // kv_heads

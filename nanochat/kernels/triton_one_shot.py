@@ -170,7 +170,8 @@ class OneShot:
 
     Args:
         inboxes: the address of each rank's inbox, as this process sees it; `inbox_bytes` of zeros each.
-        rows: at most so many in a message; no more than the chip has multiprocessors, for each row's programs wait.
+        rows: at most so many in a message. Its programs need not fit on the chip at once: each sends first, waits only for its
+            own counterparts, and programs start in order.
         words: at most so many 32-bit words in a row.
         looks: how often an inbox is looked at before a peer counts as lost.
         parts: of a row: its programs, where no norm needs the whole of it; a power of two.

@@ -18,7 +18,7 @@ import triton
 from torch import Tensor
 
 from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs, default_config
-from nanochat.kernels.shortage import is_out_of_memory
+from nanochat.kernels.shortage import comes_from_out_of_memory
 from nanochat.kernels.triton_gemv import gemv
 
 KERNELS_VERSION = 1
@@ -152,9 +152,12 @@ def tune_gemv(
     try:
         rotated = _rotated(weights, shape, dtype, device)
         if rotated:
-            times = _times(shape, candidates or candidate_configs(shape), rotated, pdl, seconds)
+            with torch.cuda.stream(
+                torch.cuda.current_stream()
+            ):  # a capture that fails may leave its own behind
+                times = _times(shape, candidates or candidate_configs(shape), rotated, pdl, seconds)
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if not comes_from_out_of_memory(error):
             raise
         times = {}
     if times:

@@ -131,7 +131,7 @@ def attend_early(rows: torch.Tensor, there: Batch, rope: Rope, kernels: CudaKern
     out = torch.full((rows.shape[0], HEADS * HEAD_DIM), float("nan"), dtype=DTYPE, device=DEVICE)
     plan = decode_plan(
         seqs=rows.shape[0], queries=1, heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, element=2,
-        multiprocessors=kernels.multiprocessors, fused=True,
+        multiprocessors=kernels.multiprocessors, fused=True, early=kernels.pdl,
     )  # fmt: skip
     decode_attention(
         rows, there.k_cache, there.v_cache, out, block_tables=there.block_tables, query_start=there.query_start,

@@ -8,6 +8,7 @@ import torch
 from attention_cases import Batch, angles, expect_written, make_batch, project, relative_error, rotated
 
 from nanochat.kernels.decode_plan import DecodePlan, decode_plan, invariant_plan
+from nanochat.kernels.sizes import next_power_of_2
 from nanochat.kernels.triton_decode import decode_attention
 from nanochat.kernels.triton_prefill import PrefillPlan, prefill_attention, prefill_plan
 from nanochat.kernels.triton_rope import Rope, rope_and_write, write_kv
@@ -188,9 +189,13 @@ def test_plans_cover_every_head_and_stay_in_bounds(
                 element=element,
                 multiprocessors=132,
                 fused=fused,
+                early=fused,
             )
             assert plan.block_q == queries and 1 <= plan.tile_heads <= heads
             assert plan.min_split % plan.block_n == 0
+            assert plan.block_n * next_power_of_2(head_dim) * element <= 32768, (
+                "K and V of a tile, twice, fit in 100 KB"
+            )
             assert plan.tile_heads * plan.block_q <= 64 and 1 <= plan.splits <= 32
         for tokens in (seqs, 50 * seqs, 4096):
             chunk = prefill_plan(

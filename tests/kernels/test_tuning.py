@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +54,8 @@ def chip(monkeypatch: pytest.MonkeyPatch) -> Any:
         return 1.0 / len(chip.launches)  # the last candidate is the fastest
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (chip.free, 1 << 40))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the stream")
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
     monkeypatch.setattr(tuning, "time_of_launches", time_of_launches)
     monkeypatch.setattr(tuning, "_ROTATED_BYTES", 4 * MATRIX)
     return chip
@@ -94,7 +97,10 @@ def test_a_single_matrix_that_no_cache_holds_is_launched_often_enough_to_be_time
     assert set(chip.launches) == {4}
 
 
+CAPTURE_ENDED = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+CAPTURE_ENDED.__context__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
 OUT_OF_MEMORY = [
+    CAPTURE_ENDED,
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("Triton Error [CUDA]: out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),

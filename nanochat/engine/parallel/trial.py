@@ -115,7 +115,7 @@ def measure(
 
 
 def _measure_added(
-    collectives: Collectives, small: OneShot, wide: WideSum | None, widest: int, device: torch.device, width: int,
+    collectives: Collectives, small: OneShot, wide: WideSum | None, limits: Limits, device: torch.device, width: int,
     dtype: torch.dtype,
 ) -> int:  # fmt: skip
     """Up to how many rows one launch that ends with the residual is faster than a sum another way and then the residual."""
@@ -124,7 +124,8 @@ def _measure_added(
         x = torch.zeros(rows, width, dtype=dtype, device=device)
 
         def otherwise(x: Tensor = x, rows: int = rows) -> object:
-            return (wide.sum(x) if wide is not None and rows <= widest else collectives.reduce(x)) + x
+            end = small if rows <= limits.small else wide if rows <= limits.wide else None
+            return (collectives.reduce(x) if end is None else end.sum(x)) + x
 
         def in_one_shot(x: Tensor = x) -> object:
             return small.add(x, x, pdl=pdl)

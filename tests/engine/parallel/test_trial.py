@@ -58,9 +58,12 @@ def test_each_number_of_rows_goes_the_way_that_is_fastest_on_the_slowest_rank(
         assert collectives.measured[rows] == pytest.approx(three)
 
 
-@pytest.mark.parametrize(("wide_rows", "other"), [(512, "wide"), (0, "NCCL")])
+@pytest.mark.parametrize(
+    ("limits", "others"),
+    [((0, 512), ["wide"] * 2), ((0, 0), ["NCCL"] * 2), ((1, 512), ["one shot, sum", "wide"])],
+)
 def test_what_a_step_does_instead_is_what_its_exchange_is_measured_against(
-    wide_rows: int, other: str, monkeypatch: pytest.MonkeyPatch
+    limits: tuple[int, int], others: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
 
@@ -70,13 +73,18 @@ def test_what_a_step_does_instead_is_what_its_exchange_is_measured_against(
 
     monkeypatch.setattr(trial, "_seconds", seconds)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    one_shot = SimpleNamespace(add=lambda delta, x, pdl: said.append("one shot") or x)
+    one_shot = SimpleNamespace(
+        add=lambda delta, x, pdl: said.append("one shot") or x,
+        sum=lambda x: said.append("one shot, sum") or x,
+    )
     wide = SimpleNamespace(sum=lambda x: said.append("wide") or x)
     collectives = SimpleNamespace(
         exchange=lambda x: torch.stack([x, x]), reduce=lambda x: said.append("NCCL") or x
     )
-    found = trial._measure_added(collectives, one_shot, wide, wide_rows, CPU, WIDTH, torch.float32)  # type: ignore[arg-type]
-    assert found == 8 and said == ["one shot", other] * 2
+    found = trial._measure_added(
+        collectives, one_shot, wide, trial.Limits(*limits), CPU, WIDTH, torch.float32
+    )  # type: ignore[arg-type]
+    assert found == 8 and said == ["one shot", others[0], "one shot", others[1]]
 
 
 def test_a_way_that_is_wrong_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
