@@ -21,6 +21,7 @@ from nanochat.hub import LocalModel
 from nanochat.settings import Paths, Settings
 from nanochat.storage.records import Message
 from nanochat.ui import keymap, overflow_flow
+from nanochat.ui.backups import Backups
 from nanochat.ui.chat_model import ChatModel
 from nanochat.ui.chat_settings import ChatSettings
 from nanochat.ui.engine_port import Engine
@@ -119,7 +120,7 @@ class Desk:
             titled=lambda chat_id: app.attempt(app.chats_changed(chat_id)),
         )  # fmt: skip
         self.host.before_submit = self.idle.interrupt
-        self.offers, self.sidebar = Offers(app), SidebarFlow(app)
+        self.offers, self.sidebar, self._backups = Offers(app), SidebarFlow(app), Backups(self.history)
         self.models = await asyncio.to_thread(_models_flow, app)
         await self.chats.restore()
         self.opened.set()
@@ -227,6 +228,7 @@ class Desk:
             if not self.chats.active.busy:
                 await self.chats.active.load()
             self.sidebar.refresh()
+        await self._backups.look(busy=bool(self.chats.busy))
 
     def _look(self, app: NanochatApp) -> None:
         """Take text from the engine: for the chat in view, and for others only their first text and their end."""

@@ -108,9 +108,7 @@ def measure(
         one_shot, in_wide, nccl = _slowest(collectives, times, device)
         collectives.measured[rows] = one_shot, in_wide, nccl
     limits = choose(collectives.measured)
-    added = (
-        0 if small is None else _measure_added(collectives, small, wide, limits.wide, device, width, dtype)
-    )
+    added = 0 if small is None else _measure_added(collectives, small, wide, limits, device, width, dtype)
     return limits._replace(added=added)
 
 
