@@ -29,7 +29,7 @@ from nanochat.engine.llm import LLM
 from nanochat.engine.sampling_params import SamplingParams
 
 HIDDEN, HEADS, KV_HEADS, HEAD, MIDDLE, LONGEST = 1024, 16, 8, 128, 3072, 1024
-DEPTHS = (4, 12)
+DEPTHS = (2, 8)
 STEPS = 200
 
 

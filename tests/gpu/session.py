@@ -170,7 +170,17 @@ def figures(text: str) -> dict[str, Any]:
 
 
 def row_of(row: dict[str, Any]) -> dict[str, Any]:
-    kept = ("test", "unit", "median", "quartiles", "ceiling", "fraction_of_ceiling", "error", "skipped")
+    kept = (
+        "test",
+        "engine",
+        "unit",
+        "median",
+        "quartiles",
+        "ceiling",
+        "fraction_of_ceiling",
+        "error",
+        "skipped",
+    )
     return {name: row[name] for name in kept if row.get(name) is not None}
 
 
@@ -204,7 +214,7 @@ def main() -> int:
         )
         good = good and result["ok"] is True
         tell(result)
-        if options.save is not None and not late:
+        if options.save is not None and "skipped" not in result:
             tell({"part": "save", **kept.save(options.save)})
     return 0 if good else 1
 
