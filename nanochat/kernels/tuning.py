@@ -116,9 +116,9 @@ def time_of_launches(launches: list[Callable[[], object]], *, rounds: int = 8) -
         launch()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(
-        graph, capture_error_mode="thread_local"
-    ):  # NCCL's threads ask for events meanwhile
+    own = torch.cuda.stream(torch.cuda.current_stream())  # a capture that fails may leave another behind
+    # NCCL's threads ask for events meanwhile.
+    with own, torch.cuda.graph(graph, capture_error_mode="thread_local"):
         for launch in launches:
             launch()
     graph.replay()
@@ -152,10 +152,7 @@ def tune_gemv(
     try:
         rotated = _rotated(weights, shape, dtype, device)
         if rotated:
-            with torch.cuda.stream(
-                torch.cuda.current_stream()
-            ):  # a capture that fails may leave its own behind
-                times = _times(shape, candidates or candidate_configs(shape), rotated, pdl, seconds)
+            times = _times(shape, candidates or candidate_configs(shape), rotated, pdl, seconds)
     except RuntimeError as error:
         if not comes_from_out_of_memory(error):
             raise

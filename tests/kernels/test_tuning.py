@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,8 +53,6 @@ def chip(monkeypatch: pytest.MonkeyPatch) -> Any:
         return 1.0 / len(chip.launches)  # the last candidate is the fastest
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (chip.free, 1 << 40))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the stream")
-    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
     monkeypatch.setattr(tuning, "time_of_launches", time_of_launches)
     monkeypatch.setattr(tuning, "_ROTATED_BYTES", 4 * MATRIX)
     return chip
