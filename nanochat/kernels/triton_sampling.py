@@ -128,40 +128,12 @@ def _choose(
             token = found
         elif (k > 0) & (k <= 256):
             token = choose_of_top_k(
-                logits,
-                maxima,
-                groups,
-                low,
-                high,
-                temperature,
-                k,
-                p,
-                floor,
-                top,
-                vocab,
-                num_groups,
-                word,
-                GROUPS,
-                256,
-            )
+                logits, maxima, groups, low, high, temperature, k, p, floor, top, vocab, num_groups, word, GROUPS, 256
+            )  # fmt: skip
         else:
             token = choose_by_trying(
-                logits,
-                maxima,
-                low,
-                high,
-                temperature,
-                k,
-                p,
-                floor,
-                top,
-                total,
-                token,
-                vocab,
-                num_groups,
-                word,
-                TILE,
-            )
+                logits, maxima, low, high, temperature, k, p, floor, top, total, token, vocab, num_groups, word, TILE
+            )  # fmt: skip
     token = tl.where(bad, 0, token)
     tl.store(ids_ptr + row, token.to(tl.int64))
     tl.store(finite_ptr + row, bad == 0)

@@ -5,15 +5,15 @@ In bfloat16, where rounding shows every other order of adding up. Bits are compa
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
+import drawn_replies
 import pytest
 import torch
+from drawn_replies import bits, replies
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from nanochat.engine.llm import LLM
-from nanochat.engine.outputs import RequestOutput
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.errors import UnsupportedModel, UsageError
 
@@ -58,20 +58,7 @@ def load(folder: Path, *, deterministic: bool = True, dtype: str = "bfloat16", *
 
 
 def draw_prompts(count: int, seed: int, shortest: int = 1, longest: int = 40) -> list[list[int]]:
-    draw = random.Random(seed)
-    return [
-        [draw.randrange(VOCABULARY) for _ in range(draw.randint(shortest, longest))] for _ in range(count)
-    ]
-
-
-def replies(llm: LLM, batch: list[list[int]], params: SamplingParams) -> list[RequestOutput]:
-    return llm.generate(batch, params, use_tqdm=False)
-
-
-def bits(output: RequestOutput) -> tuple[tuple[int, ...], list[dict[int, float]]]:
-    reply = output.outputs[0]
-    assert reply.logprobs is not None
-    return reply.token_ids, [{i: entry.logprob for i, entry in table.items()} for table in reply.logprobs]
+    return drawn_replies.draw_prompts(count, seed, VOCABULARY, longest=longest, shortest=shortest)
 
 
 @pytest.mark.parametrize(

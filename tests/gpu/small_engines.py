@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 
+import drawn_replies
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -53,20 +53,7 @@ def clear(llm: LLM) -> None:
 
 
 def draw_prompts(count: int, seed: int, longest: int = 40, shortest: int = 1) -> list[list[int]]:
-    draw = random.Random(seed)
-    return [
-        [draw.randrange(VOCABULARY) for _ in range(draw.randint(shortest, longest))] for _ in range(count)
-    ]
-
-
-def replies(llm: LLM, batch: list[list[int]], params: SamplingParams) -> list[RequestOutput]:
-    return llm.generate(batch, params, use_tqdm=False)
-
-
-def bits(output: RequestOutput) -> tuple[tuple[int, ...], list[dict[int, float]]]:
-    reply = output.outputs[0]
-    assert reply.logprobs is not None
-    return reply.token_ids, [{i: entry.logprob for i, entry in table.items()} for table in reply.logprobs]
+    return drawn_replies.draw_prompts(count, seed, VOCABULARY, longest=longest, shortest=shortest)
 
 
 def same_caches(one: LLM, other: LLM) -> bool:

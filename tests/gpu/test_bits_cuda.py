@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_engines import KINDS, bits, draw_prompts, load, replies, reply_with_rows, same_caches, write_model
+from drawn_replies import bits, replies
+from small_engines import KINDS, draw_prompts, load, reply_with_rows, same_caches, write_model
 
 from nanochat.engine.sampling_params import SamplingParams
 

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawn_replies import bits, replies
 from small_engines import (
     KINDS,
-    bits,
     clear,
     draw_prompts,
     load,
-    replies,
     same_caches,
     slots_written,
     watch_prompts,

@@ -260,6 +260,17 @@ def held_back(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> thread
     return gate
 
 
+async def delete_and_undo(stage: Stage, before: ChatSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask for both in one breath, while the disk is slow; `before` is the chat that is shown once the other is gone."""
+    gate = held_back(monkeypatch, Chats, "delete")
+    await stage.type("/delete")
+    at_once(stage, "enter", *"/undo", "enter")
+    await stage.until(
+        lambda: stage.app.chats.active is before and len(stage.app.undo._steps) == 1, "undo waits"
+    )
+    gate.set()
+
+
 async def test_undo_right_behind_a_delete_undoes_that_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,13 +280,7 @@ async def test_undo_right_behind_a_delete_undoes_that_one(
         await stage.type("/drop")
         await stage.press("enter")
         await stage.until(lambda: "Deleted" in stage.notices)
-        gate = held_back(monkeypatch, Chats, "delete")
-        await stage.type("/delete")
-        at_once(stage, "enter", *"/undo", "enter")
-        await stage.until(
-            lambda: stage.app.chats.active is first and len(stage.app.undo._steps) == 1, "undo waits"
-        )
-        gate.set()
+        await delete_and_undo(stage, first, monkeypatch)
         await stage.until(lambda: "Undone: the chat is back" in stage.notices)
         assert {each.id for each in stage.app.history.chats.list()} == both
         back = stage.app.chats.active
@@ -312,13 +317,7 @@ async def test_undo_behind_a_delete_that_fails_undoes_no_other(
         await stage.press("enter")
         await stage.until(lambda: "Deleted" in stage.notices)
         monkeypatch.setattr(Chats, "delete", fail)
-        gate = held_back(monkeypatch, Chats, "delete")
-        await stage.type("/delete")
-        at_once(stage, "enter", *"/undo", "enter")
-        await stage.until(
-            lambda: stage.app.chats.active is first and len(stage.app.undo._steps) == 1, "undo waits"
-        )
-        gate.set()
+        await delete_and_undo(stage, first, monkeypatch)
         await stage.until(lambda: "nothing to undo" in stage.notices)
         assert not second.conversation.messages
         await stage.type("/undo")
