@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from nanochat.engine.captures import Captures
+from nanochat.engine.captures import Captures, run_aside
 from nanochat.engine.device_state import DeviceRows, first_rows
 from nanochat.engine.fused_step import fused_decoder
 from nanochat.engine.scheduler import Chunk
@@ -124,7 +124,6 @@ class DecodeGraphs:
         self._pdl = isinstance(model.kernels, CudaKernels) and model.kernels.pdl
         self._captured: dict[tuple[int, bool], ExecutableGraph] = {}
         self._captures = Captures(alone=model.reduce is None)
-        self._pool = torch.cuda.graph_pool_handle()
         self._ids = HostIds(self._sizes[-1], last_ids.device, self._calls)
 
     def describe(self) -> str:
@@ -189,17 +188,16 @@ class DecodeGraphs:
 
     def _capture(self, size: int, divided: bool) -> ExecutableGraph:
         self._rows.hand_back()  # capturing runs steps: they must find nothing to do
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+
+        def once() -> None:  # kernels are compiled and tuned outside of the capture
+            self._tune(size)
+            self._step(size, divided)
+            self._ids.skip()
+
         with longer(MEASURING):
-            with torch.cuda.stream(stream):  # kernels are compiled and tuned outside of the capture
-                self._tune(size)
-                self._step(size, divided)
-                self._ids.skip()
-            torch.cuda.current_stream().wait_stream(stream)
-            torch.cuda.synchronize()
+            run_aside(once, self._query_start.device)
         graph = torch.cuda.CUDAGraph(keep_graph=True)
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=capture_mode(self._model)):
+        with torch.cuda.graph(graph, pool=self._captures.pool, capture_error_mode=capture_mode(self._model)):
             self._step(size, divided)
         step = self._captured[size, divided] = ExecutableGraph(graph)
         return step

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nanochat.engine.captures import Captures
+from nanochat.engine.captures import Captures, run_aside
 from nanochat.engine.config import BLOCK_SIZE
 from nanochat.engine.cuda_graphs import capture_mode
 from nanochat.engine.device_state import send
@@ -71,7 +71,6 @@ class PrefillGraphs:
         self._device = device
         self._captured: dict[int, CapturedPrefill] = {}
         self._captures = Captures(alone=model.reduce is None)
-        self._pool = torch.cuda.graph_pool_handle()
         self._calls = StreamCalls()
 
     def takes(self, chunks: list[Chunk]) -> bool:
@@ -129,15 +128,10 @@ class PrefillGraphs:
     def _capture(self, size: int) -> CapturedPrefill:
         inputs = self._inputs(size)
         tokens, table, bounds = inputs.tokens, inputs.table, inputs.bounds
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with longer(MEASURING):
-            with torch.cuda.stream(stream):  # kernels are compiled outside of the capture
-                self._step(tokens, table, bounds)
-            torch.cuda.current_stream(self._device).wait_stream(stream)
-            torch.cuda.synchronize(self._device)
+        with longer(MEASURING):  # kernels are compiled outside of the capture
+            run_aside(lambda: self._step(tokens, table, bounds), self._device)
         graph = torch.cuda.CUDAGraph(keep_graph=True)
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=capture_mode(self._model)):
+        with torch.cuda.graph(graph, pool=self._captures.pool, capture_error_mode=capture_mode(self._model)):
             hidden, share = self._step(tokens, table, bounds)
         step = self._captured[size] = CapturedPrefill(
             tokens, table, bounds, ExecutableGraph(graph), hidden, share

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import triton
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs, default_config
@@ -26,6 +27,7 @@ KERNELS_VERSION = 1
 _ROTATED_BYTES = 256 << 20  # weights are rotated through so many bytes, several times any L2 cache
 _MOST_ROTATED = 32
 _LEAST_LAUNCHES = 4  # in a graph that is timed: of fewer, its own launch is too much of the time
+_LOCK_SECONDS = 5.0  # others hold the file for milliseconds
 
 log = logging.getLogger("nanochat.kernels")
 
@@ -43,16 +45,14 @@ class TuningCache:
         self._section = f"{device} / {kind} / triton {triton.__version__} / kernels {KERNELS_VERSION}"
         self._configs: dict[str, GemvConfig] = {}
         self._made_do: dict[str, GemvConfig] = {}
+        self._unsaved: set[str] = set()
         self.look_again()
 
     def look_again(self) -> None:
         """Take what another engine measured meanwhile, of shapes that are not known here: equal engines then compute equal bits."""
-        for name, fields in self._read().get(self._section, {}).items():
-            try:
-                if name not in self._made_do:  # what a graph was captured with stays
-                    self._configs.setdefault(name, GemvConfig(**fields))
-            except TypeError:
-                continue  # written by a version with other fields
+        for name, config in self._saved(self._read()).items():
+            if name not in self._made_do:  # what a graph was captured with stays
+                self._configs.setdefault(name, config)
 
     def get(self, shape: GemvShape) -> GemvConfig | None:
         """What was settled for a shape; `None` where nothing was."""
@@ -67,24 +67,42 @@ class TuningCache:
         self._made_do[shape.name] = default_config(shape)
 
     def put(self, shape: GemvShape, config: GemvConfig) -> None:
-        """Remember a configuration; `save` writes it."""
+        """Remember a configuration; `save` writes it, or finds that another engine was first."""
         self._configs[shape.name] = config
+        self._unsaved.add(shape.name)
 
     def save(self) -> None:
         """Write the file whole, in one step; what others measured, on this device or another, stays.
 
+        Of engines that measured the same shape at the same time the first to save it has settled it for all, so that equal
+        engines compute equal bits: to be called before anything is captured with what was `put`.
         Where it cannot be written the log says so, and the next engine measures again.
         """
         if self._path is None:
             return
-        content = self._read()
-        ours = {name: asdict(config) for name, config in self._configs.items()}
-        content[self._section] = dict(sorted((content.get(self._section, {}) | ours).items()))
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self._path, json.dumps(content, indent=1))
-        except OSError as error:  # a full disk, a folder that may not be written
+            with FileLock(f"{self._path}.lock", timeout=_LOCK_SECONDS):
+                self._merge(self._path)
+        except (OSError, Timeout) as error:  # a full disk, a folder that may not be written
             log.warning("what was measured of the kernels could not be saved: %s", error)
+
+    def _merge(self, path: Path) -> None:
+        content = self._read()
+        saved = self._saved(content)
+        self._configs |= {name: saved[name] for name in self._unsaved & saved.keys()}
+        ours = {name: asdict(config) for name, config in (self._configs | saved).items()}
+        content[self._section] = dict(sorted((content.get(self._section, {}) | ours).items()))
+        _replace(path, json.dumps(content, indent=1))
+        self._unsaved.clear()
+
+    def _saved(self, content: dict[str, dict[str, dict[str, Any]]]) -> dict[str, GemvConfig]:
+        """This engine's part of the file's content."""
+        found: dict[str, GemvConfig] = {}
+        for name, fields in content.get(self._section, {}).items():
+            with contextlib.suppress(TypeError):  # written by a version with other fields
+                found[name] = GemvConfig(**fields)
+        return found
 
     def _read(self) -> dict[str, dict[str, dict[str, Any]]]:
         if self._path is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -80,7 +81,8 @@ class Driver:
 
     def __init__(self) -> None:
         self.steps: list[Callable[[], None]] = []
-        self.captures, self.capturing = 0, False
+        self.captures, self.capturing, self.streams = 0, False, 0
+        self.pools: dict[int, bool] = {}  # whether a graph keeps it; of those in which a capture was begun
         self.no_room: Callable[[], bool] = lambda: False  # asked at each capture
 
         def to_device(device: int, host: int, size: int, stream: int) -> int:
@@ -104,8 +106,10 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Driver:
     stream = SimpleNamespace(cuda_stream=0, wait_stream=lambda other: None)
 
     @contextlib.contextmanager
-    def capture(graph: Any, **_: Any) -> Iterator[None]:
+    def capture(graph: Any, *, pool: int, **_: Any) -> Iterator[None]:
         driver.captures += 1
+        assert driver.pools.get(pool, True), "torch's own: use_count > 0"
+        driver.pools.setdefault(pool, False)  # until a graph keeps it
         if driver.no_room():
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         driver.capturing = True
@@ -113,9 +117,14 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Driver:
             yield
         finally:
             driver.capturing = False
+        driver.pools[pool] = True
+
+    def stream_made(*_: Any) -> Any:
+        driver.streams += 1
+        return stream
 
     fakes = {
-        "graph_pool_handle": lambda: (0, 0), "Stream": lambda *_: stream, "current_stream": lambda *_: stream,
+        "graph_pool_handle": itertools.count().__next__, "Stream": stream_made, "current_stream": lambda *_: stream,
         "stream": lambda _: contextlib.nullcontext(), "synchronize": lambda *_: None, "graph": capture,
         "CUDAGraph": lambda **_: object(), "Event": lambda: SimpleNamespace(record=lambda: None, cuda_event=0),
     }  # fmt: skip

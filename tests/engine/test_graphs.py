@@ -160,11 +160,14 @@ def test_a_capture_that_ended_for_want_of_memory_may_say_so_in_what_came_before(
 
 
 def test_what_is_captured_while_nobody_waits_is_not_captured_again(driver: Driver) -> None:
+    captures._aside.cache_clear()
     core, _ = graphed_core(max_num_seqs=2, max_model_len=64)
     while core.unprepared:
         core.prepare()
     prepared = driver.captures
     assert prepared == 2 + 3, "batches of 1 and 2, prompts of 16, 32 and 64"
+    assert driver.streams == 1, "each costs memory as long as the process lives"
+    assert len(driver.pools) == 2
     texts = [(prompt(3), 8), (prompt(40, 1), 8), (prompt(18, 2), 8)]
     wanted = {add(core, *text): reply(*text) for text in texts}
     assert {name: list(output.token_ids) for name, output in run(core).items()} == wanted

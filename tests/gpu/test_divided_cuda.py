@@ -102,8 +102,9 @@ class Simulated(DividedSampler):
     def draw_from(self, share, sequences):
         return choose(torch.stack([offer(share[:, s], sequences, s.start) for s in self._shares]))
 
-    def draw_rows(self, share, rows):
-        return choose_rows(torch.stack([offer_rows(share[:, s], rows, s.start) for s in self._shares]))
+    def draw_rows(self, share, rows, *, pdl=False):
+        offers = [offer_rows(share[:, s], rows, s.start, pdl=pdl) for s in self._shares]
+        return choose_rows(torch.stack(offers), pdl=pdl)
 
 
 @pytest.fixture(scope="module")

@@ -168,3 +168,16 @@ def test_a_capture_that_finds_no_room_is_done_without_and_tried_again(
         assert check(run(llm, 2), right) == []
     assert graphs._captured, "there is room again"
     llm.close()
+
+
+def test_a_load_leaves_no_more_behind_than_the_one_before(folder: Path) -> None:
+    """torch keeps 32 MiB for cuBLAS for each stream that it ever saw."""
+    left = []
+    for _ in range(3):
+        llm = engine(folder)
+        llm.generate([prompts()[0]], GREEDY, use_tqdm=False)
+        llm.close()
+        del llm
+        torch.cuda.empty_cache()
+        left.append(torch.cuda.memory_reserved())
+    assert left[2] == left[1], left

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="Triton runs on Linux only")
@@ -168,6 +169,55 @@ def test_what_an_engine_chose_stays_when_another_chose_otherwise(tmp_path: Path)
     assert ours.get(SHAPES[0]) == best
 
 
+def test_of_two_that_measure_at_the_same_time_the_first_to_save_settles_it_for_both(tmp_path: Path) -> None:
+    """Otherwise they, and engines loaded later, would compute other bits than each other."""
+    path = tmp_path / "tuning.json"
+    ours, theirs = (cache_at(path) for _ in range(2))
+    best, other = candidate_configs(SHAPES[0])[:2]
+    theirs.put(SHAPES[0], other)
+    ours.put(SHAPES[0], best)
+    ours.put(SHAPES[1], best)
+    theirs.save()
+    ours.save()
+    for cache in (ours, theirs, cache_at(path)):
+        assert cache.get(SHAPES[0]) == other
+    assert (ours.get(SHAPES[1]), cache_at(path).get(SHAPES[1])) == (best, best)
+    third = cache_at(path)
+    ours.save()
+    assert third.get(SHAPES[0]) == ours.get(SHAPES[0]) == other
+
+
+def test_what_graphs_were_captured_with_stays_whatever_others_saved(tmp_path: Path) -> None:
+    path = tmp_path / "tuning.json"
+    ours = cache_at(path)
+    best, other = candidate_configs(SHAPES[0])[:2]
+    ours.put(SHAPES[0], best)
+    ours.save()
+    path.unlink()  # by the user, say
+    theirs = cache_at(path)
+    theirs.put(SHAPES[0], other)
+    theirs.save()
+    ours.put(SHAPES[1], best)
+    ours.save()
+    assert ours.get(SHAPES[0]) == best
+    assert cache_at(path).get(SHAPES[0]) == other
+
+
+def test_a_file_that_somebody_else_holds_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "tuning.json"
+    monkeypatch.setattr(tuning, "_LOCK_SECONDS", 0.0)
+    cache = cache_at(path)
+    cache.put(SHAPES[0], candidate_configs(SHAPES[0])[0])
+    with FileLock(f"{path}.lock"):
+        cache.save()
+    assert "could not be saved" in caplog.text
+    assert not path.exists()
+    cache.save()
+    assert cache_at(path).get(SHAPES[0]) == candidate_configs(SHAPES[0])[0]
+
+
 def test_what_was_measured_counts_for_its_dtype_and_for_its_version_of_the_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +248,8 @@ def test_a_disk_that_takes_nothing_does_not_end_the_engine(
         patch.setattr(place, lambda *_, **__: full())
         cache.save()
     assert "could not be saved" in caplog.text and "No space left" in caplog.text
-    assert not path.parent.exists() or not list(path.parent.iterdir()), "half a file was left"
+    left = list(path.parent.iterdir()) if path.parent.exists() else []
+    assert [name.suffix for name in left] in ([], [".lock"]), "half a file was left"
     cache.save()
     assert cache_at(path).get(SHAPES[0]) == cache.get(SHAPES[0])
 

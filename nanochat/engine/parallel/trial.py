@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from nanochat.engine.captures import run_aside
+
 if TYPE_CHECKING:
     from nanochat.engine.parallel.collectives import Collectives
     from nanochat.kernels.triton_one_shot import OneShot
@@ -203,12 +205,7 @@ def _seconds_through(end: OneShot | WideSum | None, x: Tensor, weight: Tensor) -
 
 def _seconds(step: Callable[[], object], device: torch.device) -> float:
     """What a step takes on the device, in a captured chain of them."""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    torch.cuda.synchronize(device)
+    run_aside(step, device)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         for _ in range(_CHAIN):
