@@ -174,14 +174,11 @@ class ModelRunner:
 
 
 def _capturable(model: Model) -> TypeGuard[Decoder]:
-    """Whether a step of the model asks nothing of the host: a native decoder on Triton's kernels, without experts."""
+    """Whether a step of the model asks nothing of the host: a native decoder on Triton's kernels, dense or of experts."""
     from nanochat.engine.models.decoder import Decoder
-    from nanochat.engine.models.layers import Mlp
     from nanochat.kernels.cuda import CudaKernels
 
-    if not isinstance(model, Decoder) or not isinstance(model.kernels, CudaKernels):
-        return False
-    return all(isinstance(layer.mlp, Mlp) for layer in model.weights.layers)
+    return isinstance(model, Decoder) and isinstance(model.kernels, CudaKernels)
 
 
 def _parted(chunks: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:

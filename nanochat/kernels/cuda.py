@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.kernels.bundle import AttentionSpec, FusedReduce, Reduce
+from nanochat.kernels.cuda_experts import CudaExperts
 from nanochat.kernels.decode_plan import decode_plan, invariant_plan
 from nanochat.kernels.flash import FlashAttention, Fresh, fresh_prompts
 from nanochat.kernels.gemv_config import GemvShape
 from nanochat.kernels.layout import AttentionLayout
-from nanochat.kernels.routing import run_experts
 from nanochat.kernels.sizes import next_power_of_2
 from nanochat.kernels.triton_activation import gate_mul
 from nanochat.kernels.triton_decode import decode_attention
@@ -82,6 +82,7 @@ class CudaKernels:
         self.multiprocessors = int(properties.multi_processor_count)
         self.shared_memory = int(properties.shared_memory_per_block_optin)
         self.pdl = (properties.major, properties.minor) >= (9, 0)
+        self._experts = CudaExperts(properties.major, deterministic=deterministic)
         self.tuning = TuningCache(tuning, properties.name, dtype)
         self.counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
         self._former: list[Tensor] = []  # captured graphs have their addresses
@@ -184,8 +185,7 @@ class CudaKernels:
         activation: str,
     ) -> Tensor:
         """See `Kernels`."""
-        product = invariant_linear if self.deterministic else None
-        return run_experts(x, router, gate_up, down, per_token, normalized, activation, product)
+        return self._experts(x, router, gate_up, down, per_token, normalized, activation)
 
     def _product(
         self, x: Tensor, weight: Weight, *, activation: str = "", residual: Tensor | None = None

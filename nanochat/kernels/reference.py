@@ -124,8 +124,7 @@ class ReferenceKernels:
         activation: str,
     ) -> Tensor:
         """See `Kernels`."""
-        product = self.multiply if self.device.type == "cpu" else None
-        return run_experts(x, router, gate_up, down, per_token, normalized, activation, product)
+        return run_experts(x, router, gate_up, down, per_token, normalized, activation, self.multiply)
 
 
 def _norm_one_row(x: Tensor, weight: Tensor, eps: float) -> Tensor:

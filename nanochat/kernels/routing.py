@@ -20,17 +20,15 @@ def run_experts(
     per_token: int,
     normalized: bool,
     activation: str,
-    product: Product | None = None,
+    product: Product = F.linear,
 ) -> Tensor:
-    """See `Kernels.experts`. On the CPU, and with a `product` of the caller's, only the chosen experts' weights are read."""
-    probabilities = torch.softmax((product or F.linear)(x, router), dim=-1, dtype=torch.float32)
+    """See `Kernels.experts`. Only the chosen experts' weights are read."""
+    probabilities = torch.softmax(product(x, router), dim=-1, dtype=torch.float32)
     weights, chosen = torch.topk(probabilities, per_token, dim=-1)  # [T, per_token] each
     if normalized:
         weights = weights / weights.sum(dim=-1, keepdim=True)
     weights = weights.to(x.dtype)
-    if x.device.type == "cpu" or product is not None:
-        return one_by_one(x, weights, chosen, gate_up, down, activation, product or F.linear)
-    return all_at_once(x, weights, chosen, gate_up, down, activation)
+    return one_by_one(x, weights, chosen, gate_up, down, activation, product)
 
 
 def one_by_one(
@@ -57,23 +55,6 @@ def one_by_one(
         hidden = _activated(product(x[tokens], gate_up[expert]), activation)
         out.index_add_(0, tokens, product(hidden, down[expert]) * weights[tokens, places, None])
     return out
-
-
-def all_at_once(
-    x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor, activation: str
-) -> Tensor:
-    """Without asking the device which experts were chosen: tokens sorted by expert, one grouped product each way."""
-    per_token = chosen.shape[1]
-    order = torch.argsort(chosen.view(-1), stable=True)
-    tokens = order // per_token
-    counts = torch.zeros(
-        gate_up.shape[0], dtype=torch.int32, device=x.device
-    )  # bincount would wait for the device
-    counts.index_add_(0, chosen.view(-1), torch.ones_like(tokens, dtype=torch.int32))
-    ends = counts.cumsum(0, dtype=torch.int32)
-    hidden = _activated(F.grouped_mm(x[tokens], gate_up.transpose(1, 2), offs=ends), activation)
-    products = F.grouped_mm(hidden, down.transpose(1, 2), offs=ends) * weights.view(-1)[order, None]
-    return torch.zeros_like(x).index_add_(0, tokens, products)
 
 
 def _activated(gate_up: Tensor, activation: str) -> Tensor:

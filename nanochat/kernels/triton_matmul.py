@@ -44,18 +44,26 @@ def _matmul(
     tl.store(to, total.to(out_ptr.dtype.element_ty), mask=(token < tokens)[:, None] & (n < N)[None, :])
 
 
-def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [T, K] times weight [N, K] transposed, plus bias: [T, N] in x's dtype, sums in float32."""
+def invariant_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, narrow: bool = False
+) -> Tensor:
+    """x [T, K] times weight [N, K] transposed, plus bias: [T, N] in x's dtype, sums in float32.
+
+    `narrow` is for so few outputs that tiles must be small to be many, a router's say; the sums are then not rounded.
+    """
     tokens, k = x.shape
     n = weight.shape[0]
-    out = torch.empty(tokens, n, dtype=x.dtype, device=x.device)
+    out = torch.empty(tokens, n, dtype=torch.float32 if narrow else x.dtype, device=x.device)
     if not tokens:
         return out
     wide = x.element_size() > 2
-    block_m, block_n, block_k = (32, 32, 32) if wide else (64, 64, 64)
+    if narrow:
+        block_m, block_n, block_k, warps = 16, 16, 64 if wide else 128, 2
+    else:
+        block_m, block_n, block_k, warps = (32, 32, 32, 4) if wide else (64, 64, 64, 4)
     grid = (triton.cdiv(n, block_n), triton.cdiv(tokens, block_m))
     _matmul[grid](
-        x, weight, weight if bias is None else bias, out, tokens, x.stride(0),
-        N=n, K=k, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, BIAS=bias is not None, STAGES=3, num_warps=4,
+        x, weight, weight if bias is None else bias, out, tokens, x.stride(0), N=n, K=k, BLOCK_M=block_m,
+        BLOCK_N=block_n, BLOCK_K=block_k, BIAS=bias is not None, STAGES=3, num_warps=warps,
     )  # fmt: skip
     return out

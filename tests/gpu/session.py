@@ -70,7 +70,8 @@ def parts(model: Path | None, ranks: list[int]) -> dict[str, Part]:
     """What this machine can run; `ranks`: over how many GPUs a model is divided, one after the other."""
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--target-processes", "all"]
     kernels = [
-        f"{HERE}/test_kernels_{name}.py" for name in ("attention", "dense", "sampling", "step", "small")
+        f"{HERE}/test_kernels_{name}.py"
+        for name in ("attention", "dense", "experts", "sampling", "step", "small")
     ]
     alone = (
         () if len(ranks) > 1 else ("one_shot",)

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import drawn_replies
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from nanochat.engine.config import BLOCK_SIZE
 from nanochat.engine.llm import LLM
@@ -17,10 +24,14 @@ from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.sequence import Sequence
 
 VOCABULARY = 4099
-KINDS = ["llama", "qwen3"]
+KINDS = ["llama", "qwen3", "qwen3_moe"]
 SHAPE = {
     "vocab_size": VOCABULARY, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 3,
     "num_attention_heads": 8, "head_dim": 64, "max_position_embeddings": 4096, "initializer_range": 0.08,
+}  # fmt: skip
+MIXTURE = {  # the layer in the middle is dense
+    "num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 192, "norm_topk_prob": True,
+    "mlp_only_layers": [1],
 }  # fmt: skip
 
 
@@ -31,6 +42,8 @@ def write_model(kind: str, path: Path, **fields: object) -> Path:
     shape = {**SHAPE, **own, **fields}
     if kind == "llama":
         LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(path)
+    elif kind == "qwen3_moe":
+        Qwen3MoeForCausalLM(Qwen3MoeConfig(**MIXTURE, **shape)).save_pretrained(path)
     else:
         Qwen3ForCausalLM(Qwen3Config(**shape)).save_pretrained(path)
     return path

@@ -18,6 +18,7 @@ if not torch.cuda.is_available():
 
 from attention_cases import Batch, angles, expect_written, make_batch, project, relative_error, rotated
 from dense_cases import gated, make_product
+from expert_cases import make_mixture
 from sampling_cases import Rows, make_rows
 
 from nanochat.kernels.bundle import AttentionSpec
@@ -194,6 +195,17 @@ def test_products(rows: int, config: GemvConfig | None, kind: dict) -> None:
         residual=there.residual, activation=there.activation, pdl=PDL,
     )  # fmt: skip
     assert relative_error(out.cpu(), product.expected()) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("rows", "deterministic"), [(3, False), (12, False), (12, True)])
+def test_experts(rows: int, deterministic: bool) -> None:
+    """Of odd columns: torch's grouped products take none of them, so that all kernels here are ours."""
+    mixture = make_mixture(rows, 5, 2, width=70, inner=12, dtype=DTYPE)
+    there = moved(mixture)
+    out = CudaKernels(DEVICE, deterministic=deterministic).experts(
+        there.x, there.router, there.gate_up, there.down, 2, there.normalized, there.activation
+    )
+    assert relative_error(out.cpu(), mixture.expected()) <= TOLERANCE
 
 
 def test_a_chain_of_dependent_launches() -> None:

@@ -84,3 +84,10 @@ def test_a_row_of_an_invariant_product_does_not_depend_on_the_others() -> None:
     whole = invariant_linear(x, weight, bias)
     assert relative_error(whole, x.double() @ weight.double().T + bias.double()) <= 1e-6
     assert torch.equal(invariant_linear(x[33:34], weight, bias), whole[33:34])
+
+
+def test_a_narrow_product_is_not_rounded() -> None:
+    x, weight = torch.randn(37, 200).half(), torch.randn(9, 200).half()
+    out = invariant_linear(x, weight, narrow=True)
+    assert out.dtype == torch.float32
+    assert relative_error(out, x.double() @ weight.double().T) <= 1e-6
