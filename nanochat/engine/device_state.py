@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nanochat.engine.config import BLOCK_SIZE
+from nanochat.engine.device_copies import send
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.sequence import Sequence
 from nanochat.kernels.stream_calls import Staging
@@ -196,12 +197,6 @@ def first_rows(rows: DecodeRows, sampling: SamplingRows, count: int) -> tuple[De
         DecodeRows(*(tensor[:count] for tensor in _tensors(rows))),
         SamplingRows(*(tensor[:count] for tensor in _tensors(sampling))),
     )
-
-
-def send(values: object, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Host values to the device without waiting for it."""
-    staged = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
-    return staged.to(device, non_blocking=True)
 
 
 def signed(seed: int) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from nanochat.engine.captures import Captures, run_aside
 from nanochat.engine.config import BLOCK_SIZE
 from nanochat.engine.cuda_graphs import capture_mode
-from nanochat.engine.device_state import send
+from nanochat.engine.device_copies import send
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.step import KVTensors
 from nanochat.kernels.headway import COMPILING, MEASURING, longer

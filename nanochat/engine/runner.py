@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
+from nanochat.engine.device_copies import send_array, to_device
 from nanochat.engine.sampler import Sampled, sample
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.steady_sampler import sample_steadily
@@ -160,7 +161,7 @@ class ModelRunner:
                 ids.append(0)
             else:
                 ids.extend(chunk.sequence.tokens[chunk.start : chunk.start + chunk.count])
-        tokens = _sent(ids, self.device)
+        tokens = send_array(ids, self.device)
         if unread:
             rows, seats = to_device(torch.tensor(unread), self.device).T
             tokens.index_copy_(0, rows, self._last_ids[seats])
@@ -182,12 +183,12 @@ def _capturable(model: Model) -> TypeGuard[Decoder]:
 
 
 def _parted(chunks: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
-    """Those that are one decoded token, sampled by nothing but its seat's parameters; and the others."""
+    """Those that are one decoded token, and the others."""
     decodes: list[Chunk] = []
     others: list[Chunk] = []
     for chunk in chunks:
         one = chunk.count == 1 and chunk.samples and chunk.start >= len(chunk.sequence.prompt)
-        (decodes if one and chunk.sequence.plain else others).append(chunk)
+        (decodes if one else others).append(chunk)
     return decodes, others
 
 
@@ -212,24 +213,13 @@ def lay_out(chunks: list[Chunk], device: torch.device) -> tuple[AttentionLayout,
         padded.extend(table)
         padded.extend(repeat(0, width - len(table)))
     layout = AttentionLayout(
-        slots=_sent(slots, device),
-        block_tables=_sent(padded, device).view(-1, width),
-        query_start=_sent(starts, device),
-        context_lens=_sent(array("i", contexts), device),
+        slots=send_array(slots, device),
+        block_tables=send_array(padded, device).view(-1, width),
+        query_start=send_array(starts, device),
+        context_lens=send_array(array("i", contexts), device),
         query_lens=[chunk.count for chunk in chunks],
         contexts=contexts,
         tables=tables,
         max_context=max(contexts),
     )
-    return layout, _sent(positions, device)
-
-
-def _sent(numbers: array[int], device: torch.device) -> Tensor:
-    """On the device, int64 of a "q" and int32 of an "i"."""
-    kind = torch.int64 if numbers.typecode == "q" else torch.int32
-    return to_device(torch.frombuffer(numbers, dtype=kind), device)
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, without waiting for what the device still does; a host's tensor as it is."""
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return layout, send_array(positions, device)

@@ -9,12 +9,13 @@ depend on what else is in the batch, and survives preemption and a restart.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nanochat.engine.adjustment import adjust
+from nanochat.engine.device_copies import send, to_host
 from nanochat.engine.sequence import Sequence
 from nanochat.kernels.headway import in_its_time, made
 
@@ -75,19 +76,39 @@ def uniform(h: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Log-probabilities of a step's rows, under the raw logits; a row whose request asked for none says nothing."""
+
+    chosen: Tensor  # float32 [rows], the drawn token's
+    rank: Tensor  # int64 [rows], the drawn token's among all; 1 is the likeliest
+    top: Tensor  # float32 [rows, n], descending
+    top_ids: Tensor  # int64 [rows, n]
+
+    @classmethod
+    def zeros(cls, rows: int, width: int, device: torch.device) -> Logprobs:
+        """To be filled."""
+        rank, top_ids = (
+            torch.zeros(shape, dtype=torch.int64, device=device) for shape in (rows, (rows, width))
+        )
+        return cls(torch.zeros(rows, device=device), rank, torch.zeros(rows, width, device=device), top_ids)
+
+    def on_host(self) -> Logprobs:
+        """Complete once the device has come so far."""
+        return Logprobs(to_host(self.chosen), to_host(self.rank), to_host(self.top), to_host(self.top_ids))
+
+
+@dataclass(frozen=True, slots=True)
 class Sampled:
     """A step's tokens, on the device. `finite` is false for rows with NaN or Inf logits."""
 
     ids: Tensor  # int64 [rows]
     finite: Tensor  # bool [rows]
-    logprob: Tensor | None = None  # float32 [rows]
-    rank: Tensor | None = None  # int64 [rows]
-    top_logprobs: Tensor | None = None  # float32 [rows, n]
-    top_ids: Tensor | None = None  # int64 [rows, n]
+    logprobs: Logprobs | None = None
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """The fields, in order."""
-        return (self.ids, self.finite, self.logprob, self.rank, self.top_logprobs, self.top_ids)
+    def on_host(self) -> Sampled:
+        """Complete once the device has come so far."""
+        logprobs = None if self.logprobs is None else self.logprobs.on_host()
+        return Sampled(to_host(self.ids), to_host(self.finite), logprobs)
 
 
 def sample(logits: Tensor, sequences: list[Sequence]) -> Sampled:
@@ -100,45 +121,19 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> Sampled:
     finite = torch.isfinite(logits.sum(dim=-1))
     wanted = max((s.params.logprobs for s in sequences if s.params.logprobs is not None), default=None)
     raw = torch.log_softmax(logits, dim=-1) if wanted is not None else None
-    for row, sequence in enumerate(sequences):
-        _adjust(logits[row], sequence)
+    adjust(logits, sequences)
     ids = _draw(logits, sequences)
     if raw is None or wanted is None:
         return Sampled(ids, finite)
+    return Sampled(ids, finite, look_up(raw, ids, wanted))
+
+
+def look_up(raw: Tensor, ids: Tensor, wanted: int) -> Logprobs:
+    """What is told of `raw` log-probabilities [rows, vocab]: of the drawn `ids`, and of the `wanted` likeliest."""
     chosen = raw.gather(1, ids[:, None])
     rank = (raw > chosen).sum(dim=-1) + 1
     top = raw.topk(min(wanted, raw.shape[1]), dim=-1)
-    return Sampled(ids, finite, chosen[:, 0], rank, top.values, top.indices)
-
-
-def _adjust(row: Tensor, sequence: Sequence) -> None:
-    """Logit bias, penalties and the ban on early ends; `row` is changed in place."""
-    params = sequence.params
-    if params.logit_bias:
-        known = {token: bias for token, bias in params.logit_bias.items() if token < row.shape[0]}
-        at = torch.tensor(list(known), dtype=torch.int64, device=row.device)
-        row[at] += torch.tensor(list(known.values()), dtype=row.dtype, device=row.device)
-    if params.needs_history:
-        _penalise(row, sequence)
-    if sequence.counter < params.min_tokens:
-        ends = [t for t in (*sequence.eos_ids, *params.stop_token_ids) if t < row.shape[0]]
-        if ends:
-            row[torch.tensor(ends, dtype=torch.int64, device=row.device)] = -math.inf
-
-
-def _penalise(row: Tensor, sequence: Sequence) -> None:
-    params = sequence.params
-    if params.repetition_penalty is not None and params.repetition_penalty != 1.0:
-        seen = torch.tensor(list(set(sequence.tokens)), dtype=torch.int64, device=row.device)
-        value = row[seen]
-        row[seen] = torch.where(
-            value < 0, value * params.repetition_penalty, value / params.repetition_penalty
-        )
-    if (params.presence_penalty or params.frequency_penalty) and sequence.num_output:
-        counts = Counter(sequence.output_ids)
-        at = torch.tensor(list(counts), dtype=torch.int64, device=row.device)
-        number = torch.tensor(list(counts.values()), dtype=row.dtype, device=row.device)
-        row[at] -= params.presence_penalty + params.frequency_penalty * number
+    return Logprobs(chosen[:, 0], rank, top.values, top.indices)
 
 
 def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
@@ -173,10 +168,7 @@ def _temperature_and_words(sequences: list[Sequence], like: Tensor) -> tuple[Ten
     """Each row's temperature, like `like` [rows, 1], and the words of its noise, int32 [rows, 2]."""
     temperature = [[s.params.temperature or 1.0] for s in sequences]
     words = [_halves(noise_word(s.seed, s.counter)) for s in sequences]
-    return (
-        torch.tensor(temperature, dtype=like.dtype, device=like.device),
-        torch.tensor(words, dtype=torch.int32, device=like.device),
-    )
+    return send(temperature, like.dtype, like.device), send(words, torch.int32, like.device)
 
 
 def _draw_rows(logits: Tensor, sequences: list[Sequence]) -> Tensor:

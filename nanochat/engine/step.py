@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from nanochat.engine.device_copies import to_host
 from nanochat.engine.outputs import Logprob
-from nanochat.engine.sampler import Sampled
+from nanochat.engine.sampler import Logprobs, Sampled
 from nanochat.engine.scheduler import Chunk
+from nanochat.engine.sequence import Sequence
 
 KVTensors = list[tuple[Tensor, Tensor]]
 
@@ -46,7 +48,7 @@ class EagerStep:
     def __init__(self, chunks: list[Chunk], healthy: Tensor, sampled: Sampled | None) -> None:
         self.chunks = chunks
         self._healthy = to_host(healthy)
-        self._sampled = None if sampled is None else Sampled(*(to_host(t) for t in sampled.tensors()))
+        self._sampled = None if sampled is None else sampled.on_host()
         self._event: torch.cuda.Event | None = None
         if healthy.device.type == "cuda":
             self._event = torch.cuda.Event()
@@ -61,40 +63,17 @@ class EagerStep:
         if self._event is not None:
             self._event.synchronize()
         healthy: list[bool] = self._healthy.tolist()
-        return healthy, self._tokens() if self._sampled is not None else []
-
-    def _tokens(self) -> list[Token]:
         sampled = self._sampled
-        assert sampled is not None
-        ids: list[int] = sampled.ids.tolist()
-        finite: list[bool] = sampled.finite.tolist()
-        if (
-            sampled.logprob is None
-            or sampled.rank is None
-            or sampled.top_ids is None
-            or sampled.top_logprobs is None
-        ):
-            return [Token(i, ok) for i, ok in zip(ids, finite, strict=True)]
-        tokens: list[Token] = []
-        chosen, ranks = sampled.logprob.tolist(), sampled.rank.tolist()
-        top_ids, top_logprobs = sampled.top_ids.tolist(), sampled.top_logprobs.tolist()
+        if sampled is None:
+            return healthy, []
         sequences = [chunk.sequence for chunk in self.chunks if chunk.samples]
-        for row, sequence in enumerate(sequences):
-            wanted = sequence.params.logprobs
-            if wanted is None:
-                tokens.append(Token(ids[row], finite[row]))
-                continue
-            pairs = zip(top_ids[row][:wanted], top_logprobs[row][:wanted], strict=True)
-            table = {token: Logprob(value, rank) for rank, (token, value) in enumerate(pairs, 1)}
-            table.setdefault(ids[row], Logprob(chosen[row], ranks[row]))
-            tokens.append(Token(ids[row], finite[row], chosen[row], table))
-        return tokens
+        return healthy, tokens_of(sequences, sampled.ids.tolist(), sampled.finite.tolist(), sampled.logprobs)
 
 
 class StepInParts:
     """A step that the device does in parts, in any order."""
 
-    def __init__(self, parts: Sequence[PendingStep]) -> None:
+    def __init__(self, parts: abc.Sequence[PendingStep]) -> None:
         self.chunks = [chunk for part in parts for chunk in part.chunks]
         self._parts = parts
 
@@ -108,8 +87,22 @@ class StepInParts:
         return [ok for healthy, _ in results for ok in healthy], [t for _, tokens in results for t in tokens]
 
 
-def to_host(tensor: Tensor | None) -> Any:
-    """A copy in pinned memory that is complete once the device gets there; a host tensor as it is."""
-    if tensor is None or tensor.device.type != "cuda":
-        return tensor
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+def tokens_of(
+    sequences: list[Sequence], ids: list[int], finite: list[bool], logprobs: Logprobs | None
+) -> list[Token]:
+    """The tokens of a step's rows, each with the log-probabilities that its request asked for; all on the host."""
+    if logprobs is None:
+        return [Token(i, ok) for i, ok in zip(ids, finite, strict=True)]
+    tokens: list[Token] = []
+    chosen, ranks = logprobs.chosen.tolist(), logprobs.rank.tolist()
+    top_ids, top = logprobs.top_ids.tolist(), logprobs.top.tolist()
+    for row, sequence in enumerate(sequences):
+        wanted = sequence.params.logprobs
+        if wanted is None:
+            tokens.append(Token(ids[row], finite[row]))
+            continue
+        pairs = zip(top_ids[row][:wanted], top[row][:wanted], strict=True)
+        table = {token: Logprob(value, rank) for rank, (token, value) in enumerate(pairs, 1)}
+        table.setdefault(ids[row], Logprob(chosen[row], ranks[row]))
+        tokens.append(Token(ids[row], finite[row], chosen[row], table))
+    return tokens

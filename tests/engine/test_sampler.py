@@ -161,11 +161,13 @@ def test_logprobs_are_those_of_the_raw_logits() -> None:
     drawn = sample(
         rows.clone(), [sequence(logprobs=3, temperature=0.5, top_k=5), sequence(logprobs=0, seed=9)]
     )
+    told = drawn.logprobs
+    assert told is not None
     for row in range(2):
         token = drawn.ids[row]
-        assert drawn.logprob[row] == raw[row, token]
-        assert drawn.rank[row] == (raw[row] > raw[row, token]).sum() + 1
-    assert drawn.top_ids[0].tolist() == raw[0].topk(3).indices.tolist()
+        assert told.chosen[row] == raw[row, token]
+        assert told.rank[row] == (raw[row] > raw[row, token]).sum() + 1
+    assert told.top_ids[0].tolist() == raw[0].topk(3).indices.tolist()
 
 
 def test_nan_and_inf_rows_are_flagged() -> None:

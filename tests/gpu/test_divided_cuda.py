@@ -128,6 +128,12 @@ WISHES = {
     "top-k": [SamplingParams(temperature=1.0, top_k=20, seed=i, max_tokens=24, ignore_eos=True) for i in range(4)],
     "top-p": [SamplingParams(temperature=1.0, top_p=0.7, seed=i, max_tokens=24, ignore_eos=True) for i in range(4)],
     "min-p": [SamplingParams(temperature=1.0, min_p=0.1, seed=i, max_tokens=24, ignore_eos=True) for i in range(4)],
+    "adjusted": [
+        SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True, logprobs=2),
+        SamplingParams(temperature=1.2, seed=7, max_tokens=24, ignore_eos=True, repetition_penalty=1.3),
+        SamplingParams(temperature=0.9, top_k=5, seed=8, max_tokens=24, ignore_eos=True, logit_bias={9: 3.0}),
+        SamplingParams(temperature=0.9, seed=9, max_tokens=24, ignore_eos=True, min_tokens=24, stop_token_ids=[4]),
+    ],
     "mixed": [
         SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True),
         SamplingParams(temperature=1.2, seed=7, max_tokens=24, ignore_eos=True),
@@ -135,7 +141,10 @@ WISHES = {
         SamplingParams(temperature=0.9, top_p=0.5, min_p=0.02, seed=9, max_tokens=6, ignore_eos=True),
     ],
 }  # fmt: skip
-DIVIDED = {"greedy": {True}, "drawn": {True}, "top-k": {False}, "top-p": {False}, "min-p": {False}}
+FORMS = {
+    "greedy": {"divided"}, "drawn": {"divided"}, "top-k": {"whole"}, "top-p": {"whole"}, "min-p": {"whole"},
+    "adjusted": {"logits"},
+}  # fmt: skip
 
 
 def load(folder: Path) -> LLM:
@@ -176,8 +185,8 @@ def test_the_engine_draws_what_one_device_draws_whatever_is_asked(folder: Path, 
                 (row, next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None))
                 for row, (one, other) in enumerate(zip(alone[name], found, strict=True))
             ]
-        kinds = {divided for _, divided in llm.core._runner._graphs._captured}
-        assert kinds == DIVIDED.get(name, {True, False}), (name, kinds)
+        forms = {form for _, form in llm.core._runner._graphs._captured}
+        assert forms == FORMS.get(name, {"divided", "whole"}), (name, forms)
     llm.close()
     assert not wrong, f"(row, first step that differs): {wrong}"
 
@@ -190,7 +199,9 @@ def test_a_rank_that_is_not_heard_is_noticed(folder: Path, alone) -> None:
     llm.close()
 
 
-@pytest.mark.parametrize(("name", "asked"), [("drawn", "exchange"), ("top-k", "gather")])
+@pytest.mark.parametrize(
+    ("name", "asked"), [("drawn", "exchange"), ("top-k", "gather"), ("adjusted", "gather")]
+)
 def test_a_recorded_step_holds_its_exchange_and_no_other(folder: Path, alone, name: str, asked: str) -> None:
     llm, ranks = load(folder), OneGpu()
     runner = llm.core._runner
@@ -199,9 +210,9 @@ def test_a_recorded_step_holds_its_exchange_and_no_other(folder: Path, alone, na
     assert ids_of(llm, WISHES[name]) == alone[name]
     assert set(ranks.count) == {asked}
     held, sizes = runner._graphs, len(runner._graphs._captured)
-    for size, divided in [*held._captured]:
+    for size, form in [*held._captured]:
         ranks.count.clear()
-        held._capture(size, divided)
+        held._capture(size, form)
         assert ranks.count == {asked: 2}, "once in the step before the recording, once in it"
     assert sizes > 0
     llm.close()

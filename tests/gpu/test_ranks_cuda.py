@@ -31,6 +31,19 @@ WISHES = {
     "filtered": SamplingParams(
         temperature=0.8, top_k=20, top_p=0.95, seed=7, max_tokens=LENGTH, ignore_eos=True
     ),
+    "adjusted": SamplingParams(
+        temperature=0.8,
+        top_k=20,
+        seed=7,
+        max_tokens=LENGTH,
+        ignore_eos=True,
+        repetition_penalty=1.2,
+        frequency_penalty=0.3,
+        logit_bias={9: 2.0},
+        logprobs=2,
+        min_tokens=LENGTH,
+        stop_token_ids=[4],
+    ),
 }
 
 
@@ -75,7 +88,7 @@ def test_ranks_say_what_one_says(folder: Path, alone, ranks: int, options: dict[
     llm = load(folder, ranks, **options)
     print(llm.core.describe(), llm.core.group.collectives.measured)
     found = replies(llm)
-    kinds = {divided for _, divided in llm.core._runner._runner._graphs._captured}
+    forms = {form for _, form in llm.core._runner._runner._graphs._captured}
     began = time.perf_counter()
     llm.close()
     assert time.perf_counter() - began < 2, "NCCL did not let go"
@@ -86,7 +99,7 @@ def test_ranks_say_what_one_says(folder: Path, alone, ranks: int, options: dict[
         if one != other
     ]
     assert not wrong, f"(wish, prompt, first token that differs): {wrong}"
-    assert kinds == (set() if "enforce_eager" in options else {True, False})
+    assert forms == (set() if "enforce_eager" in options else {"divided", "whole", "logits"})
 
 
 def test_the_first_tokens_survive_a_second_load(folder: Path, alone) -> None:

@@ -8,7 +8,7 @@ import interpreted  # noqa: F401  # first: it turns the interpreter on
 import pytest
 import torch
 
-from nanochat.engine.cuda_graphs import DecodeGraphs
+from nanochat.engine.cuda_graphs import DecodeGraphs, Form
 from nanochat.engine.parallel.divided_sampler import DividedSampler
 from nanochat.engine.parallel.shares import vocabulary_share
 from nanochat.kernels.triton_divided import choose_rows, offer_rows
@@ -55,8 +55,8 @@ def test_a_row_with_nan_or_inf_on_any_rank_is_flagged_and_no_other(poison: float
     assert ids[[0, 2, 4]].tolist() == clean[[0, 2, 4]].tolist() and ids[1] == ids[3] == 0
 
 
-@pytest.mark.parametrize("divided", [True, False])
-def test_what_a_graph_records_exchanges_offers_or_all_logits_once(divided: bool) -> None:
+@pytest.mark.parametrize("form", ["divided", "whole", "logits"])
+def test_what_a_graph_records_exchanges_offers_or_all_logits_once(form: Form) -> None:
     """One rank's step up to the next one's ids; the other rank is there in what the exchanges give back."""
     logits, sampling = torch.randn(3, 1001, generator=torch.Generator().manual_seed(4)) * 3, rows_of(3, 8)
     logits[:, 600] = 20.0  # the likeliest token is on the other rank
@@ -84,6 +84,10 @@ def test_what_a_graph_records_exchanges_offers_or_all_logits_once(divided: bool)
         _ids=SimpleNamespace(told=told), _rows=SimpleNamespace(decode=rows, sampling=sampling), _logits=lambda rows, size: logits[:, mine],
         _divided=DividedSampler(decoder, ranks), _model=decoder, _pdl=False,  # type: ignore[arg-type]
     )  # fmt: skip
-    DecodeGraphs._step(graphs, 3, divided)  # type: ignore[arg-type]
+    left = DecodeGraphs._step(graphs, 3, form)  # type: ignore[arg-type]
+    assert asked == (["offers"] if form == "divided" else ["logits"])
+    if form == "logits":
+        assert left is not None and torch.equal(left, logits) and not told.ring.any(), "drawn elsewhere"
+        return
+    assert left is None
     assert told.ring.tolist() == [[0, *expected.tolist()]] and rows.ids.tolist() == expected.tolist()
-    assert asked == (["offers"] if divided else ["logits"])
