@@ -36,6 +36,12 @@ def _llama3(
     }  # fmt: skip
 
 
+_QWEN3_30B_A3B: dict[str, Any] = _qwen3(2048, 48, 32, 6144, tied=False) | {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_key_value_heads": 4, "num_experts": 128,
+    "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True, "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}  # fmt: skip
+
 _SMOLLM2_135M: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "intermediate_size": 1536,
@@ -55,6 +61,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-4b": _qwen3(2560, 36, 32, 9728, tied=True),
     "qwen3-8b": _qwen3(4096, 36, 32, 12288, tied=False),
     "qwen3-14b": _qwen3(5120, 40, 40, 17408, tied=False),
+    "qwen3-30b-a3b": _QWEN3_30B_A3B,
     "llama-3.2-1b": _llama3(2048, 16, 32, 64, 8192, tied=True),
     "llama-3.2-3b": _llama3(3072, 28, 24, 128, 8192, tied=True),
     "llama-3.1-8b": _llama3(4096, 32, 32, 128, 14336, tied=False),

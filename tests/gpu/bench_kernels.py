@@ -1,6 +1,6 @@
 """Times of every kernel on the GPU that is there, against its measured read bandwidth.
 
-    python tests/gpu/bench_kernels.py [section ...]     sections: tune attention prefill dense sampling step
+    python tests/gpu/bench_kernels.py [section ...]     sections: tune attention prefill dense experts sampling step
 
 Layer shapes are Qwen3-0.6B's and Qwen3-8B's. Times are of launches in a captured graph over data that no cache holds.
 """
@@ -31,7 +31,9 @@ from nanochat.kernels.fused_decoder import DenseModel, FusedDecoder
 from nanochat.kernels.gemv_config import GemvShape, candidate_configs
 from nanochat.kernels.triton_activation import gate_mul
 from nanochat.kernels.triton_decode import decode_attention
+from nanochat.kernels.triton_experts import choose, few_rows
 from nanochat.kernels.triton_gemv import gemv
+from nanochat.kernels.triton_grouped import library_takes, many_rows
 from nanochat.kernels.triton_norm import add_rms_norm
 from nanochat.kernels.triton_prefill import prefill_attention, prefill_plan
 from nanochat.kernels.triton_rope import Rope, rope_and_write
@@ -323,6 +325,36 @@ def dense(kernels: CudaKernels, peak: float) -> None:
         )
 
 
+def experts(kernels: CudaKernels, peak: float) -> None:
+    """One layer of Qwen3-30B-A3B; bytes are those of the experts that evenly routed rows meet."""
+    count, per_token, hidden, inner = 128, 8, 2048, 768
+    weights = [
+        (torch.randn(count, 2 * inner, hidden, device=DEVICE, dtype=DTYPE) / 32,
+         torch.randn(count, hidden, inner, device=DEVICE, dtype=DTYPE) / 32)
+        for _ in range(4)
+    ]  # fmt: skip
+    router = torch.randn(count, hidden, device=DEVICE, dtype=DTYPE) / 32
+    for rows in (1, 2, 4, 8, 16, 32, 64, 256, 1024):
+        x = torch.randn(rows, hidden, device=DEVICE, dtype=DTYPE)
+        chosen_weights, chosen = choose(torch.randn(rows, count, device=DEVICE), per_token, True)
+        met = count * (1 - (1 - per_token / count) ** rows)
+        size = int(met * 3 * inner * hidden * DTYPE.itemsize)
+        ways: dict[str, Callable[..., torch.Tensor]] = {
+            "matrix-vector": few_rows,
+            "our groups": many_rows,
+            "our groups, steady": lambda *a: many_rows(*a, steady=True),
+        }
+        if library_takes(x, weights[0][0], torch.cuda.get_device_capability()[0]):
+            ways["torch's groups"] = lambda *a: many_rows(*a, library=True)
+        for name, way in ways.items():
+            if way is few_rows and rows > 32:
+                continue
+            launches = [lambda w=w: way(x, chosen_weights, chosen, *w, "silu") for w in weights]
+            line(f"experts b{rows} {name}", time_of_launches(launches), size, peak)
+        whole = [lambda w=w: kernels.experts(x, router, *w, per_token, True, "silu") for w in weights]
+        line(f"experts b{rows} with the router, as the engine runs them", time_of_launches(whole), size, peak)
+
+
 def sampling(kernels: CudaKernels, peak: float) -> None:
     for batch in (1, 8, 64, 256):
         logits = [torch.randn(batch, 151936, device=DEVICE) * 3 for _ in range(max(1, min(16, 256 // batch)))]
@@ -478,6 +510,7 @@ def main() -> None:
         "attention": attention,
         "prefill": prefill,
         "dense": dense,
+        "experts": experts,
         "sampling": sampling,
         "step": step,
     }

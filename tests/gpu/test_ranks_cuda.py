@@ -13,7 +13,7 @@ import torch
 if torch.cuda.device_count() < 2:
     pytest.skip("needs two CUDA devices", allow_module_level=True)
 
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from nanochat.engine.llm import LLM
 from nanochat.engine.request import Request
@@ -100,6 +100,26 @@ def test_ranks_say_what_one_says(folder: Path, alone, ranks: int, options: dict[
     ]
     assert not wrong, f"(wish, prompt, first token that differs): {wrong}"
     assert forms == (set() if "enforce_eager" in options else {"divided", "whole", "logits"})
+
+
+def test_ranks_of_a_mixture_say_what_one_says(tmp_path: Path) -> None:
+    """Each rank has columns of every expert, and all choose the same ones; their shares are ragged."""
+    torch.manual_seed(0)
+    Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=VOCABULARY, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=8,
+            num_key_value_heads=4, head_dim=64, max_position_embeddings=1024, initializer_range=0.1, num_experts=16,
+            num_experts_per_tok=4, moe_intermediate_size=100, norm_topk_prob=True, mlp_only_layers=[1],
+        )
+    ).save_pretrained(tmp_path)  # fmt: skip
+    found = []
+    for ranks in (1, *RANKS):
+        llm = load(tmp_path, ranks)
+        found.append(replies(llm))
+        core = llm.core
+        assert (core._runner if ranks == 1 else core._runner._runner)._graphs._captured
+        llm.close()
+    assert all(each == found[0] for each in found)
 
 
 def test_the_first_tokens_survive_a_second_load(folder: Path, alone) -> None:

@@ -57,15 +57,10 @@ GEMMA = SHAPES["tiny"] | {
     "vocab_size": 262144, "sliding_window": 512, "hidden_activation": "gelu_pytorch_tanh",
     "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "max_position_embeddings": 32768,
 }  # fmt: skip
-MIXTURE = SHAPES["qwen3-0.6b"] | {  # of Qwen3-30B-A3B
-    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 2048, "num_attention_heads": 32,
-    "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
-    "norm_topk_prob": True,
-}  # fmt: skip
 MODELS = {
     "qwen3-0.6b": SHAPES["qwen3-0.6b"], "qwen3-8b": SHAPES["qwen3-8b"], "llama-3.2-1b": SHAPES["llama-3.2-1b"],
     "llama-3.1-8b": SHAPES["llama-3.1-8b"], "gemma-3-1b": GEMMA, "starter": SHAPES["smollm2-135m"],
-    "qwen3-30b-a3b": MIXTURE,
+    "qwen3-30b-a3b": SHAPES["qwen3-30b-a3b"],
 }  # fmt: skip
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
