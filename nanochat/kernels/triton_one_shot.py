@@ -40,13 +40,13 @@ GATHERED = 1024  # at most so many words of a rank are put beside the others'
 
 
 @triton.jit
-def _stamp(began_ptr, spent_ptr, BEGINS: tl.constexpr, COMPILED: tl.constexpr):
-    """Note the time, or count what has passed since."""
+def _stamp(began_ptr, spent_ptr, BEGINS: tl.constexpr, TIMES: tl.constexpr, COMPILED: tl.constexpr):
+    """Note the time, or count what has passed since, for so many."""
     now = clock(COMPILED)
     if BEGINS:
         tl.store(began_ptr, now)
     else:
-        tl.store(spent_ptr, tl.load(spent_ptr) + now - tl.load(began_ptr))
+        tl.store(spent_ptr, tl.load(spent_ptr) + (now - tl.load(began_ptr)) * TIMES)
 
 
 @triton.jit
@@ -259,16 +259,16 @@ class OneShot:
         return int(self._spent) / 1e9
 
     @contextmanager
-    def timed(self) -> Generator[None]:
-        """What is launched inside it counts as an exchange."""
-        self._note(begins=True)
+    def timed(self, times: int = 1) -> Generator[None]:
+        """What is launched inside it counts as so many exchanges."""
+        self._note(begins=True, times=times)
         yield
-        self._note(begins=False)
+        self._note(begins=False, times=times)
 
-    def _note(self, *, begins: bool) -> None:
+    def _note(self, *, begins: bool, times: int) -> None:
         compiled = self.nanoseconds.device.type != "cpu"
         _stamp[(1,)](
-            self._began, self.nanoseconds, BEGINS=begins, COMPILED=compiled, num_warps=1
+            self._began, self.nanoseconds, BEGINS=begins, TIMES=times, COMPILED=compiled, num_warps=1
         )  # fmt: skip
 
     def give_up(self) -> None:

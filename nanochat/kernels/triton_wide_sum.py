@@ -2,9 +2,8 @@
 
 What `triton_one_shot` is for few rows, this is for hundreds: its words of 32 bits, each beside its round's number, take
 twice the bytes in small writes. Here one program has one row. It writes this rank's summands into the inboxes of all
-others in plain stores of 16 bytes and, when all its threads have, the round's number behind them, as a release seen by
-the whole system. Who reads that number (an acquire) sees the row. The summands are added in the order of the ranks, in
-float32: all get the same bits, and those of `triton_one_shot`.
+others (`triton_row_inbox`). The summands are added in the order of the ranks, in float32: all get the same bits, and those
+of `triton_one_shot`. Many rows of more than two ranks may go in two shots instead (`triton_two_shots`).
 
 Rounds are counted on the device, for each row; odd and even ones use two halves of the inbox, flags too. Who sends round
 k + 1 has the peer's flag of round k, which the peer sent after its kernel of round k - 1 had ended: two halves are enough.
@@ -28,60 +27,11 @@ from torch import Tensor
 from nanochat.kernels.sizes import next_power_of_2
 from nanochat.kernels.triton_inbox import clock, next_round
 from nanochat.kernels.triton_one_shot import OneShot
+from nanochat.kernels.triton_row_inbox import LINE, elements, fence, raise_flag, row_stride, wait_for
+from nanochat.kernels.triton_two_shots import sum_in_two_shots
 
 ROWS = 512  # at most in a message
-LINE = 128  # bytes: rows begin at whole ones, and a flag has one to itself
 _VECTOR = 16  # bytes that a thread moves at once
-
-
-@triton.jit
-def _elements(address, like):
-    """The address of a row in an inbox as a pointer to elements of the type that `like` points to."""
-    return tl.multiple_of(address.to(tl.pointer_type(like.dtype.element_ty)), 16)
-
-
-@triton.jit
-def _fence(COMPILED: tl.constexpr):
-    """All that this program's threads wrote before is seen before what thread 0 writes after."""
-    tl.debug_barrier()
-    if COMPILED:
-        tl.inline_asm_elementwise(
-            "{ .reg .pred p; .reg .b32 t; mov.u32 t, %tid.x; setp.eq.u32 p, t, 0; @p fence.acq_rel.sys; mov.u32 $0, 0; }",
-            "=r", [], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-
-
-@triton.jit
-def _raise(flag, round_, COMPILED: tl.constexpr):
-    """Thread 0 writes the round's number to the address `flag`: a store, since peers on PCIe alone take no atomics."""
-    if COMPILED:
-        tl.inline_asm_elementwise(
-            "{ .reg .pred p; .reg .b32 t; mov.u32 t, %tid.x; setp.eq.u32 p, t, 0; @p st.relaxed.sys.global.b32 [$1], $2;"
-            " mov.u32 $0, 0; }",
-            "=r,l,r", [flag, round_], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-    else:  # the interpreter knows no assembler
-        tl.store(flag.to(tl.pointer_type(tl.int32)), round_)
-
-
-@triton.jit
-def _look(word_ptr):
-    """A word, read by one thread and told to all, who then see what was released with it."""
-    return tl.atomic_add(word_ptr, 0, sem="acquire", scope="sys")
-
-
-@triton.jit
-def _wait(flag, round_, failed_ptr, looks):
-    """0 when the flag at this address has the round's number, 1 when it was missed for too long, 2 when a peer is lost."""
-    flag_ptr = flag.to(tl.pointer_type(tl.int32))
-    state = (_look(flag_ptr) != round_).to(tl.int32)
-    looked = 0
-    while (state == 1) & (looked < looks):
-        state = (_look(flag_ptr) != round_).to(tl.int32)
-        if looked % 32 == 0:
-            state = tl.where(_look(failed_ptr) != 0, 2, state)
-        looked += 1
-    return state
 
 
 @triton.jit
@@ -120,11 +70,11 @@ def _wide_sum(
     if SEND:
         for step in range(1, RANKS):
             inbox = tl.load(inboxes_ptr + (RANK + step) % RANKS) + place + RANK * between
-            tl.store(_elements(inbox, delta_ptr) + at, own, mask=mask)
-        _fence(COMPILED)
+            tl.store(elements(inbox, delta_ptr) + at, own, mask=mask)
+        fence(COMPILED)
         for step in range(1, RANKS):
             inbox = tl.load(inboxes_ptr + (RANK + step) % RANKS) + place + RANK * between
-            _raise(inbox + stride - LINE, round_, COMPILED)
+            raise_flag(inbox + stride - LINE, round_, COMPILED)
     if RECEIVE:
         residual = 0.0  # it and the weight are on their way while the others are waited for
         weight = 1.0
@@ -141,9 +91,9 @@ def _wide_sum(
                 total += own.to(tl.float32)
             else:
                 theirs = inbox + rank * between
-                lost += _wait(theirs + stride - LINE, round_, failed_ptr, looks)
+                lost += wait_for(theirs + stride - LINE, round_, failed_ptr, looks)
                 summand = tl.load(
-                    _elements(theirs, delta_ptr) + at, mask=mask, other=0.0, cache_modifier=".cg"
+                    elements(theirs, delta_ptr) + at, mask=mask, other=0.0, cache_modifier=".cg"
                 )
                 total += summand.to(tl.float32)
         tl.store(rounds_ptr + row, round_)
@@ -163,11 +113,15 @@ class WideSum:
         rows: at most so many in a message.
         row_bytes: at most so many in a row.
         one_shot: the end whose `failed` and `nanoseconds` this one shares.
+
+    Attributes:
+        two_shots: messages of so many rows and more go in two shots; 0: none. The same on every rank.
     """
 
     def __init__(self, inboxes: list[int], rows: int, row_bytes: int, one_shot: OneShot) -> None:
         self.rank, self.ranks = one_shot.rank, one_shot.ranks
         self.rows, self.row_bytes, self.looks = rows, row_bytes, one_shot.looks
+        self.two_shots = 0
         self.failed, self._nanoseconds = one_shot.failed, one_shot.nanoseconds
         self._inboxes = torch.tensor(inboxes, dtype=torch.int64, device=self.failed.device)
         self._rounds = torch.zeros(rows, dtype=torch.int32, device=self.failed.device)
@@ -187,28 +141,27 @@ class WideSum:
         return self._launch(delta, x, weight, eps)
 
     def _launch(
-        self, delta: Tensor, x: Tensor | None, weight: Tensor | None, eps: float, *, send: bool = True, receive: bool = True
+        self, delta: Tensor, x: Tensor | None, weight: Tensor | None, eps: float, *, send: bool = True, own: bool = True,
+        receive: bool = True,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         width = delta.shape[-1]
+        rows = delta.numel() // width
         out = torch.empty(delta.shape, dtype=delta.dtype, device=delta.device)
         total = out if weight is None else torch.empty(delta.shape, dtype=delta.dtype, device=delta.device)
-        block, stride = next_power_of_2(width), _stride(self.row_bytes)
+        block, stride = next_power_of_2(width), row_stride(self.row_bytes)
         threads = block * delta.element_size() // (2 * _VECTOR)  # two vectors each
-        _wide_sum[(delta.numel() // width,)](
+        in_two = 0 < self.two_shots <= rows
+        kernel, parts = (sum_in_two_shots, {"OWN": own}) if in_two else (_wide_sum, {})
+        kernel[(rows,)](
             delta, delta if x is None else x, delta if weight is None else weight, total, out,
             self._inboxes, self._rounds, self.failed, self._nanoseconds, eps, self.looks, stride, self.rows * stride,
             WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, ADD=x is not None, NORM=weight is not None,
-            SEND=send, RECEIVE=receive, COMPILED=delta.device.type != "cpu", LINE=LINE,
+            SEND=send, RECEIVE=receive, COMPILED=delta.device.type != "cpu", LINE=LINE, **parts,
             num_warps=min(8, max(4, threads // 32)), num_stages=1,
         )  # fmt: skip
         return out, total
 
 
-def _stride(row_bytes: int) -> int:
-    """From row to row in an inbox: whole lines of data, and a flag's."""
-    return -(-row_bytes // LINE) * LINE + LINE
-
-
 def wide_bytes(ranks: int, rows: int, row_bytes: int) -> int:
     """How large an inbox must be."""
-    return 2 * ranks * rows * _stride(row_bytes)
+    return 2 * ranks * rows * row_stride(row_bytes)

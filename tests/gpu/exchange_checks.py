@@ -208,13 +208,17 @@ def check_products(end, store, rank: int, ranks: int) -> dict[str, Any]:
 
 
 def check_wide(end, store, rank: int, ranks: int) -> dict[str, Any]:
-    """A message of each size, twice: launched, then in a graph that is replayed over inputs that change."""
+    """A message of each size, four times, every other time in two shots: launched, then in a graph that is replayed over
+    inputs that change."""
     wide, graph, found = wide_of(end), torch.cuda.CUDAGraph(), {}
     inputs = [tuple(torch.zeros(2, rows, WIDE, dtype=torch.bfloat16, device="cuda")) for rows in WIDE_ROWS]
     weight = torch.rand(WIDE, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16).cuda()
 
     def step() -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [wide.add_norm(delta, x, weight, 1e-6) for delta, x in (*inputs, *inputs)]
+        out = []
+        for wide.two_shots in (0, 1, 1, 0):
+            out += [wide.add_norm(delta, x, weight, 1e-6) for delta, x in inputs]
+        return out
 
     for turn in range(4):
         drawn = [numbers(turn, ranks, rows, torch.bfloat16, WIDE) for rows in WIDE_ROWS]
@@ -228,11 +232,15 @@ def check_wide(end, store, rank: int, ranks: int) -> dict[str, Any]:
         if turn == 0:
             out = step()
             for delta in (delta for delta, _ in inputs if end.takes(delta)):
-                assert torch.equal(wide.sum(delta), end.sum(delta)), "both add in the same order"
+                sums = [end.sum(delta)]
+                for wide.two_shots in (0, 1, 0):
+                    sums.append(wide.sum(delta))
+                assert all(torch.equal(each, sums[0]) for each in sums), "all add in the same order"
         else:
             graph.replay()
         torch.cuda.synchronize()
-        for at, (pair, (deltas, start)) in enumerate(zip(out, (*drawn, *drawn), strict=True)):
+        for at, (pair, (deltas, start)) in enumerate(zip(out, drawn * 4, strict=True)):
+            assert torch.equal(pair[0], out[at % len(drawn)][0]), "one or two shots"
             found[f"turn {turn}, {at}, rows {len(start)}"] = round(worst(pair, deltas, start, weight), 2)
             store.set(f"bits {turn} {at} {rank}", str(pair[0].double().sum().item()))
             bits = {store.get(f"bits {turn} {at} {other}") for other in range(ranks)}

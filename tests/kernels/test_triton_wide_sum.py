@@ -15,7 +15,8 @@ from nanochat.engine.parallel.trial import Limits
 from nanochat.kernels.cuda import CudaKernels, Weight
 from nanochat.kernels.triton_norm import add_rms_norm
 from nanochat.kernels.triton_one_shot import OneShot, inbox_bytes
-from nanochat.kernels.triton_wide_sum import LINE, WideSum, wide_bytes
+from nanochat.kernels.triton_row_inbox import LINE
+from nanochat.kernels.triton_wide_sum import WideSum, wide_bytes
 
 CPU = torch.device("cpu")
 ROWS, ROW_BYTES, LOOKS = 5, 400, 3
@@ -41,21 +42,33 @@ class Ranks:
 
     def send(self, deltas: list[torch.Tensor]) -> None:
         for end, delta in zip(self.ends, deltas, strict=True):
-            end._launch(delta, None, None, 0.0, receive=False)
+            end._launch(delta, None, None, 0.0, own=False, receive=False)
+
+    def receive(self, deltas: list[torch.Tensor], x=None, weight=None, eps: float = 0.0):
+        """What was sent; in two shots what owners send first, into outputs that the others complete."""
+        found = [
+            end._launch(delta, x, weight, eps, send=False, receive=not end.two_shots)
+            for end, delta in zip(self.ends, deltas, strict=True)
+        ]
+        for end, delta, (normed, total) in zip(self.ends, deltas, found, strict=True):
+            if end.two_shots:
+                others = torch.arange(len(delta)) % len(self.ends) != end.rank
+                rest = end._launch(delta, x, weight, eps, send=False, own=False)
+                normed[others], total[others] = rest[0][others], rest[1][others]
+        return found
 
     def add_norm(self, deltas: list[torch.Tensor], x: torch.Tensor, weight: torch.Tensor):
         self.send(deltas)
-        return [
-            end._launch(delta, x, weight, 1e-5, send=False)
-            for end, delta in zip(self.ends, deltas, strict=True)
-        ]
+        return self.receive(deltas, x, weight, 1e-5)
 
     def sum(self, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         self.send(deltas)
-        return [
-            end._launch(delta, None, None, 0.0, send=False)[0]
-            for end, delta in zip(self.ends, deltas, strict=True)
-        ]
+        return [total for total, _ in self.receive(deltas)]
+
+    def take(self, shots: int) -> None:
+        """From now on every wide sum goes in so many shots."""
+        for end in self.ends:
+            end.two_shots = shots - 1
 
 
 def numbers(seed: int, count: int, rows: int, width: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -85,6 +98,59 @@ def test_every_rank_gets_the_sum_with_residual_and_norm(ranks: int, dtype: torch
         )  # the interpreter cuts off to 16 bits
         assert all(torch.equal(total, sums[0]) for total in sums)
     assert not any(end.failed.item() for end in group.ends)
+
+
+@pytest.mark.parametrize(("ranks", "dtype"), [(2, torch.float32), (3, torch.bfloat16), (4, torch.float16)])
+def test_in_two_shots_every_rank_gets_the_bits_of_a_wide_sum(ranks: int, dtype: torch.dtype) -> None:
+    """Whichever kind the rounds before were, which left their numbers and flags in the same inboxes."""
+    group, other = Ranks(ranks), Ranks(ranks)
+    for seed, (rows, shots) in enumerate(
+        ((5, 2), (1, 2), (5, 1), (5, 1), (3, 2), (5, 2), (4, 1), (5, 2), (5, 1))
+    ):
+        *deltas, x = numbers(seed, ranks + 1, rows, 96, dtype)
+        weight = torch.rand(96, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        group.take(shots)
+        for found, expected in zip(
+            group.add_norm(deltas, x, weight), other.add_norm(deltas, x, weight), strict=True
+        ):
+            assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+        for total, expected in zip(group.sum(deltas), other.sum(deltas), strict=True):
+            assert torch.equal(total, expected)
+    assert not any(end.failed.item() for end in group.ends)
+
+
+def test_in_two_shots_a_row_travels_to_its_owner_and_back_alone() -> None:
+    group = Ranks(3)
+    group.take(2)
+    deltas = numbers(1, 3, 5, 64, torch.float32)
+    group.send(deltas)
+    for rank, area in enumerate(group.wide):
+        written = (area[1, :, :, : -LINE // 4] != UNWRITTEN).any(-1)
+        assert written.tolist() == [
+            [sender != rank and row % 3 == rank for row in range(5)] for sender in range(3)
+        ]
+    group.receive(deltas)
+    for rank, area in enumerate(group.wide):
+        written = (area[1, :, :, : -LINE // 4] != UNWRITTEN).any(-1)
+        assert written.tolist() == [
+            [sender != rank and row % 3 in (rank, sender) for row in range(5)] for sender in range(3)
+        ]
+        assert (area[0, ..., : -LINE // 4] == UNWRITTEN).all()
+
+
+def test_in_two_shots_an_owner_that_misses_a_summand_ends_in_nan_and_tells_the_others_so() -> None:
+    group = Ranks(3)
+    group.take(2)
+    deltas = numbers(1, 3, 3, 64, torch.bfloat16)
+    assert torch.isfinite(group.sum(deltas)[0]).all()
+    for end in group.ends[:2]:  # rank 2 is lost
+        end._launch(deltas[0], None, None, 0.0, own=False, receive=False)
+    for end in group.ends[:2]:
+        end._launch(deltas[0], deltas[1], deltas[2][0], 1e-5, send=False, receive=False)
+    normed, total = group.ends[0]._launch(deltas[0], deltas[1], deltas[2][0], 1e-5, send=False, own=False)
+    assert normed[1].isnan().all() and total[1].isnan().all(), "its owner said so"
+    assert normed[2].isnan().all() and total[2].isnan().all(), "its owner is lost"
+    assert [end.failed.item() for end in group.ends] == [1, 1, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

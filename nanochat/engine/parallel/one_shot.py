@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nanochat.engine.parallel.trial import Limits, describe, measure, measure_products, sound, sound_products
+from nanochat.engine.parallel.trial import (
+    Limits,
+    describe,
+    measure,
+    measure_products,
+    sound,
+    sound_in_two_shots,
+    sound_products,
+)
 from nanochat.kernels.bundle import FusedReduce
 from nanochat.kernels.driver import DriverError
 from nanochat.kernels.peer_memory import HANDLE_BYTES, PeerMemory
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
     from nanochat.kernels.triton_wide_sum import WideSum
 
 _SMALL = 128  # rows at most in one shot
+_TIMED = 8  # of NCCL's sums one in so many is timed, and counts for all: that takes two launches beside it
 
 
 class Sums(FusedReduce):
@@ -37,12 +46,14 @@ class Sums(FusedReduce):
         """`collects`: whether products may send their results themselves."""
         self._collectives, self._end, self._wide, self._memory = collectives, end, wide, memory
         self._limits, self._collects = limits, collects
+        self._reduced = 0  # by NCCL
 
     def __call__(self, x: Tensor) -> Tensor:
         """The sum over all ranks; in x's place or not."""
         end = self._end if self.takes(x) else self._end_for(x)
         if end is None:
-            with self._end.timed():
+            turn, self._reduced = self._reduced, self._reduced + 1
+            with self._end.timed(_TIMED) if turn % _TIMED == 0 else contextlib.nullcontext():
                 return self._collectives.reduce(x)
         with self._collectives.counted():
             return end.sum(x)
@@ -148,10 +159,16 @@ def _try(
     right = [
         _agree(collectives, device, sound(collectives, each, device, width, dtype)) for each in (end, wide)
     ]
+    in_two = (
+        right[1]
+        and collectives.ranks > 2
+        and _agree(collectives, device, sound_in_two_shots(collectives, wide, device, width, dtype))
+    )
     limits, found = Limits(0, 0), list[str]()
     if any(right):
         usable = end if right[0] else None, wide if right[1] else None
-        limits = measure(collectives, *usable, device, width, dtype)
+        limits = measure(collectives, *usable, device, width, dtype, in_two=in_two)
+        wide.two_shots = limits.two_shots
         found.append(describe(limits, collectives.measured))
     collects, said = _products_send(collectives, end, limits, device, width, dtype)
     found += said
@@ -189,7 +206,8 @@ def _join(
 ) -> tuple[OneShot, WideSum, PeerMemory] | None:
     """Make an inbox, hand its handle around, map the others'. `rows`: at most so many in one shot."""
     from nanochat.kernels.triton_one_shot import LOOKS, OneShot, inbox_bytes
-    from nanochat.kernels.triton_wide_sum import LINE, ROWS, WideSum, wide_bytes
+    from nanochat.kernels.triton_row_inbox import LINE
+    from nanochat.kernels.triton_wide_sum import ROWS, WideSum, wide_bytes
 
     rank, ranks = collectives.rank, collectives.ranks
     row_bytes = width * dtype.itemsize

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nanochat.kernels.triton_one_shot import OneShot
     from nanochat.kernels.triton_wide_sum import WideSum
 
-SIZES = (1, 8, 32, 128, 512)  # rows of the messages that are measured
+SIZES = (1, 8, 32, 128, 256, 512)  # rows of the messages that are measured
 STEPS = (1, 8)  # of those that steps of matrix-vector kernels send, which end with the residual
 _TRIAL_LOOKS = 1 << 24  # some ten seconds: while a rank compiles, the others wait for it on the device
 _INPUTS, _TRIES = 256, 4  # of a product that is tried
@@ -33,12 +33,13 @@ _EPS = 1e-6
 
 class Limits(NamedTuple):
     """Sums of up to `small` rows go in one shot, of up to `wide` rows in a wide sum, all others by NCCL; of up to `added` rows in
-    one shot where only the residual follows.
+    one shot where only the residual follows. Wide sums of `two_shots` rows and more go in two shots; 0: none.
     """
 
     small: int
     wide: int
     added: int = 0
+    two_shots: int = 0
 
 
 def sound(
@@ -55,6 +56,21 @@ def sound(
             whole = collectives.reduce(x.to(torch.float32, copy=True))
             well &= torch.allclose(end.sum(x).float(), whole, rtol=2**-6, atol=2**-6)
         return well and not failed()
+
+
+def sound_in_two_shots(
+    collectives: Collectives, end: WideSum, device: torch.device, width: int, dtype: torch.dtype
+) -> bool:
+    """Whether a few wide sums in two shots come out as NCCL's do, in time."""
+    with _in_two_shots(end):
+        return sound(collectives, end, device, width, dtype)
+
+
+@contextmanager
+def _in_two_shots(end: WideSum) -> Generator[None]:
+    before, end.two_shots = end.two_shots, 1
+    yield
+    end.two_shots = before
 
 
 def sound_products(
@@ -94,12 +110,17 @@ def _trial(end: OneShot | WideSum) -> Generator[Callable[[], bool]]:
 
 def measure(
     collectives: Collectives, small: OneShot | None, wide: WideSum | None, device: torch.device, width: int,
-    dtype: torch.dtype,
+    dtype: torch.dtype, *, in_two: bool = False,
 ) -> Limits:  # fmt: skip
-    """Put into `collectives.measured` what a sum takes each way, and say what follows from it. None: it cannot be used."""
+    """Put into `collectives.measured` what a sum takes each way, and say what follows from it. None: it cannot be used.
+
+    Args:
+        in_two: wide sums may go in two shots.
+    """
     from nanochat.kernels.triton_norm import add_rms_norm
 
     weight = torch.ones(width, dtype=dtype, device=device)
+    told: dict[int, list[float]] = {}
     for rows in SIZES:
         x = torch.zeros(rows, width, dtype=dtype, device=device)
 
@@ -107,11 +128,19 @@ def measure(
             return add_rms_norm(collectives.reduce(x), x, weight, _EPS)
 
         times = [_seconds_through(end, x, weight) for end in (small, wide)] + [_seconds(by_nccl, device)]
-        one_shot, in_wide, nccl = _slowest(collectives, times, device)
+        if in_two and wide is not None:
+            with _in_two_shots(wide):
+                times.append(_seconds_through(wide, x, weight))
+        told[rows] = _slowest(collectives, times, device)
+    two_shots = 0
+    for rows, (_, in_wide, _, *twice) in told.items():
+        two_shots = (two_shots or rows) if twice and twice[0] < in_wide else 0  # from there on always
+    for rows, (one_shot, in_wide, nccl, *twice) in told.items():
+        in_wide = twice[0] if 0 < two_shots <= rows else in_wide
         collectives.measured[rows] = one_shot, in_wide, nccl
     limits = choose(collectives.measured)
     added = 0 if small is None else _measure_added(collectives, small, wide, limits, device, width, dtype)
-    return limits._replace(added=added)
+    return limits._replace(added=added, two_shots=two_shots)
 
 
 def _measure_added(
@@ -190,6 +219,8 @@ def describe(limits: Limits, measured: Mapping[int, tuple[float, float, float]])
     ways = [f"up to {limits.small} rows in one shot"] if limits.small else []
     if limits.wide > limits.small:
         ways.append(f"up to {limits.wide}{'' if ways else ' rows'} in wide ones")
+        if 0 < limits.two_shots <= limits.wide:
+            ways.append(f"from {limits.two_shots} on in two shots")
     *own, nccl = measured[1]
     if limits.added > limits.small:
         ways.append(f"up to {limits.added}{'' if ways else ' rows'} with the residual alone in one shot")

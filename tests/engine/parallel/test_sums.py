@@ -20,7 +20,8 @@ from nanochat.kernels.driver import DriverError
 pytest.importorskip("triton", reason="Triton runs on Linux only")
 
 from nanochat.kernels.triton_one_shot import OneShot, inbox_bytes
-from nanochat.kernels.triton_wide_sum import LINE, ROWS, WideSum, wide_bytes
+from nanochat.kernels.triton_row_inbox import LINE
+from nanochat.kernels.triton_wide_sum import ROWS, WideSum, wide_bytes
 
 CPU = torch.device("cpu")
 RANKS, WIDTH = 3, 64
@@ -74,10 +75,11 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_shot, "PeerMemory", Memory)
     monkeypatch.setattr(one_shot, "_reaches_all", lambda device, rank, ranks: True)
     monkeypatch.setattr(one_shot, "sound", lambda *_: True)
+    monkeypatch.setattr(one_shot, "sound_in_two_shots", lambda *_: True)
     monkeypatch.setattr(one_shot, "sound_products", lambda *_: True)
     monkeypatch.setattr(one_shot, "measure_products", lambda *_: (1e-5, 2e-5))
-    monkeypatch.setattr(one_shot, "measure", lambda *_: Limits(8, 32, 8))
-    monkeypatch.setattr(one_shot, "describe", lambda limits, _: str(tuple(limits)))
+    monkeypatch.setattr(one_shot, "measure", lambda *_, in_two: Limits(8, 32, 8))
+    monkeypatch.setattr(one_shot, "describe", lambda limits, _: str(tuple(limits[:3])))
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=60)
     )
@@ -164,7 +166,10 @@ def test_the_way_that_is_right_on_every_rank_is_used_alone(
 ) -> None:
     asked: list[tuple[bool, bool]] = []
 
-    def measured(collectives: object, small: OneShot | None, wide: WideSum | None, *_: object) -> Limits:
+    def measured(
+        collectives: object, small: OneShot | None, wide: WideSum | None, *_: object, in_two: bool
+    ) -> Limits:
+        assert in_two == (wide is not None)
         asked.append((small is not None, wide is not None))
         return Limits(0, 32) if wide else Limits(8, 8, 8)
 
@@ -180,6 +185,15 @@ def test_the_way_that_is_right_on_every_rank_is_used_alone(
         assert sums.takes(torch.zeros(1, WIDTH)[:, : WIDTH // 2]) == (wrong is WideSum)
         assert sums.gathers(torch.zeros(1, 3, dtype=torch.int32)) == (wrong is WideSum)
         assert sums.norms(torch.zeros(32, WIDTH // 2)) == (wrong is OneShot)
+
+
+def test_two_shots_are_tried_only_where_they_are_right_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        one_shot, "measure", lambda *_, in_two: Limits(8, 32, 8, two_shots=16 if in_two else 0)
+    )
+    assert [sums._wide.two_shots for sums in connected()[0] if sums is not None] == [16] * RANKS
+    monkeypatch.setattr(one_shot, "sound_in_two_shots", wrong_on_rank_2(WideSum))
+    assert [sums._wide.two_shots for sums in connected()[0] if sums is not None] == [0] * RANKS
 
 
 def test_products_send_by_themselves_only_where_that_is_faster_and_sound_on_every_rank(
@@ -198,7 +212,7 @@ def test_products_send_by_themselves_only_where_that_is_faster_and_sound_on_ever
 
 
 def test_what_is_not_faster_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one_shot, "measure", lambda *_: Limits(0, 0))
+    monkeypatch.setattr(one_shot, "measure", lambda *_, in_two: Limits(0, 0))
     assert connected() == ([None] * RANKS, ["(0, 0, 0)"] * RANKS)
     assert all(memory.closed for memory in Memory.made)
 
@@ -219,8 +233,8 @@ class Asked:
     reduce = sum
 
     @contextmanager
-    def timed(self):
-        self.said.append("timed")
+    def timed(self, times: int):
+        self.said.append(f"timed for {times}")
         yield
 
     def add_norm(self, delta: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -240,13 +254,17 @@ def test_rows_choose_the_way_and_what_nccl_does_not_do_is_counted() -> None:
     rows = [torch.zeros(1, count, WIDTH) for count in (8, 9, 32, 33)]
     for x in rows:
         sums(x)
-    assert said == ["counted", "one shot", "counted", "wide", "counted", "wide", "timed", "NCCL"]
+    assert said == ["counted", "one shot", "counted", "wide", "counted", "wide", "timed for 8", "NCCL"]
     assert [sums.takes(x) for x in rows] == [True, False, False, False]
     assert [sums.norms(x) for x in rows] == [True, True, True, False]
     said.clear()
     for x in rows[:3]:
         sums.add_norm(x, x, x[0, 0], 1e-6)
     assert said[1::2] == ["one shot, norm", "wide, norm", "wide, norm"]
+    said.clear()
+    for _ in range(16):
+        sums(rows[3])
+    assert said == [*["NCCL"] * 7, "timed for 8", "NCCL"] * 2, "one of eight, for all"
 
 
 def test_sums_without_a_norm_go_in_one_shot_also_where_those_with_one_are_faster_in_wide_ones() -> None:

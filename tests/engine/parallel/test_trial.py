@@ -19,14 +19,16 @@ WIDTH = 64
 
 Times = dict[int, tuple[float, float, float]]
 ADDED = {1: (2, 6), 8: (5, 6)}
-STEADY: Times = {1: (3, 5, 8), 8: (4, 5, 8), 32: (7, 6, 9), 128: (15, 9, 12), 512: (inf, 20, 30)}
+STEADY: Times = {
+    1: (3, 5, 8), 8: (4, 5, 8), 32: (7, 6, 9), 128: (15, 9, 12), 256: (inf, 13, 20), 512: (inf, 20, 30),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("changed", "added", "limits", "words"),
     [
         ({}, {}, (8, 512, 8), "sums of up to 8 rows in one shot, up to 512 in wide ones (one row in 3.0 us, by NCCL in 8.0)"),
-        ({512: (inf, 31, 30)}, {}, (8, 128, 8), "sums of up to 8 rows in one shot, up to 128 in wide ones"),
+        ({512: (inf, 31, 30)}, {}, (8, 256, 8), "sums of up to 8 rows in one shot, up to 256 in wide ones"),
         ({8: (5, 4, 8), 32: (5, 6, 9)}, {}, (32, 512, 8), "sums of up to 32 rows in one shot, up to 512 in wide ones"),
         ({32: (7, 9, 6)}, {}, (8, 8, 8), "sums of up to 8 rows in one shot (one row"),
         ({1: (6, 5, 8), 8: (6, 5, 8)}, {1: (7, 6)}, (0, 512, 0), "sums of up to 512 rows in wide ones (one row in 5.0 us"),
@@ -58,12 +60,46 @@ def test_each_number_of_rows_goes_the_way_that_is_fastest_on_the_slowest_rank(
         for rows in (128, 512)
     )  # fmt: skip
     found = trial.measure(collectives, small, wide, CPU, WIDTH, torch.float32)  # type: ignore[arg-type]
-    assert tuple(found) == limits and next(taken, None) is None
+    assert tuple(found) == (*limits, 0) and next(taken, None) is None
     assert trial.describe(found, collectives.measured).startswith(words)
     expected = {rows: tuple(seconds * 1e-6 for seconds in three) for rows, three in times.items()}
     assert collectives.measured.keys() == expected.keys()
     for rows, three in expected.items():
         assert collectives.measured[rows] == pytest.approx(three)
+
+
+@pytest.mark.parametrize(
+    ("twice", "limits", "words"),
+    [
+        ((9, 9, 9, 8, 8, 9), (8, 512, 8, 128), "up to 512 in wide ones, from 128 on in two shots (one"),
+        ((4, 9, 9, 9, 14, 9), (8, 512, 8, 512), "up to 512 in wide ones, from 512 on in two shots (one"),
+        ((4, 4, 4, 4, 4, 25), (8, 512, 8, 0), "up to 512 in wide ones (one"),
+    ],
+)
+def test_wide_sums_go_in_two_shots_from_where_that_is_always_faster(
+    twice: tuple[int, ...], limits: tuple[int, ...], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    four = [(*three, two) for three, two in zip(STEADY.values(), twice, strict=True)]
+    taken = iter([seconds for row in [*four, *ADDED.values()] for seconds in row if seconds < inf])
+    said: list[int] = []
+    wide = SimpleNamespace(
+        two_shots=0, takes=lambda x: True, sum=lambda x: x, add_norm=lambda *_: said.append(wide.two_shots)
+    )
+    monkeypatch.setattr(trial, "_seconds", lambda step, device: (step(), next(taken) * 1e-6)[1])
+    monkeypatch.setattr(triton_norm, "add_rms_norm", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    small = SimpleNamespace(
+        takes=lambda x: len(x) <= 128, add=lambda delta, x, pdl: x, sum=lambda x: x, add_norm=lambda *_: None
+    )
+    collectives = SimpleNamespace(exchange=lambda x: torch.stack([x, x]), measured={}, reduce=lambda x: x)
+    found = trial.measure(collectives, small, wide, CPU, WIDTH, torch.float32, in_two=True)  # type: ignore[arg-type]
+    assert tuple(found) == limits and said == [0, 1] * 6 and wide.two_shots == 0
+    assert words in trial.describe(found, collectives.measured)
+    counted = [
+        two if 0 < limits[3] <= rows else three[1]
+        for (rows, three), two in zip(STEADY.items(), twice, strict=True)
+    ]
+    assert [three[1] for three in collectives.measured.values()] == pytest.approx([s * 1e-6 for s in counted])
 
 
 @pytest.mark.parametrize(
@@ -99,7 +135,7 @@ def test_a_way_that_is_wrong_is_not_measured(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(trial, "_seconds", lambda step, device: 1e-6)
     collectives = SimpleNamespace(exchange=lambda x: torch.stack([x, x]), measured={})
     wide = SimpleNamespace(takes=lambda x: True)
-    assert trial.measure(collectives, None, wide, CPU, WIDTH, torch.float32) == (0, 0, 0)  # type: ignore[arg-type]
+    assert trial.measure(collectives, None, wide, CPU, WIDTH, torch.float32) == (0, 0, 0, 0)  # type: ignore[arg-type]
     assert set(collectives.measured.values()) == {(inf, 1e-6, 1e-6)}
 
 
