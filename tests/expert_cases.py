@@ -52,10 +52,11 @@ def make_mixture(
     order = torch.stack([torch.randperm(experts, generator=generator) for _ in range(rows)]).double()
     if favourite:
         order[:, -1] = experts
-    router = random(experts, width).to(dtype)
+    router = (random(experts, width) / 8).to(dtype)
     x = random(rows, width).to(dtype)
-    # The logits become steps of a half, in an order of each row's own: as much of x as the router sees is solved for.
-    logits = (order - order.mean(dim=1, keepdim=True)) / 2
+    # The logits become steps of an eighth, in an order of each row's own: as much of x as the router sees is solved for.
+    # Steps are far larger than what rounding x moves them by, and the largest so small that float32 sums them well.
+    logits = (order - order.mean(dim=1, keepdim=True)) / 8
     x = x + ((logits - x.double() @ router.double().T) @ torch.linalg.pinv(router.double()).T).to(dtype)
     matrices = (random(experts, 2 * inner, width) / 8, random(experts, width, inner) / 8)
     gate_up, down = (matrix.to(dtype).to(device) for matrix in matrices)

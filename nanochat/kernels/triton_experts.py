@@ -103,7 +103,7 @@ def _down(
     sums = ()
     for _ in tl.static_range(PARTS):
         sums = sums + (tl.zeros([WARPS, BLOCK_K], tl.float32),)
-    for step in tl.range(0, PER_TOKEN * chunks, loop_unroll_factor=4):
+    for step in tl.range(0, PER_TOKEN * chunks, loop_unroll_factor=8):  # few programs: many loads each
         pair = token * PER_TOKEN + step // chunks
         k = (step % chunks) * BLOCK_K + offs_k
         own = w_ptr + tl.load(chosen_ptr + pair).to(tl.int64) * (N * K)
