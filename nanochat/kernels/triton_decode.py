@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nanochat.kernels.decode_plan import DecodePlan
-from nanochat.kernels.sizes import next_power_of_2
+from nanochat.kernels.sizes import next_power_of_2, room_for
 from nanochat.kernels.triton_attention import (
     add_part,
     attend_span,
@@ -301,7 +301,7 @@ def decode_attention(
         GROUP=group, TILE_HEADS=plan.tile_heads, BLOCK_Q=plan.block_q, BLOCK_ROWS=next_power_of_2(rows),
         M=max(16, next_power_of_2(rows)), STACK=stack,
         BLOCK_N=plan.block_n, SPLITS=splits, SPLIT_SIZE=plan.split_size, MIN_SPLIT=plan.min_split,
-        SEQS=next_power_of_2(num_seqs) if tiled else 0, WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
+        SEQS=room_for(num_seqs) if tiled else 0, WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
         FUSED=fused, ROTARY=rope.rotary if rope is not None else 0, NORM=norm,
         STAGES=plan.stages, PDL=pdl, EARLY=early, num_warps=plan.warps, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanochat.kernels.sizes import next_power_of_2
+from nanochat.kernels.sizes import next_power_of_2, room_for
 from nanochat.kernels.triton_attention import (
     attend_span,
     combine_splits,
@@ -188,6 +188,6 @@ def prefill_attention(
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
         HEADS=num_heads, HEAD_DIM=head_dim, BLOCK_D=next_power_of_2(head_dim), GROUP=group, TILE_HEADS=plan.tile_heads,
         BLOCK_Q=plan.block_q, M=max(16, next_power_of_2(rows)), BLOCK_N=plan.block_n, SPLITS=plan.splits,
-        SEQS=next_power_of_2(num_seqs), WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
+        SEQS=room_for(num_seqs), WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
         STAGES=plan.stages, num_warps=plan.warps,
     )  # fmt: skip

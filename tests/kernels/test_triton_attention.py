@@ -8,7 +8,7 @@ import torch
 from attention_cases import Batch, angles, expect_written, make_batch, project, relative_error, rotated
 
 from nanochat.kernels.decode_plan import DecodePlan, decode_plan, invariant_plan
-from nanochat.kernels.sizes import next_power_of_2
+from nanochat.kernels.sizes import next_power_of_2, room_for
 from nanochat.kernels.triton_decode import decode_attention
 from nanochat.kernels.triton_prefill import PrefillPlan, prefill_attention, prefill_plan
 from nanochat.kernels.triton_rope import Rope, rope_and_write, write_kv
@@ -203,3 +203,9 @@ def test_plans_cover_every_head_and_stay_in_bounds(
                 max_context=20000, multiprocessors=132, shared_memory=232448,
             )  # fmt: skip
             assert chunk.block_q >= 1 and chunk.block_q * chunk.tile_heads <= 128 and chunk.splits >= 1
+
+
+def test_launches_of_many_numbers_of_sequences_share_few_kernels() -> None:
+    rooms = [room_for(count) for count in range(1, 1025)]
+    assert all(room >= count and room & (room - 1) == 0 for count, room in enumerate(rooms, 1))
+    assert sorted(set(rooms)) == [1, 64, 512, 1024]
