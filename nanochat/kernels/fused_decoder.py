@@ -3,6 +3,9 @@
 Embedding with the angles; per layer: norm and projection, attention with everything around it, output projection with
 the residual, norm with the gated half of the feed-forward net, its other half with the residual; then norm and head.
 Every kernel is launched dependently where the chip can do that: it requests its weights while the one before ends.
+
+`torch.compile` was tried for the same layers in plain torch, with CUDA graphs: 30.9 us a layer of Qwen3-0.6B's shape after 640
+tokens on an H200, where these kernels take 23.1 in the engine's own step (`tests/gpu/compiled.py` measures both).
 """
 
 from __future__ import annotations
