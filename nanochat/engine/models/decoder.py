@@ -12,7 +12,7 @@ from torch import Tensor
 from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.models.layers import Layer, SparseMlp
 from nanochat.engine.models.rope import Rope
-from nanochat.kernels.bundle import Gather, Kernels, Reduce
+from nanochat.kernels.bundle import FusedReduce, Gather, Kernels, Reduce
 from nanochat.kernels.headway import made
 from nanochat.kernels.layout import AttentionLayout
 
@@ -97,7 +97,7 @@ class Decoder:
             made()
             h, x = self._add(attended, layer.output, x, layer.post_attention_norm, layer.mlp_norm)
             if isinstance(layer.mlp, SparseMlp):
-                h, x = kernels.add_rms_norm(self._choose(h, layer.mlp), x, next_norm, eps)
+                h, x = self._mix(h, layer.mlp, x, next_norm)
             else:
                 inner = kernels.gated(h, layer.mlp.gate_up, self.config.activation)
                 made()
@@ -133,8 +133,9 @@ class Decoder:
             delta = self.reduce(delta)
         return self.kernels.add_rms_norm(self.kernels.rms_norm(delta, post_norm, eps), x, norm, eps)
 
-    def _choose(self, h: Tensor, mlp: SparseMlp) -> Tensor:
-        experts = self.config.experts
+    def _mix(self, h: Tensor, mlp: SparseMlp, x: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """What `_add` is to a dense layer's end, of experts."""
+        experts, eps = self.config.experts, self.config.norm_eps
         assert experts is not None
         delta = self.kernels.experts(
             h,
@@ -145,7 +146,9 @@ class Decoder:
             experts.normalized,
             self.config.activation,
         )
-        return delta if self.reduce is None else self.reduce(delta)
+        if isinstance(self.reduce, FusedReduce) and self.reduce.norms(delta):
+            return self.reduce.add_norm(delta, x, norm, eps)
+        return self.kernels.add_rms_norm(delta if self.reduce is None else self.reduce(delta), x, norm, eps)
 
 
 class RopeFrequencies:

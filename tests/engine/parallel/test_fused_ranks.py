@@ -1,4 +1,4 @@
-"""Fused decode steps of several ranks, in the interpreter: their logits side by side are those of the whole model.
+"""Decode steps of several ranks, fused where a model is dense, in the interpreter: their logits side by side are those of the whole model.
 
 Triton's interpreter runs one kernel at a time, so ranks are threads that pass each other a baton when they exchange.
 """
@@ -119,15 +119,20 @@ def load(folder, monkeypatch, kernels, rank=0, ranks=1, reduce=None) -> Decoder:
     return model
 
 
-def whole_logits(folder, monkeypatch, ids: list[int]) -> torch.Tensor:
-    model, rows = load(folder, monkeypatch, ReferenceKernels(CPU)), decode_rows(ids)
+def plain_hidden(model: Decoder, ids: list[int]) -> torch.Tensor:
+    rows = decode_rows(ids)
     layout = AttentionLayout(
         slots=rows.slots, block_tables=rows.block_tables,
         query_start=torch.arange(len(ids) + 1, dtype=torch.int32), context_lens=rows.context_lens,
         query_lens=[1] * len(ids), contexts=[1] * len(ids), tables=[[row] for row in range(len(ids))],
         max_context=1,
     )  # fmt: skip
-    return model.logits(model.forward(rows.ids, rows.positions, layout, cache_of(model)))
+    return model.forward(rows.ids, rows.positions, layout, cache_of(model))
+
+
+def whole_logits(folder, monkeypatch, ids: list[int]) -> torch.Tensor:
+    model = load(folder, monkeypatch, ReferenceKernels(CPU))
+    return model.logits(plain_hidden(model, ids))
 
 
 def divided_logits(
@@ -145,10 +150,13 @@ def divided_logits(
 
     def step(rank: int, model: Decoder) -> None:
         fused = fused_decoder(model)
-        assert fused is not None
+        assert (fused is None) == (model.config.experts is not None)
         starts = torch.arange(len(ids) + 1, dtype=torch.int32)
         with torch.inference_mode():
-            parts[rank] = fused.logits(decode_rows(ids), starts, cache_of(model))
+            if fused is None:
+                parts[rank] = model.share_of_logits(plain_hidden(model, ids))
+            else:
+                parts[rank] = fused.logits(decode_rows(ids), starts, cache_of(model))
 
     threads = []
     for rank in range(ranks):
@@ -179,3 +187,23 @@ def test_ranks_in_fused_steps_give_the_whole_model_and_every_exchange_counts(
     for deaf in (0, 2) if sends and len(ids) == 1 else ():
         found, _ = divided_logits(folder, monkeypatch, ids, 2, deaf, sends)
         assert (found - whole).abs().max() > 1e-2 * whole.abs().max(), deaf
+
+
+def test_ranks_of_a_mixture_give_the_whole_model_and_every_exchange_counts(tiny_folder, monkeypatch) -> None:
+    """In plain steps: the sum over the experts' columns is exchanged with what follows it."""
+    folder = tiny_folder("qwen3_moe")
+    whole = whole_logits(folder, monkeypatch, IDS)
+    normed: list[int] = []
+    add_norm = Passing.add_norm
+
+    def counted(self: Passing, *args: torch.Tensor) -> object:
+        normed.append(1)
+        return add_norm(self, *args)
+
+    monkeypatch.setattr(Passing, "add_norm", counted)
+    divided, exchanges = divided_logits(folder, monkeypatch, IDS, 2)
+    assert (divided - whole).abs().max() < 1e-3 * whole.abs().max()
+    assert exchanges == 1 + 2 * 3, "the embedding, and two in each of three layers"
+    assert len(normed) == 2 * 2 * 3, "all but the embedding's, of both ranks"
+    found, _ = divided_logits(folder, monkeypatch, IDS, 2, deaf=2)
+    assert (found - whole).abs().max() > 1e-2 * whole.abs().max()
