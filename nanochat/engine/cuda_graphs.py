@@ -150,20 +150,25 @@ class DecodeGraphs:
         self._rows.hand_back()
 
     @property
-    def uncaptured(self) -> list[int]:
-        """The sizes of a few chats side by side that have no graph yet, and need no measurements of seconds for it."""
+    def uncaptured(self) -> list[tuple[int, Form]]:
+        """The steps of a few chats side by side that have no graph yet, and need no measurements of seconds for it.
+
+        Also those that end with logits: models name penalties among their defaults.
+        """
         few = [] if self._eager else [size for size in self._sizes if size <= _FUSED_ROWS]
         fused = self._fused
+        forms: tuple[Form, ...] = ("whole", "logits")
         return [
-            size
+            (size, form)
+            for form in forms
             for size in few
-            if (size, "whole") not in self._captured and (fused is None or fused.is_tuned(size))
+            if (size, form) not in self._captured and (fused is None or fused.is_tuned(size))
         ]
 
     def prepare(self) -> None:
-        """Capture the smallest of `uncaptured`."""
-        size = self.uncaptured[0]
-        self._captures.now(lambda: self._capture(size, "whole"))
+        """Capture the first of `uncaptured`."""
+        size, form = self.uncaptured[0]
+        self._captures.now(lambda: self._capture(size, form))
 
     def _capture(self, size: int, form: Form) -> CapturedStep:
         self._rows.hand_back()  # capturing runs steps: they must find nothing to do

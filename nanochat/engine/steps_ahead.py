@@ -61,8 +61,13 @@ class StepsAhead:
         self._last = None
 
     def takes(self, in_flight: Sequence[PendingStep]) -> bool:
-        """Whether another step may be dispatched. Steps that read a prompt are long: two keep the device busy."""
+        """Whether another step may be dispatched. Steps that read a prompt are long: two keep the device busy.
+
+        A reply that waits for its token to be read waits for one step of others at most, not for all that may be queued.
+        """
         if len(in_flight) > self.depth:
+            return False
+        if len(in_flight) > 1 and (_counts(in_flight[0]) or _counts(in_flight[-1])):
             return False
         return not self._on_gpu or sum(map(_reads, in_flight)) < _LEAST
 
@@ -73,6 +78,11 @@ class StepsAhead:
             return
         self._step = (now - began) / (looks + 1)
         self._window = (now, 0)
+
+
+def _counts(step: PendingStep) -> bool:
+    """Whether a reply of a step goes on only when its token was read."""
+    return any(chunk.sequence.params.needs_history for chunk in step.chunks)
 
 
 def _reads(step: PendingStep) -> bool:

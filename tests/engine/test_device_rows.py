@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton runs on Linux only")
 
 from graphed import Driver
 
-from nanochat.engine import device_state
+from nanochat.engine import device_copies, device_state
 from nanochat.engine.cuda_graphs import batch_sizes
 from nanochat.engine.device_state import DeviceRows, first_rows
 from nanochat.engine.sampling_params import SamplingParams
@@ -230,7 +230,7 @@ def test_rows_change_as_a_whole_or_not_at_all_wherever_memory_runs_out(most: int
 
 
 def test_host_values_reach_a_device_as_they_are() -> None:
-    assert device_state.send([(1, 2)], torch.int64, torch.device("cpu")).tolist() == [[1, 2]]
+    assert device_copies.send([(1, 2)], torch.int64, torch.device("cpu")).tolist() == [[1, 2]]
     assert [device_state.signed(seed) for seed in (0, 2**63 - 1, 2**63, 2**64 - 1)] == [
         0,
         2**63 - 1,

@@ -165,7 +165,9 @@ def test_what_is_captured_while_nobody_waits_is_not_captured_again(driver: Drive
     while core.unprepared:
         core.prepare()
     prepared = driver.captures
-    assert prepared == 2 + 3, "batches of 1 and 2, prompts of 16, 32 and 64"
+    assert prepared == 2 * 2 + 3, (
+        "batches of 1 and 2 that end with tokens or with logits, prompts of 16, 32 and 64"
+    )
     assert driver.streams == 1, "each costs memory as long as the process lives"
     assert len(driver.pools) == 2
     texts = [(prompt(3), 8), (prompt(40, 1), 8), (prompt(18, 2), 8)]

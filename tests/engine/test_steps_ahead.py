@@ -54,6 +54,41 @@ def test_a_device_that_is_behind_has_steps_queued() -> None:
     assert len(core._in_flight) == 4
 
 
+def penalised(max_tokens: int = 100, length: int = 3) -> Request:
+    params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, frequency_penalty=0.1)
+    return Request([*range(1, length + 1)], params)
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 8])
+def test_replies_whose_penalties_wait_for_tokens_that_were_read_share_their_steps(ahead: int) -> None:
+    """Also when they began apart, beside one that waits for nothing."""
+    core = hash_core(64, prefill_beside_decodes=8)
+    lag(core, ahead)
+    core.add(request(4))
+    for length in (3, 60, 33):
+        core.add(penalised(length=length))
+        for _ in range(length // 3):
+            core.step()
+    said = [len(core.step()) for _ in range(10)]
+    assert set(said) <= {1, 4} and said.count(4) >= 5, "all of them, or only the one"
+
+
+@pytest.mark.parametrize("ahead", [2, 8, 48])
+def test_beside_a_reply_that_is_queued_far_ahead_one_with_penalties_gets_every_other_step(ahead: int) -> None:
+    core = hash_core(64)
+    lag(core, ahead)
+    plain, other = request(9), penalised()
+    core.add(plain)
+    for _ in range(5):
+        core.step()
+    core.add(other)
+    said = {plain.request_id: 0, other.request_id: 0}
+    for step in range(60):
+        for update in core.step():
+            said[update.request_id] += len(update.token_ids) if step >= ahead else 0
+    assert said[plain.request_id] <= 2 * said[other.request_id] + 2 and said[other.request_id] > 4
+
+
 class Device:
     """Answers whether its last step is done as it is told."""
 
@@ -125,7 +160,7 @@ class Chip:
     def _dispatch(self) -> Any:
         self._wait(self.HOST)
         self.free = end = max(self.free, self.now) + self.STEP
-        chunk = SimpleNamespace(count=1)
+        chunk = SimpleNamespace(count=1, sequence=SimpleNamespace(params=SamplingParams()))
         return SimpleNamespace(chunks=[chunk], end=end, done=lambda: self.now >= end)
 
     def _wait(self, seconds: float) -> None:
