@@ -28,5 +28,5 @@ def borrowed(tensor: Tensor) -> Tensor:
     if tensor.device.type != "cuda":
         return tensor
     view = torch.as_tensor(_Place(tensor.__cuda_array_interface__), device=tensor.device)
-    assert view.data_ptr() == tensor.data_ptr() and view.stride() == tensor.stride()
+    assert view.data_ptr() == tensor.data_ptr(), "it was copied"
     return view

@@ -18,6 +18,7 @@ from nanochat.engine.outputs import FinishReason, RequestOutput
 from nanochat.engine.request import Request
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.scheduler import Chunk
+from nanochat.kernels.graph_memory import borrowed
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
@@ -195,3 +196,24 @@ def test_a_model_that_is_damaged_in_the_middle_ends_its_replies(folder: Path) ->
     assert set(reasons.values()) <= {FinishReason.ERROR, FinishReason.STOP}
     assert sum(reason is FinishReason.ERROR for reason in reasons.values()) >= 8
     llm.close()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_graphs_leave_shares_their_pools_memory_and_is_right_until_the_next_replay(rows: int) -> None:
+    source = torch.arange(rows << 22, dtype=torch.float32, device="cuda").view(rows, -1)
+    pool, left = torch.cuda.graph_pool_handle(), []
+    torch.cuda.synchronize()
+    for number in range(4):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            found = source * (number + 1)
+        left.append((graph, borrowed(found), number + 1))
+        assert left[-1][1].shape == found.shape and left[-1][1].dtype == torch.float32
+        del found
+    assert len({view.data_ptr() for _, view, _ in left}) == 1, "one graph's is where the other's was"
+    for graph, view, factor in left:
+        graph.replay()
+        assert torch.equal(view, source * factor)
+        view.add_(1.0)  # changed in place, as a step's logits are
+        graph.replay()
+        assert torch.equal(view, source * factor)
