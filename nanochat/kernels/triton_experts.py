@@ -25,7 +25,7 @@ _BLOCK_K = 256  # one warp's widest loads
 
 
 @triton.jit
-def _choose(
+def _choose_experts(
     logits_ptr, weights_ptr, chosen_ptr,
     EXPERTS: tl.constexpr, PER_TOKEN: tl.constexpr, NORMALIZED: tl.constexpr, BLOCK: tl.constexpr, PLACES: tl.constexpr,
 ):  # fmt: skip
@@ -133,7 +133,7 @@ def choose(logits: Tensor, per_token: int, normalized: bool) -> tuple[Tensor, Te
     weights = torch.empty(tokens, per_token, dtype=torch.float32, device=logits.device)
     chosen = torch.empty(tokens, per_token, dtype=torch.int32, device=logits.device)
     block = next_power_of_2(experts)
-    _choose[(tokens,)](
+    _choose_experts[(tokens,)](
         logits, weights, chosen, EXPERTS=experts, PER_TOKEN=per_token, NORMALIZED=normalized, BLOCK=block,
         PLACES=next_power_of_2(per_token), num_warps=1 if block <= 512 else 4,
     )  # fmt: skip
