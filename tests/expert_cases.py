@@ -58,8 +58,13 @@ def make_mixture(
     # Steps are far larger than what rounding x moves them by, and the largest so small that float32 sums them well.
     logits = (order - order.mean(dim=1, keepdim=True)) / 8
     x = x + ((logits - x.double() @ router.double().T) @ torch.linalg.pinv(router.double()).T).to(dtype)
-    matrices = (random(experts, 2 * inner, width) / 8, random(experts, width, inner) / 8)
-    gate_up, down = (matrix.to(dtype).to(device) for matrix in matrices)
+    there = torch.Generator(device).manual_seed(
+        seed
+    )  # hundreds of millions of numbers: a GPU draws them itself
+    gate_up, down = (
+        (torch.randn(shape, generator=there, device=device) / 8).to(dtype)
+        for shape in ((experts, 2 * inner, width), (experts, width, inner))
+    )
     wide = torch.cat([x, torch.zeros(rows, 16, dtype=dtype)], dim=1).to(device)
     return Mixture(
         wide[:, :width], router.to(device), gate_up, down, per_token, normalized, activation

@@ -81,7 +81,7 @@ def parts(model: Path | None, ranks: list[int]) -> dict[str, Part]:
     random_06b = [*BENCH, "--random", "qwen3-0.6b"]
     made = {
         "tests": Part([*PYTEST, *kernels, *engines], 480),
-        "bits": Part([*PYTEST, f"{HERE}/test_bits_cuda.py", f"{HERE}/test_prompt_bits_cuda.py"], 420),
+        "bits": Part([*PYTEST, f"{HERE}/test_bits_cuda.py", f"{HERE}/test_prompt_bits_cuda.py"], 560),
         "gap": Part([*random_06b, "--workload", "gap", "--repeat", "3"], 120),
         "bench": Part([*random_06b, *(word for name in WORKLOADS for word in ("--workload", name))], 240),
         "large": Part([*BENCH, "--random", "qwen3-8b", "--workload", "s", "--repeat", "3"], 150),
