@@ -1,4 +1,4 @@
-"""Drawing the tokens of a decode step some of whose requests want more than their seats' parameters say.
+"""Drawing the tokens of a decode step some of whose requests want more than their seats' parameters say, and first tokens.
 
 Their logits are bent first (`adjust`), log-probabilities are of the logits as they were. The tokens are drawn by the kernels
 of captured steps, so a request that wants nothing gets the token that it would get in any other company. Nothing waits
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nanochat.engine.adjustment import adjust
 from nanochat.engine.device_copies import send
+from nanochat.engine.device_state import signed
 from nanochat.engine.sampler import Logprobs, Sampled, look_up
 from nanochat.engine.sequence import Sequence
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
@@ -43,3 +44,24 @@ def sample_adjusted(
         found.top[at, : part.top.shape[1]] = part.top
         found.top_ids[at, : part.top.shape[1]] = part.top_ids
     return Sampled(ids, finite, found)
+
+
+def sample_newcomers(
+    logits: Tensor, sequences: list[Sequence], *, steady: bool, pdl: bool = False
+) -> Sampled:
+    """As `sample_adjusted`, for sequences that have no rows on the device yet; their parameters go there with the step."""
+    params = [sequence.params for sequence in sequences]
+    whole = send(
+        [[p.top_k or 0, signed(s.seed), s.counter] for p, s in zip(params, sequences, strict=True)],
+        torch.int64,
+        logits.device,
+    )
+    real = send(
+        [[p.temperature or 0.0, 1.0 if p.top_p is None else p.top_p, p.min_p or 0.0] for p in params],
+        torch.float32,
+        logits.device,
+    )
+    top_k, seed, counter = (column.contiguous() for column in whole.unbind(1))
+    temperature, top_p, min_p = (column.contiguous() for column in real.unbind(1))
+    rows = SamplingRows(temperature, top_k.int(), top_p, min_p, seed, counter)
+    return sample_adjusted(logits, rows, sequences, steady=steady, pdl=pdl)

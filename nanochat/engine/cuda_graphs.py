@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from nanochat.engine.adjusted_sampler import sample_adjusted
+from nanochat.engine.adjusted_sampler import sample_adjusted, sample_newcomers
 from nanochat.engine.captures import Captures, run_aside
 from nanochat.engine.device_state import DeviceRows, first_rows
 from nanochat.engine.fused_step import fused_decoder
 from nanochat.engine.graph_step import RING, GraphStep, HostIds
-from nanochat.engine.sampler import Logprobs
+from nanochat.engine.sampler import Logprobs, Sampled
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.step import KVTensors
 from nanochat.kernels.cuda import CudaKernels
@@ -144,6 +144,14 @@ class DecodeGraphs:
         logprobs = None if sampled.logprobs is None else sampled.logprobs.on_host()
         advance(rows, sampled.ids, sampled.finite, self._ids.told, pdl=self._pdl)
         return logprobs
+
+    def draw(self, logits: Tensor, sequences: list[Sequence]) -> Sampled:
+        """A token for each row of a step outside of graphs, by the kernels of those inside, which wait for nothing.
+
+        A prompt's first token is launched before the tokens of the replies beside it: they would wait too.
+        """
+        with longer(COMPILING):
+            return sample_newcomers(logits, sequences, steady=self._steady, pdl=self._pdl)
 
     def hand_back(self) -> None:
         """Before a step outside of graphs: what this knows of the running sequences becomes everybody's."""

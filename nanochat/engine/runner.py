@@ -137,6 +137,8 @@ class ModelRunner:
         if logits is None or not self.samples:
             return self._keep(chunks, healthy, None)
         sequences = [chunk.sequence for chunk in chunks if chunk.samples]
+        if self._graphs is not None:
+            return self._keep(chunks, healthy, self._graphs.draw(logits, sequences))
         draw = sample_steadily if self.config.deterministic else sample
         return self._keep(chunks, healthy, draw(logits, sequences))
 

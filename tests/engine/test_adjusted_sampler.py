@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanochat.engine.adjusted_sampler import sample_adjusted
+from nanochat.engine.adjusted_sampler import sample_adjusted, sample_newcomers
 from nanochat.engine.sampler import Sampled, sample
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.sequence import Sequence
@@ -83,6 +83,27 @@ def test_every_row_gets_what_the_hosts_sampler_gives_it_alone(padding: int, stea
             wanted = sequence.params.logprobs
             if wanted is not None:
                 for one, other in zip(told(together, row, wanted), told(alone, 0, wanted), strict=True):
+                    assert one == pytest.approx(other)
+
+
+@pytest.mark.parametrize("steady", [False, True])
+def test_sequences_without_rows_on_the_device_are_drawn_as_those_with_rows(steady: bool) -> None:
+    batch = sequences()
+    batch[1].seed = 2**64 - 3
+    for seed in range(4):
+        logits = drawn_logits(seed)
+        logits[4, ::5] = math.nan
+        rows = rows_of(batch[:1] + batch[2:])
+        first = sample_newcomers(logits.clone(), batch, steady=steady)
+        others = [row for row in range(len(batch)) if row != 1]
+        second = sample_adjusted(logits[others], rows, [batch[row] for row in others], steady=steady)
+        assert torch.equal(first.ids[others], second.ids) and torch.equal(first.finite[others], second.finite)
+        assert first.ids[1] == sample(logits[1:2].clone(), batch[1:2]).ids[0]
+        for row, sequence in enumerate(batch):
+            wanted = sequence.params.logprobs
+            if wanted is not None and row != 1:
+                theirs = told(second, others.index(row), wanted)
+                for one, other in zip(told(first, row, wanted), theirs, strict=True):
                     assert one == pytest.approx(other)
 
 

@@ -15,7 +15,7 @@ from graphed import Driver, graphed_core, install
 from hash_model import VOCABULARY, hash_core
 from lagging_device import lag
 
-from nanochat.engine import cuda_graphs
+from nanochat.engine import cuda_graphs, sampler
 from nanochat.engine.outputs import CompletionOutput, FinishReason
 from nanochat.engine.request import Request
 from nanochat.engine.sampler import Logprobs
@@ -141,6 +141,24 @@ def test_a_batch_goes_from_one_kind_of_step_to_the_other_and_back(
         assert output.token_ids == run(whole, [request(name, length)])[0].token_ids, name
     changes = sum(one != other for one, other in pairwise(forms))
     assert changes >= 3 and set(forms) == {"whole", "logits"}
+
+
+@pytest.mark.parametrize("beside", [64, 7])
+@pytest.mark.parametrize("eager", [False, True], ids=["captured", "eager"])
+def test_first_tokens_too_are_drawn_where_nothing_waits_for_the_device(
+    driver: Driver, eager: bool, beside: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's sampler looks at numbers of the device, which first does all that was queued for the replies beside."""
+    right = [alone(name).token_ids for name in WISHES]
+
+    def waits(*_: Any) -> Any:
+        raise AssertionError("the host's sampler was asked")
+
+    monkeypatch.setattr(sampler, "adjust", waits)
+    monkeypatch.setattr(sampler, "_draw", waits)
+    core, _ = engine(beside, eager=eager)
+    lag(core, 3)
+    assert [output.token_ids for output in run(core, [request(name) for name in WISHES])] == right
 
 
 @pytest.mark.parametrize("eager", [False, True], ids=["captured", "eager"])

@@ -177,6 +177,31 @@ def test_nothing_in_such_a_step_waits_for_the_device(folder: Path) -> None:
     llm.close()
 
 
+@pytest.mark.parametrize("deterministic", [False, True], ids=["usual", "deterministic"])
+def test_nothing_in_the_drawing_of_first_tokens_waits_for_the_device(
+    folder: Path, deterministic: bool
+) -> None:
+    llm = engine(folder, deterministic=deterministic)
+    runner, batch, params = llm.core._runner, draw_prompts(18, 8), params_of(STEADY + HISTORY, 18, 4)
+    replies(llm, batch, params)  # compiles
+    finish, drawn = runner._finish, []
+
+    def watched(chunks: list[Chunk], healthy: Any, logits: Any) -> Any:
+        drawn.extend(chunk for chunk in chunks if chunk.samples)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return finish(chunks, healthy, logits)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    runner._finish = watched
+    together = replies(llm, batch, params)
+    alone = [replies(llm, [prompt], [own])[0] for prompt, own in zip(batch, params, strict=True)]
+    assert len(drawn) >= 2 * 18
+    assert not deterministic or together == alone
+    llm.close()
+
+
 def test_a_model_that_is_damaged_in_the_middle_ends_its_replies(folder: Path) -> None:
     llm = engine(folder)
     batch, params = draw_prompts(12, 1), params_of(STEADY, 12, 40)
