@@ -70,10 +70,12 @@ def run_aside(step: Callable[[], object], device: torch.device) -> None:
     """
     aside, current = _aside(device), torch.cuda.current_stream(device)
     aside.wait_stream(current)
-    with torch.cuda.stream(aside):
-        step()
-    current.wait_stream(aside)
-    torch.cuda.synchronize(device)
+    try:
+        with torch.cuda.stream(aside):
+            step()
+    finally:  # also what was launched of a step that failed
+        current.wait_stream(aside)
+        torch.cuda.synchronize(device)
 
 
 @functools.cache

@@ -105,6 +105,11 @@ class DecodeGraphs:
             raise
         return GraphStep(ordered, self._ids, self._ids.note(stream), logprobs)
 
+    def make_ready(self, chunks: list[Chunk]) -> None:
+        """Capture what the step of these needs, if it has no graph yet."""
+        size = next(size for size in self._sizes if size >= len(chunks))
+        self._ready(size, self._form(chunks))
+
     def _form(self, chunks: list[Chunk]) -> Form:
         """What the step of these ends with; every rank says the same."""
         sequences = [chunk.sequence for chunk in chunks]

@@ -98,7 +98,8 @@ class ModelRunner:
                 return self._graphs.dispatch(decodes)
             if decodes and self._prefills.takes(others):
                 # Two replays, where one batch is a thousand launches. The prompt first: when memory runs out in it, no
-                # reply has moved on that would have to go back.
+                # reply has moved on that would have to go back. A capture looks for the rows as they are before it.
+                self._graphs.make_ready(decodes)
                 prefill = self._prefill(self._prefills, others)
                 return StepInParts([self._graphs.dispatch(decodes), prefill])
             self._graphs.hand_back()  # also where nobody decodes: who was preempted must not find its row again

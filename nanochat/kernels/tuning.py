@@ -84,8 +84,9 @@ class TuningCache:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self._path}.lock", timeout=_LOCK_SECONDS):
                 self._merge(self._path)
-        except (OSError, Timeout) as error:  # a full disk, a folder that may not be written
+        except (OSError, Timeout, NotImplementedError) as error:  # a full disk, or one without locks
             log.warning("what was measured of the kernels could not be saved: %s", error)
+        self._unsaved.clear()  # graphs are captured with them now
 
     def _merge(self, path: Path) -> None:
         content = self._read()
@@ -94,7 +95,6 @@ class TuningCache:
         ours = {name: asdict(config) for name, config in (self._configs | saved).items()}
         content[self._section] = dict(sorted((content.get(self._section, {}) | ours).items()))
         _replace(path, json.dumps(content, indent=1))
-        self._unsaved.clear()
 
     def _saved(self, content: dict[str, dict[str, dict[str, Any]]]) -> dict[str, GemvConfig]:
         """This engine's part of the file's content."""

@@ -214,8 +214,14 @@ def test_a_file_that_somebody_else_holds_is_left(
         cache.save()
     assert "could not be saved" in caplog.text
     assert not path.exists()
+    other = cache_at(path)
+    other.put(SHAPES[0], candidate_configs(SHAPES[0])[1])
+    other.save()
+    cache.put(SHAPES[1], candidate_configs(SHAPES[1])[0])
     cache.save()
-    assert cache_at(path).get(SHAPES[0]) == candidate_configs(SHAPES[0])[0]
+    assert cache.get(SHAPES[0]) == candidate_configs(SHAPES[0])[0], "a graph was captured with it"
+    assert cache_at(path).get(SHAPES[0]) == candidate_configs(SHAPES[0])[1]
+    assert cache_at(path).get(SHAPES[1]) == candidate_configs(SHAPES[1])[0]
 
 
 def test_what_was_measured_counts_for_its_dtype_and_for_its_version_of_the_kernels(

@@ -78,6 +78,7 @@ class StepReader:
 
     def __init__(self) -> None:
         self._known: dict[int, Sequence] = {}
+        self._seated: dict[int, Sequence] = {}  # who was seen last on each seat
 
     def read(self, message: bytes) -> list[Chunk]:
         """The chunks of a step, over the same objects as in the steps before."""
@@ -85,7 +86,7 @@ class StepReader:
         words.frombytes(message)
         gone, count = words[0], words[1]
         for key in words[2 : 2 + gone]:
-            del self._known[key]
+            self._leave(self._known.pop(key))
         at, chunks = 2 + gone, list[Chunk]()
         for _ in range(count):
             at, chunk = self._chunk(words, at)
@@ -108,8 +109,22 @@ class StepReader:
         if same < len(sequence.blocks):
             sequence.table_changed = True
         sequence.blocks[same:] = words[at : at + blocks]
-        sequence.seat, sequence.pending = seat, pending
+        self._sit(sequence, seat)
+        sequence.pending = pending
         return at + blocks, Chunk(sequence, start, count, bool(samples))
+
+    def _sit(self, sequence: Sequence, seat: int) -> None:
+        """On rank 0 nobody else has the seat: whoever was preempted left it."""
+        if sequence.seat == seat:
+            return
+        self._leave(sequence)
+        if seat in self._seated:
+            self._leave(self._seated[seat])
+        sequence.seat, self._seated[seat] = seat, sequence
+
+    def _leave(self, sequence: Sequence) -> None:
+        self._seated.pop(sequence.seat, None)
+        sequence.seat = -1
 
 
 def _common(old: list[int], new: list[int]) -> int:

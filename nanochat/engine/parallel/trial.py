@@ -69,8 +69,10 @@ def sound_in_two_shots(
 @contextmanager
 def _in_two_shots(end: WideSum) -> Generator[None]:
     before, end.two_shots = end.two_shots, 1
-    yield
-    end.two_shots = before
+    try:
+        yield
+    finally:
+        end.two_shots = before
 
 
 def sound_products(
@@ -103,8 +105,10 @@ def _launches_dependently(device: torch.device) -> bool:
 def _trial(end: OneShot | WideSum) -> Generator[Callable[[], bool]]:
     """Peers are not waited for as long as usual inside it; what fails then is no reason to refuse what is right."""
     looks, end.looks = end.looks, _TRIAL_LOOKS
-    yield lambda: bool(end.failed.item())
-    end.looks = looks
+    try:
+        yield lambda: bool(end.failed.item())
+    finally:
+        end.looks = looks
     end.failed.zero_()
 
 
