@@ -34,12 +34,16 @@ class StepsAhead:
         self._step = 0.0  # seconds of a decode step, 0 as long as they are unknown
         self._last: float | None = None
         self._window: tuple[float, int] = (0.0, 0)  # when it began, and looks since
+        self._bound = False  # whether a reply that waits for its tokens was in flight since the last look
 
     def look(self, in_flight: Sequence[PendingStep]) -> None:
         """Before new steps: go as deep as the longest hold asks for, and deeper when the device ran dry."""
         if not self._on_gpu:
             return
-        if not in_flight or _reads(in_flight[-1]):  # a prompt's step may take longer to launch than to run
+        bound, self._bound = self._bound, False
+        # A prompt's step may take longer to launch than to run; beside a reply that counts its tokens the device runs dry
+        # because `takes` let no more be queued, and bending its logits is no hold.
+        if not in_flight or _reads(in_flight[-1]) or bound or _counts(in_flight[-1]):
             self.rest()
             return
         now, last = self._clock(), self._last
@@ -65,9 +69,9 @@ class StepsAhead:
 
         A reply that waits for its token to be read waits for one step of others at most, not for all that may be queued.
         """
-        if len(in_flight) > self.depth:
-            return False
-        if len(in_flight) > 1 and (_counts(in_flight[0]) or _counts(in_flight[-1])):
+        counted = bool(in_flight) and (_counts(in_flight[0]) or _counts(in_flight[-1]))
+        self._bound |= counted
+        if len(in_flight) > (min(self.depth, 1) if counted else self.depth):
             return False
         return not self._on_gpu or sum(map(_reads, in_flight)) < _LEAST
 

@@ -142,6 +142,9 @@ class Chip:
         self.ahead = StepsAhead(on_gpu=True, clock=lambda: self.now)
         self._queue: list[Any] = []
         self.deepest = 0
+        self.bending = (
+            0.0  # seconds of the host for a step with a reply that counts its tokens; 0: there is none
+        )
 
     def run(self, seconds: float) -> int:
         """Steps that were read in that time."""
@@ -158,10 +161,12 @@ class Chip:
         return read
 
     def _dispatch(self) -> Any:
-        self._wait(self.HOST)
+        counts = bool(self.bending) and not any(step.counts for step in self._queue)
+        self._wait(self.HOST + self.bending * counts)
         self.free = end = max(self.free, self.now) + self.STEP
-        chunk = SimpleNamespace(count=1, sequence=SimpleNamespace(params=SamplingParams()))
-        return SimpleNamespace(chunks=[chunk], end=end, done=lambda: self.now >= end)
+        params = SamplingParams(frequency_penalty=0.1 * counts)
+        chunk = SimpleNamespace(count=1, sequence=SimpleNamespace(params=params))
+        return SimpleNamespace(chunks=[chunk], counts=counts, end=end, done=lambda: self.now >= end)
 
     def _wait(self, seconds: float) -> None:
         """Time goes on; who wants to go on in a hold waits for its end."""
@@ -185,6 +190,24 @@ def test_what_is_queued_for_a_hold_is_not_queued_any_more_when_it_does_not_come_
     chip.deepest = 0
     chip.run(1.0)
     assert chip.deepest <= 5
+
+
+@pytest.mark.parametrize("bending", [0.0001, 0.0006, 0.006])
+def test_beside_a_reply_with_penalties_a_device_that_runs_dry_is_no_reason_to_queue_more(
+    bending: float,
+) -> None:
+    """Two steps are in flight while it runs, however many might be; what they are done with is told by nothing."""
+    chip = Chip(0.0, 1.0)
+    chip.run(0.5)
+    before = chip.ahead.depth
+    chip.bending = bending
+    chip.run(0.1)
+    chip.deepest = 0
+    chip.run(1.0)
+    assert chip.deepest == 2
+    chip.bending = 0.0
+    chip.run(0.1)
+    assert chip.ahead.depth <= before and chip.deepest <= before + 1, "a stop waits for what is queued"
 
 
 def test_a_minute_in_which_nobody_asks_is_no_hold() -> None:
