@@ -122,6 +122,26 @@ def test_ranks_of_a_mixture_say_what_one_says(tmp_path: Path) -> None:
     assert all(each == found[0] for each in found)
 
 
+@pytest.mark.parametrize("ranks", RANKS)
+def test_replies_that_take_over_seats_beside_others_are_those_of_one(folder: Path, alone, ranks: int) -> None:
+    """Prompts are read beside replies that go on, by new graphs: all rows are handed back between them."""
+    llm = load(folder, ranks, max_num_seqs=2)
+    core, lengths = llm.core, (20, 64, 12, 40, 30)
+    requests = [
+        Request(prompt, SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, **wish))
+        for prompt, length, wish in zip(PROMPTS, lengths, ({}, {}, {"logprobs": 1}, {}, {}), strict=True)
+    ]
+    said: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    for request in requests:
+        core.add(request)
+    while core.has_work:
+        for update in core.step():
+            said[update.request_id].extend(update.token_ids)
+    llm.close()
+    wanted = [list(reply[:length]) for reply, length in zip(alone["greedy"], lengths, strict=True)]
+    assert list(said.values()) == wanted
+
+
 def test_the_first_tokens_survive_a_second_load(folder: Path, alone) -> None:
     """What the first engine shared is gone, and the next one shares anew."""
     free = []
