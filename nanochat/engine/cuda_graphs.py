@@ -162,25 +162,19 @@ class DecodeGraphs:
         """Before a step outside of graphs: what this knows of the running sequences becomes everybody's."""
         self._rows.hand_back()
 
-    @property
-    def uncaptured(self) -> list[tuple[int, Form]]:
-        """The steps of a few chats side by side that have no graph yet, and need no measurements of seconds for it.
-
-        Also those that end with logits: models name penalties among their defaults.
-        """
+    def uncaptured(self, form: Form) -> list[int]:
+        """The sizes of a few chats side by side that have no such graph yet, and need no measurements of seconds for it."""
         few = [] if self._eager else [size for size in self._sizes if size <= _FUSED_ROWS]
         fused = self._fused
-        forms: tuple[Form, ...] = ("whole", "logits")
         return [
-            (size, form)
-            for form in forms
+            size
             for size in few
             if (size, form) not in self._captured and (fused is None or fused.is_tuned(size))
         ]
 
-    def prepare(self) -> None:
-        """Capture the first of `uncaptured`."""
-        size, form = self.uncaptured[0]
+    def prepare(self, form: Form) -> None:
+        """Capture the smallest of `uncaptured`."""
+        size = self.uncaptured(form)[0]
         self._captures.now(lambda: self._capture(size, form))
 
     def _capture(self, size: int, form: Form) -> CapturedStep:

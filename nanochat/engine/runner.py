@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -79,15 +81,26 @@ class ModelRunner:
     @property
     def unprepared(self) -> bool:
         """Whether `prepare` has something to do."""
-        return any(graphs is not None and graphs.uncaptured for graphs in (self._graphs, self._prefills))
+        return self._next_capture() is not None
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Capture one of the graphs that a chat will ask for: a reply's own first, then a prompt's."""
-        for graphs in (self._graphs, self._prefills):
-            if graphs is not None and graphs.uncaptured:
-                graphs.prepare()
-                return
+        """Capture one of the graphs that a chat will ask for."""
+        capture = self._next_capture()
+        if capture is not None:
+            capture()
+
+    def _next_capture(self) -> Callable[[], None] | None:
+        """A reply's own graphs come first, then the prompts'; then replies' that end with logits, since some models name
+        penalties among their defaults. Where memory ends there, nothing that every chat asks for is missing."""
+        graphs, prefills = self._graphs, self._prefills
+        if graphs is None or prefills is None:
+            return None
+        if graphs.uncaptured("whole"):
+            return partial(graphs.prepare, "whole")
+        if prefills.uncaptured:
+            return prefills.prepare
+        return partial(graphs.prepare, "logits") if graphs.uncaptured("logits") else None
 
     @torch.inference_mode()
     def dispatch(self, chunks: list[Chunk]) -> PendingStep:

@@ -187,6 +187,17 @@ def test_an_engine_goes_on_when_a_capture_in_idle_time_ends_for_want_of_memory(
     assert not core.unprepared
 
 
+def test_graphs_that_end_with_logits_are_captured_when_every_prompt_has_its_own(driver: Driver) -> None:
+    """They are what memory may have no room for any more, and few chats ask for them."""
+    core, _ = graphed_core(max_num_seqs=2, max_model_len=64)
+    runner = core._runner
+    driver.no_room = lambda: any(form == "logits" for _, form in runner._graphs._captured)
+    while core.unprepared:
+        core.prepare()
+    assert [*runner._graphs._captured] == [(1, "whole"), (2, "whole"), (1, "logits")]
+    assert [*runner._prefills._captured] == [16, 32, 64]
+
+
 @pytest.mark.parametrize("eager", [False, True], ids=["captured", "eager"])
 def test_rows_of_padding_own_no_slot_and_belong_to_no_sequence(driver: Driver, eager: bool) -> None:
     core, model = graphed_core(eager=eager)
