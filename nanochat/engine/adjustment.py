@@ -1,40 +1,48 @@
 """What a request wants of its logits before a token is drawn: biases, penalties, no end before `min_tokens`.
 
-All rows of a step together, in a few operations that wait for nothing: the numbers are counted on the host.
+All rows of a step together, in a few operations that wait for nothing: the numbers are counted on the host, see `SeenTokens`.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections import Counter
-from collections.abc import Callable, Collection
-from itertools import repeat
+from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from nanochat.engine.device_copies import send_array
+from nanochat.engine.seen_tokens import Bends
 from nanochat.engine.sequence import Sequence
 
 _BANNED = 1e30  # taken from a logit; not all there is, since a row with an infinity is taken for a broken one
 
 
 class _Changes:
-    """Numbers for single logits; no logit is named twice unless its numbers are the same."""
+    """Numbers for single logits, each named once."""
 
     def __init__(self) -> None:
-        self._rows, self._tokens, self._numbers = array("q"), array("q"), array("f")
+        self._rows, self._counts = array("q"), array("q")
+        self._all = Bends()
 
-    def add(self, row: int, tokens: Collection[int], numbers: Collection[float]) -> None:
+    def add(self, row: int, bends: Bends) -> None:
         """Those of a row."""
-        self._rows.extend(repeat(row, len(tokens)))
-        self._tokens.extend(tokens)
-        self._numbers.extend(numbers)
+        if bends.tokens:
+            self._rows.append(row)
+            self._counts.append(len(bends.tokens))
+            self._all.tokens.extend(bends.tokens)
+            self._all.numbers.extend(bends.numbers)
 
     def make(self, logits: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Put what `change` makes of the logits and their numbers in the logits' place."""
         if self._rows:
-            at = (send_array(self._rows, logits.device), send_array(self._tokens, logits.device))
-            logits.index_put_(at, change(logits[at], send_array(self._numbers, logits.device)))
+            rows, counts, tokens, numbers = (
+                send_array(numbers, logits.device)
+                for numbers in (self._rows, self._counts, self._all.tokens, self._all.numbers)
+            )
+            # The sum is told, since the host would wait for it.
+            at = (torch.repeat_interleave(rows, counts, output_size=len(self._all.tokens)), tokens)
+            logits.index_put_(at, change(logits[at], numbers))
 
 
 def adjust(logits: Tensor, sequences: list[Sequence]) -> None:
@@ -49,17 +57,14 @@ def adjust(logits: Tensor, sequences: list[Sequence]) -> None:
         params = sequence.params
         if params.logit_bias:
             known = {token: bias for token, bias in params.logit_bias.items() if token < vocabulary}
-            biases.add(row, known.keys(), known.values())
-        if params.repetition_penalty is not None and params.repetition_penalty != 1.0:
-            seen = set(sequence.tokens)
-            repeated.add(row, seen, [params.repetition_penalty] * len(seen))
-        if params.presence_penalty or params.frequency_penalty:
-            counts = Counter(sequence.output_ids)
-            by = [params.presence_penalty + params.frequency_penalty * count for count in counts.values()]
-            lowered.add(row, counts.keys(), by)
+            biases.add(row, Bends(array("q", known.keys()), array("f", known.values())))
+        if params.needs_history:
+            sequence.seen.extend(sequence.tokens, len(sequence.prompt), params)
+            repeated.add(row, sequence.seen.repeated)
+            lowered.add(row, sequence.seen.lowered)
         if sequence.counter < params.min_tokens:
             ends = {token for token in (*sequence.eos_ids, *params.stop_token_ids) if token < vocabulary}
-            banned.add(row, ends, [_BANNED] * len(ends))
+            banned.add(row, Bends(array("q", ends), array("f", [_BANNED]) * len(ends)))
     biases.make(logits, lambda values, bias: values + bias)
     repeated.make(logits, lambda values, penalty: (values * penalty).where(values < 0, values / penalty))
     lowered.make(logits, lambda values, by: values - by)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from nanochat.engine.config import BLOCK_SIZE
 from nanochat.engine.outputs import Logprob, RequestMetrics
 from nanochat.engine.sampling_params import SamplingParams
+from nanochat.engine.seen_tokens import SeenTokens
 
 if TYPE_CHECKING:
     from nanochat.engine.detokenizer import IncrementalDetokenizer
@@ -61,6 +62,7 @@ class Sequence:
     leader: Sequence | None = None  # of n > 1 replies, the one that computes the prompt
     detokenizer: IncrementalDetokenizer | None = None
     tokens: list[int] = field(default_factory=list[int])
+    seen: SeenTokens = field(default_factory=SeenTokens)  # as far as penalties asked
     blocks: list[int] = field(default_factory=list[int])
     chain: list[bytes] = field(default_factory=list[bytes])
     num_published: int = 0
