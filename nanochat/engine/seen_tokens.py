@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 from nanochat.engine.sampling_params import SamplingParams
 
+# A logit over a smaller one might be infinite, and its row be taken for a broken one, or be too large for `min_tokens`.
+_LEAST_PENALTY = 1e-20
+
 
 @dataclass(frozen=True, slots=True)
 class Bends:
@@ -44,7 +47,7 @@ class SeenTokens:
             fresh = set(tokens[begin:]) - self._seen
             self._seen |= fresh
             self.repeated.tokens.extend(fresh)
-            self.repeated.numbers.extend([penalty] * len(fresh))
+            self.repeated.numbers.extend([max(penalty, _LEAST_PENALTY)] * len(fresh))
         if params.presence_penalty or params.frequency_penalty:
             for token in tokens[max(begin, prompt) :]:
                 self._count(token, params)

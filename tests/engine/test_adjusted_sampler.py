@@ -140,3 +140,28 @@ def test_damaged_rows_are_flagged_though_an_end_is_forbidden_and_others_are_not(
     logits, batch = drawn_logits(2), sequences()
     logits[6, place] = value
     assert draw(logits, batch).finite.tolist() == [row != 6 for row in range(len(batch))]
+
+
+@pytest.mark.parametrize("penalty", [1e-46, 1e-38, 1e-31, 1e-9])
+def test_a_penalty_near_zero_breaks_no_row_and_lets_no_end_come_early(penalty: float) -> None:
+    """Logits over it would be infinite, or NaN where they are 0: the model's weights were said to be damaged."""
+    wishes = [
+        {"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 0.5, "top_k": 20, "top_p": 0.9, "min_p": 0.01},
+        {"temperature": 1.0, "logit_bias": {1: -100.0}, "presence_penalty": 2.0},
+    ]  # fmt: skip
+    batch = sequences()[: len(wishes)]
+    for sequence, wish in zip(batch, wishes, strict=True):
+        params = {"repetition_penalty": penalty, "min_tokens": 50, "max_tokens": 60, "stop_token_ids": (8,)}
+        sequence.params = SamplingParams(**params, **wish).resolved({})
+        sequence.tokens.append(8)
+    logits = drawn_logits(3, len(batch))
+    logits[:, 2] = 0.0
+    on_host = sample(logits.clone(), batch)
+    drawn = draw(logits, batch)
+    assert drawn.finite.all() and on_host.finite.all()
+    assert torch.equal(drawn.ids, on_host.ids)
+    for row, sequence in enumerate(batch):
+        said = int(drawn.ids[row])
+        assert said in sequence.tokens and said not in (8, END), "what was said before is far likelier"
+    logits[0, 5] = math.inf
+    assert draw(logits, batch).finite.tolist() == [False, True, True, True]
