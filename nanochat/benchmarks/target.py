@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from nanochat.benchmarks.case import Ask, Reply, Stopped, Weights
+from nanochat.engine import garbage
 from nanochat.engine.outputs import CompletionOutput, FinishReason
 from nanochat.engine.request import Request, Update
 from nanochat.engine.sampling_params import SamplingParams
@@ -78,11 +79,12 @@ class CoreTarget:
         """See `Target`."""
         flight = _Flight(self._core, self._clock, asks, self._on_rate)
         try:
-            while not flight.done(until):
-                if self._stopped():
-                    raise Stopped
-                flight.submit_due()
-                flight.take_in(self._core.step(), until)
+            with garbage.of_before_left_alone():  # as `LLM.generate` does
+                while not flight.done(until):
+                    if self._stopped():
+                        raise Stopped
+                    flight.submit_due()
+                    flight.take_in(self._core.step(), until)
             return flight.replies()
         finally:
             self._drain(flight)

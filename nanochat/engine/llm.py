@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from nanochat.engine import garbage
 from nanochat.engine.config import STEP_TOKENS, EngineConfig
 from nanochat.engine.core import EngineCore
 from nanochat.engine.loading import load
@@ -140,7 +139,7 @@ class LLM:
             wanted += request.params.n
         bar = _Bar(wanted, use_tqdm)
         try:
-            with _garbage_of_before_left_alone():
+            with garbage.of_before_left_alone():
                 while self.core.has_work:
                     for output in _finished(self.core.step(), done):
                         bar.count(output)
@@ -163,19 +162,6 @@ class LLM:
     def exit(self) -> None:
         """`close`, as Nano-vLLM spells it."""
         self.close()
-
-
-@contextmanager
-def _garbage_of_before_left_alone() -> Generator[None]:
-    """The collector does not walk over what is there already: libraries and weights, a tenth of a second each time."""
-    ours = gc.isenabled() and not gc.get_freeze_count()
-    if ours:
-        gc.freeze()
-    try:
-        yield
-    finally:
-        if ours:
-            gc.unfreeze()
 
 
 def _as_list(prompts: Prompts) -> list[Prompt]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from textual.driver import Driver
 
+from nanochat.engine import garbage
 from nanochat.engine.config import EngineConfig
 from nanochat.errors import HistoryError, ModelError, UsageError
 from nanochat.hub import LocalModel
@@ -273,9 +273,7 @@ class Desk:
 
     def _settle_interpreter(self) -> None:
         """What is loaded by now stays: collecting garbage must not walk through it again and stop the screen."""
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 1_000)
+        garbage.settle()
         if self.engine.stats().device.startswith("cuda"):
             sys.setswitchinterval(GPU_SWITCH_INTERVAL)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,18 @@ def test_a_ceiling_is_that_of_the_weights_which_the_engine_reads(cost: ModelCost
         quantized is not None and 3.5 < quantized / planned < 4.0
     )  # but for the cache, which stays as it is
     assert ceiling("unknown") is None
+
+
+def test_the_collector_leaves_the_libraries_alone_while_something_is_measured(
+    cost: ModelCost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gc.unfreeze()  # what another test has frozen in this process
+    core, frozen = FakeCore(prefill=PREFILL, step_seconds=STEP), list[int]()
+    step = core.step
+    monkeypatch.setattr(core, "step", lambda: (frozen.append(gc.get_freeze_count()), step())[1])
+    measured(Decode(10, 300), cost, core)
+    assert min(frozen) > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_prompts_are_not_the_same_twice(cost: ModelCost) -> None:

@@ -182,7 +182,7 @@ def test_nothing_in_the_drawing_of_first_tokens_waits_for_the_device(
     folder: Path, deterministic: bool
 ) -> None:
     llm = engine(folder, deterministic=deterministic)
-    runner, batch, params = llm.core._runner, draw_prompts(18, 8), params_of(STEADY + HISTORY, 18, 4)
+    runner, batch, params = llm.core._runner, draw_prompts(18, 8), params_of(STEADY + HISTORY, 18)
     replies(llm, batch, params)  # compiles
     finish, drawn = runner._finish, []
 

@@ -15,9 +15,11 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nanochat.engine import garbage
 from nanochat.engine.config import EngineConfig
 from nanochat.engine.parallel.channel import Pulse, Receiver, SharedMemory
 from nanochat.engine.parallel.line import Line
@@ -37,15 +39,21 @@ def main(arguments: list[str]) -> None:
     shared = SharedMemory(memory, ranks)
     folder = Path(arguments[6])
     threading.Thread(target=_live, args=(lifeline, parent, shared.pulse(rank), folder), daemon=True).start()
-    work(rank, ranks, shared, Line(socket.socket(fileno=end)), folder)
+    work(rank, ranks, shared, Line(socket.socket(fileno=end)), folder, settle=garbage.settle)
     os._exit(0)  # libraries' threads may be in a collective that will never end
 
 
-def work(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path) -> None:
-    """Be a rank until rank 0 closes. What goes wrong is told to rank 0, and raised."""
+def work(
+    rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path, *, settle: Callable[[], None] = lambda: None
+) -> None:  # fmt: skip
+    """Be a rank until rank 0 closes. What goes wrong is told to rank 0, and raised.
+
+    Args:
+        settle: called when all is loaded, before the first step: all ranks wait for one that stops to collect garbage.
+    """
     try:
         with witnessed(shared.pulse(rank)):
-            _serve(rank, ranks, shared, line, folder)
+            _serve(rank, ranks, shared, line, folder, settle)
     except BrokenPipeError:
         pass  # rank 0 has closed
     except Exception as error:
@@ -63,7 +71,9 @@ def _live(lifeline: int, parent: int, pulse: Pulse, folder: Path) -> None:
     os._exit(1)
 
 
-def _serve(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path) -> None:
+def _serve(
+    rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path, settle: Callable[[], None]
+) -> None:
     """Load a share, then do every step that comes; returns when rank 0 has closed."""
     with longer(IMPORTING):
         import torch
@@ -110,6 +120,7 @@ def _serve(rank: int, ranks: int, shared: SharedMemory, line: Line, folder: Path
         divided=divided_sampler(model, collectives, deterministic=config.deterministic),
     )  # fmt: skip
     receiver, steps = Receiver(shared, rank, line.socket), StepReader()
+    settle()
     line.send(word="ready")
     asked = time.monotonic()
     while (message := receiver.receive()) is not None:
