@@ -13,7 +13,7 @@ from nanochat.engine.models.layers import Mlp
 from nanochat.kernels.cuda import CudaKernels
 from nanochat.kernels.fused_decoder import DenseModel, FusedDecoder
 from nanochat.kernels.gemv_config import GemvShape
-from nanochat.kernels.tuning import tune_gemv
+from nanochat.kernels.tuning import compile_candidates, tune_gemv
 
 if TYPE_CHECKING:
     from nanochat.engine.models import Model
@@ -42,15 +42,16 @@ class FusedStep:
         if self.is_tuned(rows):
             return
         kernels.tuning.look_again()
-        measured = False
-        for shape in self._decoder.shapes(rows):
-            if kernels.tuning.get(shape) is None:
-                tune_gemv(
-                    shape, kernels.tuning, dtype=self._dtype, device=kernels.device, pdl=kernels.pdl,
-                    seconds=_TUNING_SECONDS, weights=self._weights(shape),
-                )  # fmt: skip
-                measured = True
-        if measured:
+        lacking = [shape for shape in self._decoder.shapes(rows) if kernels.tuning.get(shape) is None]
+        there = compile_candidates(
+            lacking, dtype=self._dtype, pdl=kernels.pdl, seconds=_TUNING_SECONDS * len(lacking)
+        )
+        for shape in lacking:
+            tune_gemv(
+                shape, kernels.tuning, dtype=self._dtype, device=kernels.device, pdl=kernels.pdl,
+                seconds=_TUNING_SECONDS, candidates=there[shape], weights=self._weights(shape),
+            )  # fmt: skip
+        if lacking:
             kernels.tuning.save()
 
     def _weights(self, shape: GemvShape) -> list[Tensor]:

@@ -14,6 +14,8 @@ Accumulation is float32 throughout, in an order that only the configuration deci
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -316,40 +318,54 @@ def gemv(
     if config.library:
         assert to is None
         return _by_library(x, weight, out, norm, eps, bias, residual, activation)
+    kernel, grid, arguments, constants = _launch(
+        x, weight, out, config, norm, eps, bias, residual, activation, pdl, late, to
+    )
+    kernel[grid](*arguments, **constants)
+    return out
+
+
+def compile_gemv(shape: GemvShape, config: GemvConfig, *, dtype: torch.dtype, pdl: bool) -> object:
+    """The kernel of a product as it is measured: a promise of it inside Triton's `AsyncCompileMode`; None of a library's."""
+    if config.library:
+        return None
+    x = torch.empty(shape.rows, shape.k, dtype=dtype, device="meta")
+    weight = torch.empty(shape.n * (2 if shape.gated else 1), shape.k, dtype=dtype, device="meta")
+    kernel, grid, arguments, constants = _launch(
+        x, weight, x.new_empty(shape.rows, shape.n), config, x[0] if shape.norm else None, 1e-6, None, None,
+        "silu" if shape.gated else "", pdl, False, None,
+    )  # fmt: skip
+    return kernel.run(*arguments, grid=grid, warmup=True, **constants)
+
+
+def _launch(
+    x: Tensor, weight: Tensor, out: Tensor, config: GemvConfig, norm: Tensor | None, eps: float, bias: Tensor | None,
+    residual: Tensor | None, activation: str, pdl: bool, late: bool, to: Outlet | None,
+) -> tuple[Any, tuple[int], tuple[Any, ...], dict[str, Any]]:  # fmt: skip
+    """(kernel, grid, arguments, constants) of a product that is our own."""
+    (rows, k), n = x.shape, out.shape[1]
     arguments = (
         x, weight, weight if norm is None else norm, weight if bias is None else bias,
         out if residual is None else residual, out, eps, rows, x.stride(0), n if residual is None else residual.stride(0),
     )  # fmt: skip
-    flags = {
-        "NORM": norm is not None,
-        "BIAS": bias is not None,
-        "GATE": activation,
-        "RESIDUAL": residual is not None,
-    }
-    sizes = {"N": n, "K": k, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "PDL": pdl, "LATE": late}
-    options = {"num_warps": config.warps, **({"launch_pdl": True} if pdl else {})}
+    constants: dict[str, Any] = {
+        "NORM": norm is not None, "BIAS": bias is not None, "GATE": activation, "RESIDUAL": residual is not None,
+        "N": n, "K": k, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "PDL": pdl, "LATE": late,
+        "num_warps": config.warps, **({"launch_pdl": True} if pdl else {}),
+    }  # fmt: skip
     grid = (triton.cdiv(n, config.block_n),)
     if config.dot:
         assert to is None
         pieces = triton.next_power_of_2(triton.cdiv(config.block_n * k * weight.element_size(), 512))
-        _gemv_dot[grid](
-            *arguments,
-            ROWS=8,
-            STAGES=config.stages,
-            PREFETCH=config.prefetch > 0,
-            PIECES=pieces,
-            **sizes,
-            **flags,
-            **options,
-        )
-    else:
-        _gemv[grid](
-            *arguments, *((0, out, 0, 0) if to is None else (to.inboxes, to.rounds, to.rows, to.words)),
-            ROWS=triton.next_power_of_2(rows), WARPS=config.warps, PREFETCH=config.prefetch,
-            RANK=0 if to is None else to.rank, RANKS=0 if to is None else to.ranks,
-            COMPILED=to is not None and to.compiled, **sizes, **flags, **options,
-        )  # fmt: skip
-    return out
+        own = {"ROWS": 8, "STAGES": config.stages, "PREFETCH": config.prefetch > 0, "PIECES": pieces}
+        return _gemv_dot, grid, arguments, constants | own
+    sent = (0, out, 0, 0) if to is None else (to.inboxes, to.rounds, to.rows, to.words)
+    own = {
+        "ROWS": triton.next_power_of_2(rows), "WARPS": config.warps, "PREFETCH": config.prefetch,
+        "RANK": 0 if to is None else to.rank, "RANKS": 0 if to is None else to.ranks,
+        "COMPILED": to is not None and to.compiled,
+    }  # fmt: skip
+    return _gemv, grid, (*arguments, *sent), constants | own
 
 
 def _by_library(

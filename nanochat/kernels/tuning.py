@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs, default_config
 from nanochat.kernels.shortage import comes_from_out_of_memory
-from nanochat.kernels.triton_gemv import gemv
+from nanochat.kernels.triton_gemv import compile_gemv, gemv
 
 KERNELS_VERSION = 1
 """To be raised with every change to the matrix-vector kernel that makes another cut the fastest: then all is measured anew."""
@@ -28,6 +29,7 @@ _ROTATED_BYTES = 256 << 20  # weights are rotated through so many bytes, several
 _MOST_ROTATED = 32
 _LEAST_LAUNCHES = 4  # in a graph that is timed: of fewer, its own launch is too much of the time
 _LOCK_SECONDS = 5.0  # others hold the file for milliseconds
+_COMPILERS = 4  # threads at most: each asks for the interpreter's lock, and so does the screen
 
 log = logging.getLogger("nanochat.kernels")
 
@@ -149,6 +151,38 @@ def time_of_launches(launches: list[Callable[[], object]], *, rounds: int = 8) -
         end.synchronize()
         best = min(best, start.elapsed_time(end) / 1e3)
     return best / len(launches)
+
+
+def compile_candidates(
+    shapes: Sequence[GemvShape], *, dtype: torch.dtype, pdl: bool, seconds: float
+) -> dict[GemvShape, list[GemvConfig]]:
+    """Compile the candidates of several shapes beside each other; which of each are there in time.
+
+    A product of eight rows takes a second to compile, and a step has some thirty candidates.
+
+    Args:
+        seconds: what is not begun after so long is left.
+    """
+    wanted = {shape: candidate_configs(shape) for shape in shapes}
+    threads = max(1, min(_COMPILERS, (os.cpu_count() or 1) // 2))
+    asked: list[tuple[GemvShape, GemvConfig, object]] = []
+    with (
+        ThreadPoolExecutor(threads, "nanochat-compile") as pool,
+        triton.AsyncCompileMode(pool, ignore_errors=True) as mode,
+    ):
+        for place in range(max(map(len, wanted.values()), default=0)):  # of each shape the default first
+            for shape, configs in wanted.items():
+                for config in configs[place : place + 1]:
+                    asked.append((shape, config, compile_gemv(shape, config, dtype=dtype, pdl=pdl)))
+        wait(mode.raw_futures, timeout=seconds)
+        for future in mode.raw_futures:
+            future.cancel()
+    there: dict[GemvShape, list[GemvConfig]] = {shape: [] for shape in shapes}
+    for shape, config, kernel in asked:
+        # A promise that was not kept has no kernel; without one there is nothing to compile, or it was there already.
+        if getattr(kernel, "kernel", kernel) is not None or config.library:
+            there[shape].append(config)
+    return there
 
 
 def tune_gemv(

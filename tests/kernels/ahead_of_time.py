@@ -35,6 +35,7 @@ from nanochat.engine.models import loading as models_loading
 from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.models.decoder import Decoder
 from nanochat.engine.models.drawn import DrawnWeights
+from nanochat.kernels import tuning
 from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.cuda import CudaKernels
 from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs, default_config
@@ -283,6 +284,47 @@ def attention_kinds(kernels: CudaKernels) -> None:
             kernels.attend(q, spec, cache, kernels.plan(at))
 
 
+def candidates(capability: int) -> dict[str, Any]:
+    """Candidates compiled beside each other as tuning does it, and what its measurements would then still compile."""
+    pdl, anew = capability >= 90, list[str]()
+    shapes = [GemvShape(1, 512, 1024, False, True), GemvShape(1, 256, 512, True, False)]
+    driver.set_active(AbsentDriver(capability))
+    with mock.patch.object(tuning, "_COMPILERS", 2):
+        late = tuning.compile_candidates(shapes[:1], dtype=torch.float16, pdl=pdl, seconds=0.0)
+        there = tuning.compile_candidates(shapes, dtype=torch.bfloat16, pdl=pdl, seconds=60.0)
+        again = tuning.compile_candidates(shapes, dtype=torch.bfloat16, pdl=pdl, seconds=0.0)
+    compiled, run = JITFunction._do_compile, JITFunction.run
+
+    def noted(self: JITFunction, *args: Any, **kwargs: Any) -> Any:
+        anew.append(self.__name__)
+        return compiled(self, *args, **kwargs)
+
+    def unlaunched(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        return run(self, *args, grid=grid, warmup=True, **kwargs)
+
+    def time_of_launches(launches: list[Callable[[], object]]) -> float:
+        return float(launches[0]() is None)
+
+    cache = tuning.TuningCache(None, "absent", torch.bfloat16)
+    with (
+        mock.patch.object(JITFunction, "_do_compile", noted),
+        mock.patch.object(JITFunction, "run", unlaunched),
+        mock.patch.object(tuning, "time_of_launches", time_of_launches),
+    ):
+        measured = [
+            tuning.tune_gemv(
+                shape, cache, dtype=torch.bfloat16, device=META, pdl=pdl, candidates=there[shape],
+                weights=[empty(shape.n * (2 if shape.gated else 1), shape.k, dtype=torch.bfloat16)] * 1024,
+            )
+            for shape in shapes
+        ]  # fmt: skip
+    return {
+        "wanted": [len(candidate_configs(shape)) for shape in shapes], "there": [len(there[shape]) for shape in shapes],
+        "again": [len(again[shape]) for shape in shapes], "measured": [len(times) for times in measured],
+        "late": len(late[shapes[0]]), "compiled anew": len(anew),
+    }  # fmt: skip
+
+
 def compile_selection(capability: int, report: Report) -> None:
     """Each kernel at least once, in the forms that a chat with the first model uses."""
     kernels = make_kernels(capability)
@@ -332,9 +374,13 @@ def main() -> int:
     parser.add_argument(
         "--all", action="store_true", help="every model, dtype, step and configuration (minutes)"
     )
+    parser.add_argument("--candidates", action="store_true", help="as tuning compiles them, and nothing else")
     parser.add_argument("--model", action="append", choices=list(MODELS), help="with --all: only these")
     parser.add_argument("--dtype", action="append", choices=list(DTYPES), help="with --all: only these")
     options = parser.parse_args()
+    if options.candidates:
+        print(json.dumps(candidates(options.capability)))
+        return 0
     report, began = Report(), time.perf_counter()
     with compiling(options.capability, report), torch.inference_mode():
         if options.all:

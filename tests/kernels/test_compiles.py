@@ -55,6 +55,14 @@ def test_every_kernel_compiles_for_sm_80_and_sm_90() -> None:
         assert set(report["kernels"]) == launched() > {"_decode", "_gemv"}
 
 
+def test_what_tuning_compiles_beside_each_other_is_what_it_then_measures() -> None:
+    found = report_of(start(90, "--candidates"))
+    assert found["there"] == found["again"] == found["measured"] == found["wanted"]
+    assert min(found["wanted"]) > 3
+    assert found["compiled anew"] == 0
+    assert found["late"] < found["wanted"][0], "what is not begun in time is left"
+
+
 @pytest.mark.full_compile
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("capability", [80, 89, 90, 120])
