@@ -33,6 +33,9 @@ class Graphs:
         self.asked: list[str] = []
         self.memory = memory
 
+    def make_ready(self, chunks: list[Chunk]) -> None:
+        self.asked.append(f"ready for {len(chunks)}")
+
     def dispatch(self, chunks: list[Chunk]) -> Part:
         self.asked.append(f"decode {len(chunks)}")
         return Part(chunks)
@@ -81,7 +84,7 @@ def test_replies_alone_are_one_replay(runner: ModelRunner, graphs: Graphs) -> No
 
 def test_a_prompt_beside_replies_is_two_replays_the_prompt_first(runner: ModelRunner, graphs: Graphs) -> None:
     step = runner.dispatch([reply(), reply(), prompt()])
-    assert graphs.asked == ["prefill 40", "decode 2"]
+    assert graphs.asked == ["ready for 2", "prefill 40", "decode 2"], "what captures comes first of all"
     assert [chunk.count for chunk in step.chunks] == [1, 1, 40], "and its chunk is the last one"
 
 
@@ -91,7 +94,7 @@ def test_when_memory_runs_out_for_the_prompt_no_reply_has_moved_on(
     graphs.memory = False
     with pytest.raises(torch.OutOfMemoryError):
         runner.dispatch([reply(), prompt()])
-    assert graphs.asked == []
+    assert graphs.asked == ["ready for 1"]
 
 
 def test_where_only_a_prompt_is_read_the_rows_are_handed_back_first(
