@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nanochat.engine.adjustment import adjust
 from nanochat.engine.device_copies import send
-from nanochat.engine.device_state import signed
+from nanochat.engine.device_state import shares, signed
 from nanochat.engine.sampler import Logprobs, Sampled, look_up
 from nanochat.engine.sequence import Sequence
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
@@ -39,10 +39,7 @@ def sample_adjusted(
     wanted = [max(sequences[row].params.logprobs or 0 for row in group) for group in groups]
     found = Logprobs.zeros(len(sequences), min(max(wanted), logits.shape[1]), logits.device)
     for at, table, most in zip(places, raw, wanted, strict=True):
-        part = look_up(table, ids[at], most)
-        found.chosen[at], found.rank[at] = part.chosen, part.rank
-        found.top[at, : part.top.shape[1]] = part.top
-        found.top_ids[at, : part.top.shape[1]] = part.top_ids
+        found.put(at, look_up(table, ids[at], most))
     return Sampled(ids, finite, found)
 
 
@@ -50,17 +47,9 @@ def sample_newcomers(
     logits: Tensor, sequences: list[Sequence], *, steady: bool, pdl: bool = False
 ) -> Sampled:
     """As `sample_adjusted`, for sequences that have no rows on the device yet; their parameters go there with the step."""
-    params = [sequence.params for sequence in sequences]
-    whole = send(
-        [[p.top_k or 0, signed(s.seed), s.counter] for p, s in zip(params, sequences, strict=True)],
-        torch.int64,
-        logits.device,
-    )
-    real = send(
-        [[p.temperature or 0.0, 1.0 if p.top_p is None else p.top_p, p.min_p or 0.0] for p in params],
-        torch.float32,
-        logits.device,
-    )
+    numbers = [(s.params.top_k or 0, signed(s.seed), s.counter) for s in sequences]
+    whole = send(numbers, torch.int64, logits.device)
+    real = send([shares(s.params) for s in sequences], torch.float32, logits.device)
     top_k, seed, counter = (column.contiguous() for column in whole.unbind(1))
     temperature, top_p, min_p = (column.contiguous() for column in real.unbind(1))
     rows = SamplingRows(temperature, top_k.int(), top_p, min_p, seed, counter)

@@ -93,9 +93,8 @@ class DecodeGraphs:
 
     def dispatch(self, chunks: list[Chunk]) -> GraphStep:
         """Queue one decode step for `chunks` behind whatever the device still does."""
-        size = next(size for size in self._sizes if size >= len(chunks))
+        size, form = self._size(chunks), self._form(chunks)
         stream = torch.cuda.current_stream().cuda_stream
-        form = self._form(chunks)
         step = self._ready(size, form)
         ordered = self._rows.upload(chunks)
         try:
@@ -107,8 +106,10 @@ class DecodeGraphs:
 
     def make_ready(self, chunks: list[Chunk]) -> None:
         """Capture what the step of these needs, if it has no graph yet."""
-        size = next(size for size in self._sizes if size >= len(chunks))
-        self._ready(size, self._form(chunks))
+        self._ready(self._size(chunks), self._form(chunks))
+
+    def _size(self, chunks: list[Chunk]) -> int:
+        return next(size for size in self._sizes if size >= len(chunks))
 
     def _form(self, chunks: list[Chunk]) -> Form:
         """What the step of these ends with; every rank says the same."""

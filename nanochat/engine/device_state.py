@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nanochat.engine.config import BLOCK_SIZE
 from nanochat.engine.device_copies import send
+from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.sequence import Sequence
 from nanochat.kernels.stream_calls import Staging
@@ -126,13 +127,7 @@ class DeviceRows:
                 params.top_k or 0,
             )
             whole.append((*head, *stops, *[-1] * (MAX_STOPS - len(stops))))
-            real.append(
-                (
-                    params.temperature or 0.0,
-                    1.0 if params.top_p is None else params.top_p,
-                    params.min_p or 0.0,
-                )
-            )
+            real.append(shares(params))
         numbers = send(whole, torch.int64, device)
         known, seats, positions, slots, counters, seeds, top_k = numbers[:, :7].unbind(1)
         temperature, top_p, min_p = send(real, torch.float32, device).unbind(1)
@@ -197,6 +192,11 @@ def first_rows(rows: DecodeRows, sampling: SamplingRows, count: int) -> tuple[De
         DecodeRows(*(tensor[:count] for tensor in _tensors(rows))),
         SamplingRows(*(tensor[:count] for tensor in _tensors(sampling))),
     )
+
+
+def shares(params: SamplingParams) -> tuple[float, float, float]:
+    """Temperature, top-p and min-p as `SamplingRows` has them."""
+    return params.temperature or 0.0, 1.0 if params.top_p is None else params.top_p, params.min_p or 0.0
 
 
 def signed(seed: int) -> int:

@@ -92,6 +92,12 @@ class Logprobs:
         )
         return cls(torch.zeros(rows, device=device), rank, torch.zeros(rows, width, device=device), top_ids)
 
+    def put(self, rows: Tensor | slice, part: Logprobs) -> None:
+        """Those of some rows, of which as many or fewer likeliest tokens are told."""
+        width = part.top.shape[1]
+        self.chosen[rows], self.rank[rows] = part.chosen, part.rank
+        self.top[rows, :width], self.top_ids[rows, :width] = part.top, part.top_ids
+
     def on_host(self) -> Logprobs:
         """Complete once the device has come so far."""
         return Logprobs(to_host(self.chosen), to_host(self.rank), to_host(self.top), to_host(self.top_ids))

@@ -28,7 +28,5 @@ def _joined(rows: list[Sampled], device: torch.device) -> Sampled:
     found = Logprobs.zeros(len(rows), width, device)
     for i, row in enumerate(rows):
         if row.logprobs is not None:
-            own, count = row.logprobs, row.logprobs.top.shape[1]
-            found.chosen[i], found.rank[i] = own.chosen[0], own.rank[0]
-            found.top[i, :count], found.top_ids[i, :count] = own.top[0], own.top_ids[0]
+            found.put(slice(i, i + 1), row.logprobs)
     return Sampled(ids, finite, found)

@@ -82,7 +82,7 @@ class CudaKernels:
         self.multiprocessors = int(properties.multi_processor_count)
         self.shared_memory = int(properties.shared_memory_per_block_optin)
         self.pdl = (properties.major, properties.minor) >= (9, 0)
-        self._experts = CudaExperts(properties.major, deterministic=deterministic)
+        self.experts = CudaExperts(properties.major, deterministic=deterministic)
         self.tuning = TuningCache(tuning, properties.name, dtype)
         self.counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
         self._former: list[Tensor] = []  # captured graphs have their addresses
@@ -173,19 +173,6 @@ class CudaKernels:
     def attend(self, q: Tensor, spec: AttentionSpec, cache: tuple[Tensor, Tensor], plan: CudaPlan) -> Tensor:
         """See `Kernels`."""
         return self._attend(q.reshape(q.shape[0], -1), spec, cache, plan).view(q.shape)
-
-    def experts(
-        self,
-        x: Tensor,
-        router: Tensor,
-        gate_up: Tensor,
-        down: Tensor,
-        per_token: int,
-        normalized: bool,
-        activation: str,
-    ) -> Tensor:
-        """See `Kernels`."""
-        return self._experts(x, router, gate_up, down, per_token, normalized, activation)
 
     def _product(
         self, x: Tensor, weight: Weight, *, activation: str = "", residual: Tensor | None = None

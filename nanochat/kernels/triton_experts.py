@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nanochat.kernels.sizes import next_power_of_2
 from nanochat.kernels.triton_activation import activated
-from nanochat.kernels.triton_gemv import _load_weights, _multiply, _part_weights
+from nanochat.kernels.triton_row_products import load_weights, multiply, part_weights
 
 _WARPS = 4  # a warp owns whole outputs, as in `triton_gemv`
 _BLOCK_K = 256  # one warp's widest loads
@@ -77,8 +77,8 @@ def _gate_up(
         k = chunk * BLOCK_K + offs_k
         weights = ()
         for part in tl.static_range(PARTS):
-            weights = weights + (_part_weights(w_ptr, n, k, part, EVEN, True, PARTS, WARPS, N, K),)
-        sums, squares = _multiply(
+            weights = weights + (part_weights(w_ptr, n, k, part, EVEN, True, PARTS, WARPS, N, K),)
+        sums, squares = multiply(
             sums, squares, weights, 1.0, x_ptr, k, 0, 1, 1, K, PARTS, False, EVEN
         )  # fmt: skip
     for part in tl.static_range(OWN):
@@ -111,7 +111,7 @@ def _down(
         tiles = ()
         for part in tl.static_range(PARTS):
             rows = (n + part * WARPS)[:, None].to(tl.int64)
-            tiles = tiles + (_load_weights(own, rows, k, EVEN, N, K),)
+            tiles = tiles + (load_weights(own, rows, k, EVEN, N, K),)
         hidden = tl.load(hidden_ptr + pair.to(tl.int64) * K + k, mask=k < K, other=0.0)
         hidden = hidden.to(tl.float32) * weight
         added = ()

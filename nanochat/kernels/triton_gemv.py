@@ -22,77 +22,14 @@ import triton.language as tl
 from torch import Tensor
 
 from nanochat.kernels.gemv_config import GemvConfig, GemvShape, default_config
-from nanochat.kernels.triton_activation import activated, gate_mul
+from nanochat.kernels.triton_activation import gate_mul
+from nanochat.kernels.triton_gemv_dot import gemv_dot
 from nanochat.kernels.triton_inbox import following
 from nanochat.kernels.triton_norm import rms_norm
 from nanochat.kernels.triton_outlet import Outlet, send_results
+from nanochat.kernels.triton_row_products import finish, multiply, part_weights
 
 MAX_ROWS = 8
-
-
-@triton.jit
-def _load_weights(w_ptr, rows, k, EVEN: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
-    """A tile of a matrix [N, K]; rows and k are index tiles that broadcast to its shape."""
-    if EVEN:
-        return tl.load(w_ptr + rows * K + k, eviction_policy="evict_first")
-    else:
-        return tl.load(
-            w_ptr + rows * K + k, mask=(rows < N) & (k < K), other=0.0, eviction_policy="evict_first"
-        )
-
-
-@triton.jit
-def _part_weights(
-    w_ptr, n, k, part: tl.constexpr,
-    EVEN: tl.constexpr, GATED: tl.constexpr, PARTS: tl.constexpr, WARPS: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-):  # fmt: skip
-    """Tile `part` of a program's weights [WARPS, BLOCK_K]; of a gated matrix, the second half are rows from N on."""
-    own: tl.constexpr = PARTS // 2 if GATED else PARTS
-    rows = (n + (part % own) * WARPS)[:, None].to(tl.int64)
-    return _load_weights(w_ptr + (N * K if part >= own else 0), rows, k, EVEN, N, K)
-
-
-@triton.jit
-def _multiply(
-    sums, squares, weights, scale, x_ptr, k, x_stride, num_rows,
-    ROWS: tl.constexpr, K: tl.constexpr, PARTS: tl.constexpr, NORM: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """One chunk's products added to `sums` (part by part, row by row), and x's squares to `squares`."""
-    xs = ()
-    new_squares = ()
-    for row in tl.static_range(ROWS):
-        if WHOLE:
-            x = tl.load(x_ptr + k).to(tl.float32)
-        else:
-            x = tl.load(x_ptr + row * x_stride + k, mask=(k < K) & (row < num_rows), other=0.0).to(tl.float32)
-        if NORM:
-            new_squares = new_squares + (squares[row] + x * x,)
-            x = x * scale.to(tl.float32)
-        else:
-            new_squares = new_squares + (squares[row],)
-        xs = xs + (x,)
-    new_sums = ()
-    for part in tl.static_range(PARTS):
-        w = weights[part].to(tl.float32)
-        for row in tl.static_range(ROWS):
-            new_sums = new_sums + (sums[part * ROWS + row] + w * xs[row],)
-    return new_sums, new_squares
-
-
-@triton.jit
-def _finish(
-    y, gate, bias, gate_bias, residual, BIAS: tl.constexpr, GATE: tl.constexpr, RESIDUAL: tl.constexpr
-):
-    """Bias, gate and residual of results y (and gate), all float32."""
-    if BIAS:
-        y += bias
-        if GATE != "":
-            gate += gate_bias
-    if GATE != "":
-        y = activated(gate, GATE) * y
-    if RESIDUAL:
-        y += residual
-    return y
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -122,7 +59,7 @@ def _gemv(
     for chunk in tl.static_range(early):
         k = chunk * BLOCK_K + offs_k
         for part in tl.static_range(PARTS):
-            ahead = ahead + (_part_weights(w_ptr, n, k, part, EVEN, GATED, PARTS, WARPS, N, K),)
+            ahead = ahead + (part_weights(w_ptr, n, k, part, EVEN, GATED, PARTS, WARPS, N, K),)
         if NORM:
             scales = scales + (tl.load(norm_ptr + k, mask=k < K, other=0.0),)
     biases = ()
@@ -161,7 +98,7 @@ def _gemv(
     for chunk in tl.static_range(early):
         scale = scales[chunk] if NORM else 1.0
         weights = ahead[chunk * PARTS : (chunk + 1) * PARTS]
-        sums, squares = _multiply(
+        sums, squares = multiply(
             sums, squares, weights, scale, x_ptr, chunk * BLOCK_K + offs_k, x_stride, num_rows,
             ROWS, K, PARTS, NORM, ROWS == 1 and EVEN,
         )  # fmt: skip
@@ -170,8 +107,8 @@ def _gemv(
         scale = tl.load(norm_ptr + k, mask=k < K, other=0.0) if NORM else 1.0
         weights = ()
         for part in tl.static_range(PARTS):
-            weights = weights + (_part_weights(w_ptr, n, k, part, EVEN, GATED, PARTS, WARPS, N, K),)
-        sums, squares = _multiply(
+            weights = weights + (part_weights(w_ptr, n, k, part, EVEN, GATED, PARTS, WARPS, N, K),)
+        sums, squares = multiply(
             sums,
             squares,
             weights,
@@ -194,7 +131,7 @@ def _gemv(
                 inverse = tl.rsqrt(tl.sum(squares[row], 1) / K + eps)
                 y *= inverse
                 gate *= inverse
-            y = _finish(
+            y = finish(
                 y, gate, biases[part] if BIAS else y, gate_biases[part] if BIAS and GATED else y,
                 residuals[part * ROWS + row] if RESIDUAL else y, BIAS, GATE, RESIDUAL,
             )  # fmt: skip
@@ -204,91 +141,6 @@ def _gemv(
                 send_results(y, at, round_, mask, inboxes, room, capacity, RANK, RANKS, COMPILED)
             else:
                 tl.store(out_ptr + row * N + at, y.to(out_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _request_to_l2(w_ptr, first_row, num_rows, K: tl.constexpr, BYTES: tl.constexpr, PIECES: tl.constexpr):
-    """Ask for `num_rows` whole rows of [N, K] to be brought into L2, a piece a thread (sm_90 and later)."""
-    piece: tl.constexpr = 512
-    at = w_ptr.to(tl.int64) + first_row * (K * BYTES) + tl.arange(0, PIECES).to(tl.int64) * piece
-    left = num_rows * (K * BYTES) - tl.arange(0, PIECES) * piece
-    size = tl.minimum(tl.maximum(left, 0), piece)
-    tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.gt.s32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, $2; }",
-        "=r,l,r", [at, size.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["num_rows"])
-def _gemv_dot(
-    x_ptr, w_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, eps, num_rows, x_stride, residual_stride,
-    ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    NORM: tl.constexpr, BIAS: tl.constexpr, GATE: tl.constexpr, RESIDUAL: tl.constexpr,
-    STAGES: tl.constexpr, PREFETCH: tl.constexpr, PIECES: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr,
-):  # fmt: skip
-    """Rows on the matrix units: a tile of weights times x transposed, ROWS (a power of two, 8 or more) columns."""
-    if PDL and not LATE:
-        tl.extra.cuda.gdc_launch_dependents()
-    EVEN: tl.constexpr = N % BLOCK_N == 0 and K % BLOCK_K == 0
-    first = tl.program_id(0) * BLOCK_N
-    n = first + tl.arange(0, BLOCK_N)
-    valid = n < N
-    rows = n[:, None].to(tl.int64)
-    if PDL:
-        if PREFETCH:
-            count = tl.minimum(BLOCK_N, N - first)
-            _request_to_l2(
-                w_ptr, first.to(tl.int64), count, K, w_ptr.dtype.element_ty.primitive_bitwidth // 8, PIECES
-            )
-            if GATE != "":
-                bits: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth
-                _request_to_l2(w_ptr, first.to(tl.int64) + N, count, K, bits // 8, PIECES)
-        tl.extra.cuda.gdc_wait()
-        if LATE:
-            tl.extra.cuda.gdc_launch_dependents()
-    column = tl.arange(0, ROWS)
-    total = tl.zeros([BLOCK_N, ROWS], tl.float32)
-    gate_total = tl.zeros([BLOCK_N, ROWS], tl.float32)
-    squares = tl.zeros([ROWS], tl.float32)
-    for chunk in tl.range(0, (K + BLOCK_K - 1) // BLOCK_K, num_stages=STAGES):
-        k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
-        x = tl.load(
-            x_ptr + column[None, :] * x_stride + k[:, None],
-            mask=(k < K)[:, None] & (column < num_rows)[None, :],
-            other=0.0,
-        )
-        if NORM:
-            wide = x.to(tl.float32)
-            squares += tl.sum(wide * wide, 0)
-            x = (wide * tl.load(norm_ptr + k, mask=k < K, other=0.0).to(tl.float32)[:, None]).to(
-                w_ptr.dtype.element_ty
-            )
-        w = _load_weights(w_ptr, rows, k[None, :], EVEN, N, K)
-        if GATE != "":
-            gate_total = tl.dot(w, x, gate_total, input_precision="ieee")
-            w = _load_weights(w_ptr + N * K, rows, k[None, :], EVEN, N, K)
-        total = tl.dot(w, x, total, input_precision="ieee")
-    if NORM:
-        inverse = tl.rsqrt(squares / K + eps)[None, :]
-        total *= inverse
-        gate_total *= inverse
-    mask = valid[:, None] & (column < num_rows)[None, :]
-    at = n[:, None]
-    bias = total
-    gate_bias = total
-    residual = total
-    if BIAS:
-        bias = tl.load(bias_ptr + at + (N if GATE != "" else 0), mask=valid[:, None], other=0.0).to(
-            tl.float32
-        )
-        if GATE != "":
-            gate_bias = tl.load(bias_ptr + at, mask=valid[:, None], other=0.0).to(tl.float32)
-    if RESIDUAL:
-        residual = tl.load(residual_ptr + column[None, :] * residual_stride + at, mask=mask, other=0.0).to(
-            tl.float32
-        )
-    y = _finish(total, gate_total, bias, gate_bias, residual, BIAS, GATE, RESIDUAL)
-    tl.store(out_ptr + column[None, :] * N + at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def gemv(
@@ -358,7 +210,7 @@ def _launch(
         assert to is None
         pieces = triton.next_power_of_2(triton.cdiv(config.block_n * k * weight.element_size(), 512))
         own = {"ROWS": 8, "STAGES": config.stages, "PREFETCH": config.prefetch > 0, "PIECES": pieces}
-        return _gemv_dot, grid, arguments, constants | own
+        return gemv_dot, grid, arguments, constants | own
     sent = (0, out, 0, 0) if to is None else (to.inboxes, to.rounds, to.rows, to.words)
     own = {
         "ROWS": triton.next_power_of_2(rows), "WARPS": config.warps, "PREFETCH": config.prefetch,

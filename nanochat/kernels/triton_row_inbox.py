@@ -69,3 +69,37 @@ def wait_for(flag, round_, failed_ptr, looks):
             state = tl.where(_look(failed_ptr) != 0, 2, state)
         looked += 1
     return state
+
+
+@triton.jit
+def send_row(
+    values, like, inboxes_ptr, place, between, stride, at, mask, round_, RANK: tl.constexpr, RANKS: tl.constexpr,
+    LINE: tl.constexpr, COMPILED: tl.constexpr,
+):  # fmt: skip
+    """Write a row to this rank's place in all other inboxes, and then its flags. `like` points to the type of the values."""
+    for step in range(1, RANKS):
+        inbox = tl.load(inboxes_ptr + (RANK + step) % RANKS) + place + RANK * between
+        tl.store(elements(inbox, like) + at, values, mask=mask)
+    fence(COMPILED)
+    for step in range(1, RANKS):
+        inbox = tl.load(inboxes_ptr + (RANK + step) % RANKS) + place + RANK * between
+        raise_flag(inbox + stride - LINE, round_, COMPILED)
+
+
+@triton.jit
+def add_rows(
+    own, like, inbox, between, stride, at, mask, round_, failed_ptr, looks, BLOCK: tl.constexpr, RANK: tl.constexpr,
+    RANKS: tl.constexpr, LINE: tl.constexpr,
+):  # fmt: skip
+    """(the sum of this rank's row and of those that arrive here, in the order of the ranks, float32; how many did not)."""
+    total = tl.zeros([BLOCK], tl.float32)
+    lost = tl.zeros([], tl.int32)
+    for rank in range(RANKS):
+        if rank == RANK:
+            total += own.to(tl.float32)
+        else:
+            theirs = inbox + rank * between
+            lost += wait_for(theirs + stride - LINE, round_, failed_ptr, looks)
+            summand = tl.load(elements(theirs, like) + at, mask=mask, other=0.0, cache_modifier=".cg")
+            total += summand.to(tl.float32)
+    return total, lost

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from nanochat.kernels.triton_inbox import clock, next_round
-from nanochat.kernels.triton_row_inbox import elements, fence, raise_flag, wait_for
+from nanochat.kernels.triton_row_inbox import add_rows, elements, fence, raise_flag, send_row, wait_for
 
 
 @triton.jit
@@ -60,29 +60,43 @@ def sum_in_two_shots(
     lost = tl.zeros([], tl.int32)
     if owner == RANK:
         if OWN:
-            total = tl.zeros([BLOCK], tl.float32)
             if ADD:  # on its way while the others are waited for
                 residual = tl.load(x_ptr + to, mask=mask, other=0.0).to(tl.float32)
-            for rank in range(RANKS):
-                if rank == RANK:
-                    total += own.to(tl.float32)
-                else:
-                    theirs = mine + rank * between
-                    lost += wait_for(theirs + stride - LINE, round_, failed_ptr, looks)
-                    total += tl.load(
-                        elements(theirs, delta_ptr) + at, mask=mask, other=0.0, cache_modifier=".cg"
-                    ).to(tl.float32)
+            total, lost = add_rows(
+                own,
+                delta_ptr,
+                mine,
+                between,
+                stride,
+                at,
+                mask,
+                round_,
+                failed_ptr,
+                looks,
+                BLOCK,
+                RANK,
+                RANKS,
+                LINE,
+            )
             if ADD:
                 total += residual
             total = tl.where((lost > 0) | (given_up != 0), float("nan"), total)
             kept = total.to(delta_ptr.dtype.element_ty)
-            for step in range(1, RANKS):
-                inbox = tl.load(inboxes_ptr + (RANK + step) % RANKS) + place + RANK * between
-                tl.store(elements(inbox, delta_ptr) + at, kept, mask=mask)
-            fence(COMPILED)
-            for step in range(1, RANKS):
-                inbox = tl.load(inboxes_ptr + (RANK + step) % RANKS) + place + RANK * between
-                raise_flag(inbox + stride - LINE, round_, COMPILED)
+            send_row(
+                kept,
+                delta_ptr,
+                inboxes_ptr,
+                place,
+                between,
+                stride,
+                at,
+                mask,
+                round_,
+                RANK,
+                RANKS,
+                LINE,
+                COMPILED,
+            )
             _store(kept, weight, sum_ptr, out_ptr, to, mask, eps, WIDTH, NORM)
             tl.store(rounds_ptr + row, round_)
     else:

@@ -27,7 +27,7 @@ from torch import Tensor
 from nanochat.kernels.sizes import next_power_of_2
 from nanochat.kernels.triton_inbox import clock, next_round
 from nanochat.kernels.triton_one_shot import OneShot
-from nanochat.kernels.triton_row_inbox import LINE, elements, fence, raise_flag, row_stride, wait_for
+from nanochat.kernels.triton_row_inbox import LINE, add_rows, row_stride, send_row
 from nanochat.kernels.triton_two_shots import sum_in_two_shots
 
 ROWS = 512  # at most in a message
@@ -68,13 +68,9 @@ def _wide_sum(
     place = (round_ & 1).to(tl.int64) * RANKS * between + row * stride
     began = clock(COMPILED)
     if SEND:
-        for step in range(1, RANKS):
-            inbox = tl.load(inboxes_ptr + (RANK + step) % RANKS) + place + RANK * between
-            tl.store(elements(inbox, delta_ptr) + at, own, mask=mask)
-        fence(COMPILED)
-        for step in range(1, RANKS):
-            inbox = tl.load(inboxes_ptr + (RANK + step) % RANKS) + place + RANK * between
-            raise_flag(inbox + stride - LINE, round_, COMPILED)
+        send_row(
+            own, delta_ptr, inboxes_ptr, place, between, stride, at, mask, round_, RANK, RANKS, LINE, COMPILED
+        )
     if RECEIVE:
         residual = 0.0  # it and the weight are on their way while the others are waited for
         weight = 1.0
@@ -84,18 +80,22 @@ def _wide_sum(
             weight = tl.load(weight_ptr + at, mask=mask, other=0.0).to(tl.float32)
         given_up = tl.load(failed_ptr, volatile=True)  # no branch may hang on it: threads may see it differ
         inbox = tl.load(inboxes_ptr + RANK) + place
-        total = tl.zeros([BLOCK], tl.float32)
-        lost = tl.zeros([], tl.int32)
-        for rank in range(RANKS):
-            if rank == RANK:
-                total += own.to(tl.float32)
-            else:
-                theirs = inbox + rank * between
-                lost += wait_for(theirs + stride - LINE, round_, failed_ptr, looks)
-                summand = tl.load(
-                    elements(theirs, delta_ptr) + at, mask=mask, other=0.0, cache_modifier=".cg"
-                )
-                total += summand.to(tl.float32)
+        total, lost = add_rows(
+            own,
+            delta_ptr,
+            inbox,
+            between,
+            stride,
+            at,
+            mask,
+            round_,
+            failed_ptr,
+            looks,
+            BLOCK,
+            RANK,
+            RANKS,
+            LINE,
+        )
         tl.store(rounds_ptr + row, round_)
         if row == 0:
             tl.store(spent_ptr, tl.load(spent_ptr) + clock(COMPILED) - began)

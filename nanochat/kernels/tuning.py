@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +171,9 @@ def compile_candidates(
         ThreadPoolExecutor(threads, "nanochat-compile") as pool,
         triton.AsyncCompileMode(pool, ignore_errors=True) as mode,
     ):
-        for place in range(max(map(len, wanted.values()), default=0)):  # of each shape the default first
-            for shape, configs in wanted.items():
-                for config in configs[place : place + 1]:
+        for turn in zip_longest(*wanted.values()):  # of each shape the default first
+            for shape, config in zip(wanted, turn, strict=True):
+                if config is not None:
                     asked.append((shape, config, compile_gemv(shape, config, dtype=dtype, pdl=pdl)))
         wait(mode.raw_futures, timeout=seconds)
         for future in mode.raw_futures:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanochat.engine import garbage
 from nanochat.engine.config import EngineConfig
@@ -25,6 +25,9 @@ from nanochat.engine.parallel.channel import Pulse, Receiver, SharedMemory
 from nanochat.engine.parallel.line import Line
 from nanochat.errors import EngineDead, NanochatError, OutOfMemory
 from nanochat.kernels.headway import DEVICE, IMPORTING, JOINING, longer, witnessed
+
+if TYPE_CHECKING:
+    import torch
 
 _BEAT = 0.2  # seconds
 _ASKED_SECONDS = (
@@ -95,12 +98,7 @@ def _serve(
     fields["model"] = Path(order["config"]["model"])
     config = EngineConfig(**fields)
     device, dtype = torch.device(order["device"]), getattr(torch, order["dtype"])
-    if device.type == "cuda":
-        with longer(DEVICE):
-            torch.cuda.set_device(device)
-            torch.cuda.synchronize(device)
-    else:
-        torch.set_num_threads(order["threads"])
+    _take(device, order["threads"])
     with pulse.collective(), longer(JOINING if device.type == "cuda" else 0.0):
         collectives = join(folder, rank, ranks, device, pulse)
     model_config = ModelConfig.from_folder(config.model)
@@ -135,6 +133,18 @@ def _serve(
         runner.close()
         gc.collect()
         collectives.part()
+
+
+def _take(device: torch.device, threads: int) -> None:
+    """Make a device this process's own."""
+    import torch
+
+    if device.type == "cuda":
+        with longer(DEVICE):
+            torch.cuda.set_device(device)
+            torch.cuda.synchronize(device)
+    else:
+        torch.set_num_threads(threads)
 
 
 def _describe(error: Exception) -> tuple[str, str]:
