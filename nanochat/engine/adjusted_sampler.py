@@ -46,11 +46,17 @@ def sample_adjusted(
 def sample_newcomers(
     logits: Tensor, sequences: list[Sequence], *, steady: bool, pdl: bool = False
 ) -> Sampled:
-    """As `sample_adjusted`, for sequences that have no rows on the device yet; their parameters go there with the step."""
+    """As `sample_adjusted`, for sequences that have no rows on the device yet."""
+    return sample_adjusted(
+        logits, rows_of_newcomers(sequences, logits.device), sequences, steady=steady, pdl=pdl
+    )
+
+
+def rows_of_newcomers(sequences: list[Sequence], device: torch.device) -> SamplingRows:
+    """The parameters of sequences that have no rows on the device yet: they go there with the step."""
     numbers = [(s.params.top_k or 0, signed(s.seed), s.counter) for s in sequences]
-    whole = send(numbers, torch.int64, logits.device)
-    real = send([shares(s.params) for s in sequences], torch.float32, logits.device)
+    whole = send(numbers, torch.int64, device)
+    real = send([shares(s.params) for s in sequences], torch.float32, device)
     top_k, seed, counter = (column.contiguous() for column in whole.unbind(1))
     temperature, top_p, min_p = (column.contiguous() for column in real.unbind(1))
-    rows = SamplingRows(temperature, top_k.int(), top_p, min_p, seed, counter)
-    return sample_adjusted(logits, rows, sequences, steady=steady, pdl=pdl)
+    return SamplingRows(temperature, top_k.int(), top_p, min_p, seed, counter)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from nanochat.engine.adjusted_sampler import sample_adjusted, sample_newcomers
+from nanochat.engine.adjusted_sampler import rows_of_newcomers, sample_adjusted, sample_newcomers
 from nanochat.engine.captures import Captures, run_aside
 from nanochat.engine.device_state import DeviceRows, first_rows
 from nanochat.engine.fused_step import fused_decoder
@@ -158,6 +158,13 @@ class DecodeGraphs:
         """
         with longer(COMPILING):
             return sample_newcomers(logits, sequences, steady=self._steady, pdl=self._pdl)
+
+    def draw_divided(self, share: Tensor, sequences: list[Sequence]) -> Sampled:
+        """As `draw`, from logits that stay divided over ranks: this one's part of them."""
+        assert self._divided is not None
+        with longer(COMPILING):
+            rows = rows_of_newcomers(sequences, share.device)
+            return Sampled(*self._divided.draw_rows(share, rows, pdl=self._pdl))
 
     def hand_back(self) -> None:
         """Before a step outside of graphs: what this knows of the running sequences becomes everybody's."""

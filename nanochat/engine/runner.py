@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nanochat.engine.models.decoder import Decoder
     from nanochat.engine.parallel.divided_sampler import DividedSampler
     from nanochat.engine.prefill_graphs import PrefillGraphs
+    from nanochat.engine.sequence import Sequence
 
 
 class ModelRunner:
@@ -127,7 +128,7 @@ class ModelRunner:
         if not chunks[0].samples:
             return self._finish(chunks, healthy, None)
         if self._divided is not None and self._divided.takes([chunks[0].sequence]):
-            return self._keep(chunks, healthy, self._divided.draw_from(share, [chunks[0].sequence]))
+            return self._keep(chunks, healthy, self._draw_divided(share, [chunks[0].sequence]))
         return self._finish(chunks, healthy, prefills.whole(share))
 
     def _run(self, chunks: list[Chunk]) -> EagerStep:
@@ -143,8 +144,15 @@ class ModelRunner:
             last = last[to_device(torch.tensor(rows), self.device)]
         sequences = [chunk.sequence for chunk in chunks if chunk.samples]
         if self._divided is not None and self._divided.takes(sequences):
-            return self._keep(chunks, healthy, self._divided.draw(last, sequences))
+            return self._keep(chunks, healthy, self._draw_divided(self._divided.share_of(last), sequences))
         return self._finish(chunks, healthy, self.model.logits(last))
+
+    def _draw_divided(self, share: Tensor, sequences: list[Sequence]) -> Sampled | None:
+        """From logits of which this rank has a part; None on a rank that does not get to know the tokens."""
+        if self._graphs is not None:
+            return self._graphs.draw_divided(share, sequences)
+        assert self._divided is not None
+        return self._divided.draw(share, sequences)
 
     def _finish(self, chunks: list[Chunk], healthy: Tensor, logits: Tensor | None) -> EagerStep:
         """Sample the chunks that do; `logits` has a row for each of them."""

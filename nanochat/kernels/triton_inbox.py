@@ -24,6 +24,18 @@ def clock(COMPILED: tl.constexpr):
 
 
 @triton.jit
+def time_from(spent_ptr, COMPILED: tl.constexpr):
+    """An exchange begins here, whose end another program sees (`time_to`); in between the sum is of no use."""
+    tl.atomic_add(spent_ptr, -clock(COMPILED), sem="relaxed")
+
+
+@triton.jit
+def time_to(spent_ptr, COMPILED: tl.constexpr):
+    """The exchange ends here."""
+    tl.atomic_add(spent_ptr, clock(COMPILED), sem="relaxed")
+
+
+@triton.jit
 def following(round_):
     """The number of the round after `round_`; never 0, which is what an inbox holds where nothing was ever written."""
     return tl.where(round_ + 1 == 0, 2, round_ + 1)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nanochat.kernels.triton_inbox import clock, next_round
+from nanochat.kernels.triton_inbox import next_round, time_from, time_to
 from nanochat.kernels.triton_row_inbox import add_rows, elements, fence, raise_flag, send_row, wait_for
 
 
@@ -55,7 +55,8 @@ def sum_in_two_shots(
     round_ = next_round(rounds_ptr + row)
     place = (round_ & 1).to(tl.int64) * RANKS * between + row * stride
     given_up = tl.load(failed_ptr, volatile=True)  # no branch may hang on it: threads may see it differ
-    began = clock(COMPILED)
+    if RECEIVE & (row == 0):
+        time_from(spent_ptr, COMPILED)
     mine = tl.load(inboxes_ptr + RANK) + place
     lost = tl.zeros([], tl.int32)
     if owner == RANK:
@@ -114,5 +115,5 @@ def sum_in_two_shots(
             tl.store(rounds_ptr + row, round_)
     if lost > 0:
         tl.store(failed_ptr, 1)
-    if RECEIVE & (row == 0):
-        tl.store(spent_ptr, tl.load(spent_ptr) + clock(COMPILED) - began)
+    if RECEIVE & (row == tl.num_programs(0) - 1):
+        time_to(spent_ptr, COMPILED)

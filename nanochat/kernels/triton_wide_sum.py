@@ -1,7 +1,8 @@
-"""Sums of middle-sized messages over the GPUs of one host in one launch, with residual and RMSNorm: whole rows, then a flag.
+"""Sums of middle-sized and large messages over the GPUs of one host, with residual and RMSNorm: whole rows, then a flag.
 
-What `triton_one_shot` is for few rows, this is for hundreds: its words of 32 bits, each beside its round's number, take
-twice the bytes in small writes. Here one program has one row. It writes this rank's summands into the inboxes of all
+What `triton_one_shot` is for few rows, this is for hundreds and thousands: its words of 32 bits, each beside its round's
+number, take twice the bytes in small writes. Here one program has one row, and what an inbox has no room for goes in several
+launches. It writes this rank's summands into the inboxes of all
 others (`triton_row_inbox`). The summands are added in the order of the ranks, in float32: all get the same bits, and those
 of `triton_one_shot`. Many rows of more than two ranks may go in two shots instead (`triton_two_shots`).
 
@@ -25,12 +26,13 @@ import triton.language as tl
 from torch import Tensor
 
 from nanochat.kernels.sizes import next_power_of_2
-from nanochat.kernels.triton_inbox import clock, next_round
+from nanochat.kernels.triton_inbox import next_round, time_from, time_to
 from nanochat.kernels.triton_one_shot import OneShot
 from nanochat.kernels.triton_row_inbox import LINE, add_rows, row_stride, send_row
 from nanochat.kernels.triton_two_shots import sum_in_two_shots
 
-ROWS = 512  # at most in a message
+ROWS = 2048  # at most in a launch
+_LEAST_ROWS, _INBOX = 512, 160 << 20  # fewer, but so many, where an inbox would take more bytes
 _VECTOR = 16  # bytes that a thread moves at once
 
 
@@ -66,7 +68,8 @@ def _wide_sum(
     own = tl.load(delta_ptr + to, mask=mask, other=0.0)
     round_ = next_round(rounds_ptr + row)
     place = (round_ & 1).to(tl.int64) * RANKS * between + row * stride
-    began = clock(COMPILED)
+    if RECEIVE & (row == 0):
+        time_from(spent_ptr, COMPILED)
     if SEND:
         send_row(
             own, delta_ptr, inboxes_ptr, place, between, stride, at, mask, round_, RANK, RANKS, LINE, COMPILED
@@ -97,12 +100,12 @@ def _wide_sum(
             LINE,
         )
         tl.store(rounds_ptr + row, round_)
-        if row == 0:
-            tl.store(spent_ptr, tl.load(spent_ptr) + clock(COMPILED) - began)
         if lost > 0:
             tl.store(failed_ptr, 1)
         total = tl.where((lost > 0) | (given_up != 0), float("nan"), total)
         _finish(total, residual, weight, sum_ptr, out_ptr, to, mask, eps, WIDTH, NORM)
+        if row == tl.num_programs(0) - 1:
+            time_to(spent_ptr, COMPILED)
 
 
 class WideSum:
@@ -110,7 +113,7 @@ class WideSum:
 
     Args:
         inboxes: the address of each rank's inbox, as this process sees it; `wide_bytes` of zeros each, at whole LINEs.
-        rows: at most so many in a message.
+        rows: at most so many in a launch.
         row_bytes: at most so many in a row.
         one_shot: the end whose `failed` and `nanoseconds` this one shares.
 
@@ -129,7 +132,7 @@ class WideSum:
     def takes(self, x: Tensor) -> bool:
         """Whether a message [..., width] goes through an inbox."""
         size = x.shape[-1] * x.element_size()
-        fits = size % _VECTOR == 0 and size <= self.row_bytes and 0 < x.numel() <= self.rows * x.shape[-1]
+        fits = size % _VECTOR == 0 and 0 < size <= self.row_bytes and x.numel() > 0
         return fits and x.is_contiguous() and x.dtype in (torch.bfloat16, torch.float16, torch.float32)
 
     def sum(self, x: Tensor) -> Tensor:
@@ -152,14 +155,27 @@ class WideSum:
         threads = block * delta.element_size() // (2 * _VECTOR)  # two vectors each
         in_two = 0 < self.two_shots <= rows
         kernel, parts = (sum_in_two_shots, {"OWN": own}) if in_two else (_wide_sum, {})
-        kernel[(rows,)](
-            delta, delta if x is None else x, delta if weight is None else weight, total, out,
-            self._inboxes, self._rounds, self.failed, self._nanoseconds, eps, self.looks, stride, self.rows * stride,
-            WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, ADD=x is not None, NORM=weight is not None,
-            SEND=send, RECEIVE=receive, COMPILED=delta.device.type != "cpu", LINE=LINE, **parts,
-            num_warps=min(8, max(4, threads // 32)), num_stages=1,
-        )  # fmt: skip
+        for first in range(0, rows, self.rows):
+            some = slice(first, first + self.rows)
+            deltas, xs, totals, outs = (
+                tensor.view(-1, width)[some] for tensor in (delta, delta if x is None else x, total, out)
+            )
+            kernel[(len(deltas),)](
+                deltas, xs, delta if weight is None else weight, totals, outs,
+                self._inboxes, self._rounds, self.failed, self._nanoseconds, eps, self.looks, stride, self.rows * stride,
+                WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, ADD=x is not None, NORM=weight is not None,
+                SEND=send, RECEIVE=receive, COMPILED=delta.device.type != "cpu", LINE=LINE, **parts,
+                num_warps=min(8, max(4, threads // 32)), num_stages=1,
+            )  # fmt: skip
         return out, total
+
+
+def wide_rows(ranks: int, row_bytes: int) -> int:
+    """How many rows an inbox is made for."""
+    rows = ROWS
+    while rows > _LEAST_ROWS and wide_bytes(ranks, rows, row_bytes) > _INBOX:
+        rows //= 2
+    return rows
 
 
 def wide_bytes(ranks: int, rows: int, row_bytes: int) -> int:

@@ -12,7 +12,11 @@ from typing import Any
 import torch
 
 ROWS, WIDTH, CAPACITY = 8, 2048, 4096
-WIDE_ROWS, WIDE = (1, 3, 300, 512), 4096  # of bfloat16
+WIDE_ROWS, WIDE_ROOM, WIDE = (
+    (1, 3, 300, 512, 1300),
+    512,
+    4096,
+)  # rows of bfloat16, in several launches where they are many
 
 
 def device_of(rank: int) -> torch.device:
@@ -25,7 +29,7 @@ def shared(store, rank: int, ranks: int, looks: int):
     from nanochat.kernels.triton_one_shot import OneShot, inbox_bytes
     from nanochat.kernels.triton_wide_sum import wide_bytes
 
-    size = inbox_bytes(ranks, ROWS, CAPACITY) + wide_bytes(ranks, WIDE_ROWS[-1], 2 * WIDE)
+    size = inbox_bytes(ranks, ROWS, CAPACITY) + wide_bytes(ranks, WIDE_ROOM, 2 * WIDE)
     memory = PeerMemory(size, device_of(rank))
     store.set(f"handle {rank}", memory.handle.hex())
     handles = [bytes.fromhex(store.get(f"handle {other}").decode()) for other in range(ranks)]
@@ -39,7 +43,7 @@ def wide_of(end):
     from nanochat.kernels.triton_wide_sum import WideSum
 
     begin = inbox_bytes(end.ranks, ROWS, CAPACITY)
-    return WideSum([inbox + begin for inbox in end._inboxes.tolist()], WIDE_ROWS[-1], 2 * WIDE, end)
+    return WideSum([inbox + begin for inbox in end._inboxes.tolist()], WIDE_ROOM, 2 * WIDE, end)
 
 
 def meet(store, name: str, rank: int, ranks: int) -> None:

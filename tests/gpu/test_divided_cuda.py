@@ -99,7 +99,7 @@ class Simulated(DividedSampler):
         super().__init__(model, OneGpu())  # type: ignore[arg-type]
         self._shares = shares
 
-    def draw_from(self, share, sequences):
+    def draw(self, share, sequences):
         return choose(torch.stack([offer(share[:, s], sequences, s.start) for s in self._shares]))
 
     def draw_rows(self, share, rows, *, pdl=False):
@@ -215,4 +215,25 @@ def test_a_recorded_step_holds_its_exchange_and_no_other(folder: Path, alone, na
         held._capture(size, form)
         assert ranks.count == {asked: 2}, "once in the step before the recording, once in it"
     assert sizes > 0
+    llm.close()
+
+
+def test_nothing_in_the_drawing_of_first_tokens_waits_for_the_device(folder: Path, alone) -> None:
+    llm = load(folder)
+    runner = llm.core._runner
+    divide(llm, DividedSampler(runner.model, OneGpu()))  # type: ignore[arg-type]
+    ids_of(llm, WISHES["drawn"])  # compiles
+    draw, drawn = runner._draw_divided, []
+
+    def watched(share, sequences):
+        drawn.extend(sequences)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return draw(share, sequences)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    runner._draw_divided = watched
+    assert ids_of(llm, WISHES["drawn"]) == alone["drawn"]
+    assert len(drawn) == 5, "four together and one alone"
     llm.close()

@@ -8,9 +8,13 @@ import interpreted  # noqa: F401  # first: it turns the interpreter on
 import pytest
 import torch
 
+from nanochat import SamplingParams
+from nanochat.engine.adjusted_sampler import rows_of_newcomers
 from nanochat.engine.cuda_graphs import DecodeGraphs, Form
 from nanochat.engine.parallel.divided_sampler import DividedSampler
 from nanochat.engine.parallel.shares import vocabulary_share
+from nanochat.engine.sampler import sample
+from nanochat.engine.sequence import Sequence
 from nanochat.kernels.triton_divided import choose_rows, offer_rows
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
 from nanochat.kernels.triton_step import DecodeRows, Told
@@ -91,3 +95,33 @@ def test_what_a_graph_records_exchanges_offers_or_all_logits_once(form: Form) ->
         return
     assert left is None
     assert told.ring.tolist() == [[0, *expected.tolist()]] and rows.ids.tolist() == expected.tolist()
+
+
+def test_first_tokens_are_drawn_from_divided_logits_as_from_whole_ones() -> None:
+    """Of sequences that have no rows on the device yet."""
+    batch = [
+        Sequence(
+            request_id="", index=0, prompt=(1,), params=SamplingParams(temperature=temperature), seed=2**64 - row,
+            priority=0, arrival=0, submitted=0.0, max_tokens=9, root=b"", eos_ids=frozenset(),
+        )
+        for row, temperature in enumerate((0.0, 0.6, 1.0, 1.7, 2.5), 1)
+    ]  # fmt: skip
+    logits = torch.randn(5, 1001, generator=torch.Generator().manual_seed(5))
+    logits[3, 990] = float("nan")
+    mine, theirs = (vocabulary_share(1001, rank, 2) for rank in range(2))
+    rows = rows_of_newcomers(batch, logits.device)
+    ranks = SimpleNamespace(
+        rank=0,
+        ranks=2,
+        exchange=lambda own: torch.stack([own, offer_rows(logits[:, theirs], rows, theirs.start)]),
+    )
+    decoder = SimpleNamespace(config=SimpleNamespace(vocab_size=1001))
+    graphs = SimpleNamespace(_divided=DividedSampler(decoder, ranks), _pdl=False)  # type: ignore[arg-type]
+    drawn = DecodeGraphs.draw_divided(graphs, logits[:, mine], batch)  # type: ignore[arg-type]
+    ids, finite = sample_rows(logits, rows)
+    assert drawn.finite.tolist() == finite.tolist() == [True, True, True, False, True]
+    assert drawn.ids[finite].tolist() == ids[finite].tolist()
+    assert (
+        drawn.ids[finite].tolist()
+        == sample(logits[finite], [s for s, ok in zip(batch, finite, strict=True) if ok]).ids.tolist()
+    )

@@ -9,14 +9,16 @@ from types import SimpleNamespace
 import interpreted  # noqa: F401  # first: it turns the interpreter on
 import pytest
 import torch
+import triton.language as tl
 
 from nanochat.engine.parallel.one_shot import Sums
 from nanochat.engine.parallel.trial import Limits
+from nanochat.kernels import triton_inbox
 from nanochat.kernels.cuda import CudaKernels, Weight
 from nanochat.kernels.triton_norm import add_rms_norm
 from nanochat.kernels.triton_one_shot import OneShot, inbox_bytes
 from nanochat.kernels.triton_row_inbox import LINE
-from nanochat.kernels.triton_wide_sum import WideSum, wide_bytes
+from nanochat.kernels.triton_wide_sum import WideSum, wide_bytes, wide_rows
 
 CPU = torch.device("cpu")
 ROWS, ROW_BYTES, LOOKS = 5, 400, 3
@@ -166,6 +168,39 @@ def test_it_has_the_bits_of_a_sum_in_one_shot_and_leaves_its_inbox_alone(dtype: 
             assert torch.equal(-total, pair[1]) and torch.equal(-normed, pair[0])
 
 
+@pytest.mark.parametrize(("rows", "shots"), [(4, 1), (5, 1), (6, 1), (13, 1), (13, 2)])
+def test_what_an_inbox_has_no_room_for_goes_in_several_launches(rows: int, shots: int) -> None:
+    """Of one rank, which waits for nobody: no two run at once here."""
+    group = Ranks(1)
+    group.take(shots)
+    delta, x = numbers(rows, 2, rows, 96, torch.float32)
+    weight = torch.rand(96, generator=torch.Generator().manual_seed(rows))
+    end = group.ends[0]
+    normed, total = end.add_norm(delta, x, weight, 1e-5)
+    expected = add_rms_norm(delta, x, weight, 1e-5)
+    assert torch.equal(total, expected[1]) and torch.equal(normed, expected[0])
+    assert torch.equal(end.sum(delta.view(1, rows, 96)), delta.view(1, rows, 96))
+    launches = [2 * sum(row + first < rows for first in range(0, rows, ROWS)) for row in range(ROWS)]
+    assert end._rounds.tolist() == launches
+
+
+def test_an_inbox_of_wide_rows_or_many_ranks_is_made_for_fewer() -> None:
+    assert wide_rows(2, 8192) == wide_rows(4, 8192) == 2048
+    assert wide_rows(8, 8192) == wide_rows(4, 16384) == 1024
+    assert wide_rows(8, 65536) == 512, "at least"
+    assert all(wide_bytes(ranks, wide_rows(ranks, 8192), 8192) <= 160 << 20 for ranks in range(2, 9))
+
+
+def test_an_exchange_is_timed_from_its_first_row_to_its_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the rows do not run at once, as those of a prompt."""
+    ticks = iter(range(100, 10_000, 7))
+    monkeypatch.setattr(triton_inbox, "clock", lambda compiled: tl.full([], next(ticks), tl.int64))
+    group = Ranks(1)
+    for turn in (1, 2):
+        group.ends[0].sum(torch.ones(3, 64))
+        assert group.small[0].nanoseconds.item() == turn * 7, "the clock was looked at twice"
+
+
 def test_one_row_may_be_in_many_more_rounds_than_another() -> None:
     group = Ranks(2)
     for seed in range(5):
@@ -241,7 +276,8 @@ def test_what_does_not_fit_into_an_inbox_is_not_taken() -> None:
     end = Ranks(2).ends[0]
     assert end.takes(torch.empty(5, 100)) and end.takes(torch.empty(5, 200, dtype=torch.bfloat16))
     assert end.takes(torch.empty(1, 5, 64))
-    assert not end.takes(torch.empty(6, 96)) and not end.takes(torch.empty(5, 104))
+    assert end.takes(torch.empty(6, 96)), "it goes in two launches"
+    assert not end.takes(torch.empty(5, 104)) and not end.takes(torch.empty(0, 96))
     assert not end.takes(torch.empty(5, 98)) and not end.takes(torch.empty(5, 4, dtype=torch.bfloat16))
     assert not end.takes(torch.empty(96, 4).T) and not end.takes(torch.empty(0, 96))
     assert not end.takes(torch.empty(5, 48, dtype=torch.float64))

@@ -28,8 +28,8 @@ class DividedSampler:
     """One rank's part in the drawing of tokens."""
 
     def __init__(self, model: Decoder, collectives: Collectives) -> None:
-        self._model = model
         self._collectives = collectives
+        self._model = model
         share = vocabulary_share(model.config.vocab_size, collectives.rank, collectives.ranks)
         self._first = share.start
 
@@ -37,17 +37,17 @@ class DividedSampler:
         """Whether these can be drawn so; every rank says the same."""
         return all(sequence.plain and not sequence.params.filtered for sequence in sequences)
 
-    def draw(self, hidden: Tensor, sequences: list[Sequence]) -> Sampled | None:
-        """A token for each row of `hidden` [rows, hidden_size]; None on a rank that does not get to know it."""
-        return self.draw_from(self._model.share_of_logits(hidden), sequences)
+    def share_of(self, hidden: Tensor) -> Tensor:
+        """This rank's logits of hidden states [rows, hidden_size]."""
+        return self._model.share_of_logits(hidden)
 
-    def draw_from(self, share: Tensor, sequences: list[Sequence]) -> Sampled | None:
-        """As `draw`, from this rank's logits."""
+    def draw(self, share: Tensor, sequences: list[Sequence]) -> Sampled | None:
+        """A token for each row of this rank's logits; None on a rank that does not get to know it."""
         offers = self._collectives.exchange(offer(share, sequences, self._first))
         return None if offers is None else choose(offers)
 
     def draw_rows(self, share: Tensor, rows: SamplingRows, *, pdl: bool = False) -> tuple[Tensor, Tensor]:
-        """As `draw_from`, of rows whose parameters are on the device; asks nothing of the host. See `sample_rows`."""
+        """As `draw`, of rows whose parameters are on the device; asks nothing of the host. See `sample_rows`."""
         from nanochat.kernels.triton_divided import choose_rows, offer_rows
 
         offers = self._collectives.exchange(offer_rows(share, rows, self._first, pdl=pdl))

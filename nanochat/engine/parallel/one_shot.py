@@ -207,15 +207,16 @@ def _join(
     """Make an inbox, hand its handle around, map the others'. `rows`: at most so many in one shot."""
     from nanochat.kernels.triton_one_shot import LOOKS, OneShot, inbox_bytes
     from nanochat.kernels.triton_row_inbox import LINE
-    from nanochat.kernels.triton_wide_sum import ROWS, WideSum, wide_bytes
+    from nanochat.kernels.triton_wide_sum import WideSum, wide_bytes, wide_rows
 
     rank, ranks = collectives.rank, collectives.ranks
     row_bytes = width * dtype.itemsize
+    many = wide_rows(ranks, row_bytes)
     begin = -(-inbox_bytes(ranks, rows, width) // LINE) * LINE  # of what wide sums go through
     memory: PeerMemory | None = None
     if _reaches_all(device, rank, ranks):
         with contextlib.suppress(DriverError):
-            memory = PeerMemory(begin + wide_bytes(ranks, ROWS, row_bytes), device)
+            memory = PeerMemory(begin + wide_bytes(ranks, many, row_bytes), device)
     handle = bytes(HANDLE_BYTES) if memory is None else memory.handle
     handles = collectives.exchange(
         torch.tensor([*handle, memory is not None], dtype=torch.uint8, device=device)
@@ -230,7 +231,7 @@ def _join(
             ]
     if _agree(collectives, device, len(inboxes) == ranks) and memory is not None:
         end = OneShot(inboxes, rank, rows, width, device, LOOKS)
-        return end, WideSum([inbox + begin for inbox in inboxes], ROWS, row_bytes, end), memory
+        return end, WideSum([inbox + begin for inbox in inboxes], many, row_bytes, end), memory
     _part(collectives, device, memory)
     return None
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nanochat.kernels.triton_one_shot import OneShot
     from nanochat.kernels.triton_wide_sum import WideSum
 
-SIZES = (1, 8, 32, 128, 256, 512)  # rows of the messages that are measured
+SIZES = (1, 8, 32, 128, 256, 512, 2048, 8192)  # rows of the messages that are measured
 STEPS = (1, 8)  # of those that steps of matrix-vector kernels send, which end with the residual
 _TRIAL_LOOKS = 1 << 24  # some ten seconds: while a rank compiles, the others wait for it on the device
 _INPUTS, _TRIES = 256, 4  # of a product that is tried
@@ -51,7 +51,10 @@ def sound(
     draw = torch.Generator(device).manual_seed(collectives.rank)
     well = True
     with _trial(end) as failed:
-        for rows in (1, 1, end.rows, end.rows, 3, 3):  # twice: an inbox has two halves
+        sizes = [1, 1, end.rows, end.rows, 3, 3]  # twice: an inbox has two halves
+        if end.takes(torch.empty(end.rows + 2, width, dtype=dtype, device=device)):
+            sizes.append(end.rows + 2)
+        for rows in sizes:
             x = torch.randn(rows, width, generator=draw, device=device).to(dtype)
             whole = collectives.reduce(x.to(torch.float32, copy=True))
             well &= torch.allclose(end.sum(x).float(), whole, rtol=2**-6, atol=2**-6)

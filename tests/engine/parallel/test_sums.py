@@ -21,7 +21,7 @@ pytest.importorskip("triton", reason="Triton runs on Linux only")
 
 from nanochat.kernels.triton_one_shot import OneShot, inbox_bytes
 from nanochat.kernels.triton_row_inbox import LINE
-from nanochat.kernels.triton_wide_sum import ROWS, WideSum, wide_bytes
+from nanochat.kernels.triton_wide_sum import WideSum, wide_bytes, wide_rows
 
 CPU = torch.device("cpu")
 RANKS, WIDTH = 3, 64
@@ -122,7 +122,8 @@ def test_every_rank_maps_the_inboxes_of_all_in_their_order() -> None:
             and begins[0] >= inbox_bytes(RANKS, 60, WIDTH)
             and begins[0] % LINE == 0
         )
-        assert Memory.made[0].size >= begins[0] + wide_bytes(RANKS, ROWS, WIDTH * 2)
+        assert Memory.made[0].size >= begins[0] + wide_bytes(RANKS, sums._wide.rows, WIDTH * 2)
+        assert sums._wide.rows == wide_rows(RANKS, WIDTH * 2)
         assert sums._wide.failed is sums._end.failed
     assert [sums._end.rank for sums in found if sums is not None] == [0, 1, 2]
     assert {sums._end.rows for sums in found if sums is not None} == {60}

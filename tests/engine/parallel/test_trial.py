@@ -21,6 +21,7 @@ Times = dict[int, tuple[float, float, float]]
 ADDED = {1: (2, 6), 8: (5, 6)}
 STEADY: Times = {
     1: (3, 5, 8), 8: (4, 5, 8), 32: (7, 6, 9), 128: (15, 9, 12), 256: (inf, 13, 20), 512: (inf, 20, 30),
+    2048: (inf, 70, 65), 8192: (inf, 270, 200),
 }  # fmt: skip
 
 
@@ -28,6 +29,8 @@ STEADY: Times = {
     ("changed", "added", "limits", "words"),
     [
         ({}, {}, (8, 512, 8), "sums of up to 8 rows in one shot, up to 512 in wide ones (one row in 3.0 us, by NCCL in 8.0)"),
+        ({2048: (inf, 60, 65)}, {}, (8, 2048, 8), "sums of up to 8 rows in one shot, up to 2048 in wide ones (one row"),
+        ({2048: (inf, 60, 65), 8192: (inf, 190, 200)}, {}, (8, 8192, 8), "sums of up to 8 rows in one shot, up to 8192 in wide ones"),
         ({512: (inf, 31, 30)}, {}, (8, 256, 8), "sums of up to 8 rows in one shot, up to 256 in wide ones"),
         ({8: (5, 4, 8), 32: (5, 6, 9)}, {}, (32, 512, 8), "sums of up to 32 rows in one shot, up to 512 in wide ones"),
         ({32: (7, 9, 6)}, {}, (8, 8, 8), "sums of up to 8 rows in one shot (one row"),
@@ -57,7 +60,7 @@ def test_each_number_of_rows_goes_the_way_that_is_fastest_on_the_slowest_rank(
         SimpleNamespace(
             takes=lambda x, rows=rows: len(x) <= rows, sum=lambda x: x, add=lambda delta, x, pdl: x, add_norm=lambda *_: None
         )
-        for rows in (128, 512)
+        for rows in (128, 8192)
     )  # fmt: skip
     found = trial.measure(collectives, small, wide, CPU, WIDTH, torch.float32)  # type: ignore[arg-type]
     assert tuple(found) == (*limits, 0) and next(taken, None) is None
@@ -71,9 +74,22 @@ def test_each_number_of_rows_goes_the_way_that_is_fastest_on_the_slowest_rank(
 @pytest.mark.parametrize(
     ("twice", "limits", "words"),
     [
-        ((9, 9, 9, 8, 8, 9), (8, 512, 8, 128), "up to 512 in wide ones, from 128 on in two shots (one"),
-        ((4, 9, 9, 9, 14, 9), (8, 512, 8, 512), "up to 512 in wide ones, from 512 on in two shots (one"),
-        ((4, 4, 4, 4, 4, 25), (8, 512, 8, 0), "up to 512 in wide ones (one"),
+        (
+            (9, 9, 9, 8, 8, 9, 69, 250),
+            (8, 512, 8, 128),
+            "up to 512 in wide ones, from 128 on in two shots (one",
+        ),
+        (
+            (4, 9, 9, 9, 14, 9, 69, 250),
+            (8, 512, 8, 512),
+            "up to 512 in wide ones, from 512 on in two shots (one",
+        ),
+        ((4, 4, 4, 4, 4, 25, 80, 290), (8, 512, 8, 0), "up to 512 in wide ones (one"),
+        (
+            (4, 9, 9, 9, 14, 21, 60, 190),
+            (8, 8192, 8, 2048),
+            "up to 8192 in wide ones, from 2048 on in two shots (one",
+        ),
     ],
 )
 def test_wide_sums_go_in_two_shots_from_where_that_is_always_faster(
@@ -93,7 +109,7 @@ def test_wide_sums_go_in_two_shots_from_where_that_is_always_faster(
     )
     collectives = SimpleNamespace(exchange=lambda x: torch.stack([x, x]), measured={}, reduce=lambda x: x)
     found = trial.measure(collectives, small, wide, CPU, WIDTH, torch.float32, in_two=True)  # type: ignore[arg-type]
-    assert tuple(found) == limits and said == [0, 1] * 6 and wide.two_shots == 0
+    assert tuple(found) == limits and said == [0, 1] * 8 and wide.two_shots == 0
     assert words in trial.describe(found, collectives.measured)
     counted = [
         two if 0 < limits[3] <= rows else three[1]
@@ -157,7 +173,7 @@ def test_right_sums_are_found_sound_and_wrong_ones_are_not(dtype: torch.dtype) -
         return trial.sound(collectives, end, CPU, WIDTH, dtype)  # type: ignore[arg-type]
 
     assert found()
-    assert sorted(asked) == [1, 1, 3, 3, 8, 8], "both halves of the inbox"
+    assert sorted(asked) == [1, 1, 3, 3, 8, 8, 10], "both halves of the inbox, and more than one launch takes"
     end.failed.fill_(1)
     assert not found() and end.looks == 1
     assert found(), "the other way is not blamed for it"
