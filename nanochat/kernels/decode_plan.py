@@ -47,9 +47,10 @@ def decode_plan(
     `seqs` is rounded up to a power of two, so that a padded batch computes the same bits as one without padding.
     Tiles of 128 positions, one of them in flight for each program: several programs a multiprocessor overlap, which
     gains more than deeper pipelines of fewer. Fused programs take so many registers that two fit, so there is one wave of
-    them; else three fit, and a few waves even out ragged contexts. Where a sequence has many programs that read before their
-    wait, tiles have 64: what they read early is then all of a chat's context, and soon computed. Tiles of wide rows are
-    as small as shared memory and registers want them.
+    them; else three fit, and sequences alone give each multiprocessor several: then the fewer parts of a context are added up
+    the better, and only long ones are cut. Where a sequence has many programs that read before their wait, tiles have 64:
+    what they read early is then all of a chat's context, and soon computed. Tiles of wide rows are as small as shared memory
+    and registers want them.
 
     Args:
         element: the cache's bytes an element.
@@ -64,7 +65,7 @@ def decode_plan(
     splits = 1 << max(wanted, 1).bit_length() - 1
     splits = min(max(splits, 2), 32 if fused else 16)
     block_n = (64 if early and splits >= 16 else 128) if width <= 256 else 64 if width <= 512 else 16
-    min_split = block_n if fused else 256 if splits >= 8 else 512
+    min_split = block_n if fused else 512 if programs < multiprocessors else 1024
     return DecodePlan(
         block_q=queries, tile_heads=tile_heads, block_n=block_n, splits=splits, min_split=min_split, stages=2
     )

@@ -76,8 +76,10 @@ def _decode(
     ROWS: tl.constexpr = TILE_HEADS * BLOCK_Q  # of M, a power of two; the rest is padding
     kv_head = tl.program_id(0) // head_tiles
     first_head = kv_head * GROUP + tl.program_id(0) % head_tiles * TILE_HEADS
-    share = tl.program_id(1)
-    tile = tl.program_id(2)
+    tile = tl.program_id(1)
+    share = tl.program_id(
+        2
+    )  # last: programs that a short context leaves without work come when all others have begun
     if SEQS > 0:
         seq, seq_tile = owner_of_tile(query_start_ptr, tile, num_seqs, BLOCK_Q, SEQS)
     else:
@@ -280,7 +282,7 @@ def decode_attention(
     tiles = q.shape[0] // plan.block_q + num_seqs if tiled else num_seqs
     rows = plan.tile_heads * plan.block_q
     splits = plan.splits if plan.split_size else next_power_of_2(plan.splits)
-    grid = (kv_heads * -(-group // plan.tile_heads), splits, tiles)
+    grid = (kv_heads * -(-group // plan.tile_heads), tiles, splits)
     owners = grid[0] * tiles
     if splits > 1:
         part = torch.empty(owners * splits * rows * (head_dim + 2), dtype=torch.float32, device=q.device)

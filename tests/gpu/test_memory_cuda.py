@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -85,11 +85,18 @@ def check(done: dict[str, CompletionOutput], right: list[tuple[int, ...]]) -> li
 
 @contextmanager
 def no_more_than(spare: int) -> Iterator[None]:
-    """This process may take `spare` bytes more of the device than it holds."""
+    """This process may take `spare` bytes more of the device than it uses: what earlier tests left free in its segments is
+    held meanwhile."""
     torch.cuda.empty_cache()
-    most = torch.cuda.memory_reserved() + spare
-    torch.cuda.set_per_process_memory_fraction(most / torch.cuda.get_device_properties(0).total_memory)
+    total, reserved = torch.cuda.get_device_properties(0).total_memory, torch.cuda.memory_reserved()
+    held: list[torch.Tensor] = []
     try:
+        torch.cuda.set_per_process_memory_fraction(reserved / total)
+        for size in (32 << 20, 4 << 20):
+            with suppress(torch.cuda.OutOfMemoryError):
+                while True:
+                    held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+        torch.cuda.set_per_process_memory_fraction((reserved + spare) / total)
         yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
