@@ -109,7 +109,8 @@ def load_share(
         from nanochat.engine.parallel.one_shot import connect
 
         with longer(MEASURING):
-            collectives.one_shot = connect(collectives, device, model_config.hidden_size, dtype)
+            most = max(config.max_num_batched_tokens, config.max_num_seqs)
+            collectives.one_shot = connect(collectives, device, model_config.hidden_size, dtype, most)
     try:
         model = load_model(
             config.model,

@@ -109,16 +109,18 @@ def split_bounds(
 ):  # fmt: skip
     """The positions [begin, stop) of split `share` of [first, end), and how many splits are in use.
 
-    A fixed SPLIT_SIZE cuts at multiples of it, whatever the batch; else the span is shared out evenly, in pieces
-    of MIN_SPLIT at least. Every cut is at a multiple of BLOCK_N.
+    A fixed SPLIT_SIZE cuts at multiples of it, whatever the batch; else the span is shared out evenly, in as few pieces as
+    MIN_SPLIT positions each would make. Every cut is at a multiple of BLOCK_N.
     """
     if SPLIT_SIZE > 0:
         size = SPLIT_SIZE
         origin = first // SPLIT_SIZE * SPLIT_SIZE
     else:
         origin = first // BLOCK_N * BLOCK_N
-        size = tl.cdiv(tl.cdiv(end - origin, SPLITS), BLOCK_N) * BLOCK_N
-        size = tl.maximum(size, MIN_SPLIT)
+        pieces = SPLITS
+        if MIN_SPLIT > BLOCK_N:
+            pieces = tl.maximum(tl.minimum(tl.cdiv(end - origin, MIN_SPLIT), SPLITS), 1)
+        size = tl.maximum(tl.cdiv(tl.cdiv(end - origin, pieces), BLOCK_N) * BLOCK_N, BLOCK_N)
     used = tl.cdiv(end - origin, size)
     begin = origin + share * size
     return begin, tl.minimum(begin + size, end), used

@@ -77,9 +77,8 @@ def _decode(
     kv_head = tl.program_id(0) // head_tiles
     first_head = kv_head * GROUP + tl.program_id(0) % head_tiles * TILE_HEADS
     tile = tl.program_id(1)
-    share = tl.program_id(
-        2
-    )  # last: programs that a short context leaves without work come when all others have begun
+    # Shares come last: programs that a short context leaves without work begin when all others have.
+    share = tl.program_id(2)
     if SEQS > 0:
         seq, seq_tile = owner_of_tile(query_start_ptr, tile, num_seqs, BLOCK_Q, SEQS)
     else:

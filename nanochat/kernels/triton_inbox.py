@@ -25,7 +25,7 @@ def clock(COMPILED: tl.constexpr):
 
 @triton.jit
 def time_from(spent_ptr, COMPILED: tl.constexpr):
-    """An exchange begins here, whose end another program sees (`time_to`); in between the sum is of no use."""
+    """An exchange begins here, whose end another program sees (`time_to`); in between the number is negative."""
     tl.atomic_add(spent_ptr, -clock(COMPILED), sem="relaxed")
 
 

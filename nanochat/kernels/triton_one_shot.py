@@ -36,6 +36,7 @@ from nanochat.kernels.triton_outlet import Outlet, collect_row
 
 LOOKS = 1 << 27  # at an inbox before a peer counts as lost: a minute or so
 PARTS = 8
+_ASKED = 20  # times at most that the device is asked what exchanges took; a wide sum takes as long as a dozen
 GATHERED = 1024  # at most so many words of a rank are put beside the others'
 
 
@@ -178,7 +179,8 @@ class OneShot:
 
     Attributes:
         failed: int32 [1], on the device: a peer is lost.
-        nanoseconds: int64 [1], on the device: spent in exchanges so far, waiting for slower ranks included.
+        nanoseconds: int64 [1], on the device: spent in exchanges so far, waiting for slower ranks included; negative while one
+            is under way whose begin and end are different programs'.
     """
 
     def __init__(
@@ -191,6 +193,7 @@ class OneShot:
         self._others_first = tuple(inboxes[(rank + 1 + step) % self.ranks] for step in range(self.ranks))
         self.nanoseconds = torch.zeros(1, dtype=torch.int64, device=device)
         self._began = torch.zeros(1, dtype=torch.int64, device=device)
+        self._told = 0
         self._rounds = torch.zeros(
             rows * parts + 1, dtype=torch.int32, device=device
         )  # of each row's parts, and of gathered words
@@ -252,11 +255,22 @@ class OneShot:
         return self._launch_gather(x)
 
     def seconds(self) -> float:
-        """What exchanges took on the device so far; waits for none of them."""
+        """What exchanges took on the device so far; waits for none of them.
+
+        Where one is under way each time that it looks, it is what was found last.
+        """
+        for _ in range(_ASKED):
+            spent = self._ask()
+            if spent >= 0:
+                self._told = spent
+                break
+        return self._told / 1e9
+
+    def _ask(self) -> int:
         with torch.cuda.stream(self._aside):
             self._spent.copy_(self.nanoseconds, non_blocking=True)
         self._aside.synchronize()
-        return int(self._spent) / 1e9
+        return int(self._spent)
 
     @contextmanager
     def timed(self, times: int = 1) -> Generator[None]:

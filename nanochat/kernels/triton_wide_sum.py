@@ -1,10 +1,10 @@
 """Sums of middle-sized and large messages over the GPUs of one host, with residual and RMSNorm: whole rows, then a flag.
 
 What `triton_one_shot` is for few rows, this is for hundreds and thousands: its words of 32 bits, each beside its round's
-number, take twice the bytes in small writes. Here one program has one row, and what an inbox has no room for goes in several
-launches. It writes this rank's summands into the inboxes of all
-others (`triton_row_inbox`). The summands are added in the order of the ranks, in float32: all get the same bits, and those
-of `triton_one_shot`. Many rows of more than two ranks may go in two shots instead (`triton_two_shots`).
+number, take twice the bytes in small writes. Here one program has one row. It writes this rank's summands into the inboxes
+of all others (`triton_row_inbox`). The summands are added in the order of the ranks, in float32: all get the same bits, and
+those of `triton_one_shot`. Many rows of more than two ranks may go in two shots instead (`triton_two_shots`). What an inbox
+has no room for goes in several launches, each a round of its rows.
 
 Rounds are counted on the device, for each row; odd and even ones use two halves of the inbox, flags too. Who sends round
 k + 1 has the peer's flag of round k, which the peer sent after its kernel of round k - 1 had ended: two halves are enough.
@@ -19,6 +19,8 @@ Waiting is bounded and can be ended, as in `triton_one_shot`, whose `failed` and
 # pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import triton
@@ -155,12 +157,9 @@ class WideSum:
         threads = block * delta.element_size() // (2 * _VECTOR)  # two vectors each
         in_two = 0 < self.two_shots <= rows
         kernel, parts = (sum_in_two_shots, {"OWN": own}) if in_two else (_wide_sum, {})
-        for first in range(0, rows, self.rows):
-            some = slice(first, first + self.rows)
-            deltas, xs, totals, outs = (
-                tensor.view(-1, width)[some] for tensor in (delta, delta if x is None else x, total, out)
-            )
-            kernel[(len(deltas),)](
+        tensors = delta, delta if x is None else x, total, out
+        for deltas, xs, totals, outs in [tensors] if rows <= self.rows else self._cut(tensors, width):
+            kernel[(deltas.numel() // width,)](
                 deltas, xs, delta if weight is None else weight, totals, outs,
                 self._inboxes, self._rounds, self.failed, self._nanoseconds, eps, self.looks, stride, self.rows * stride,
                 WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, ADD=x is not None, NORM=weight is not None,
@@ -168,6 +167,10 @@ class WideSum:
                 num_warps=min(8, max(4, threads // 32)), num_stages=1,
             )  # fmt: skip
         return out, total
+
+    def _cut(self, tensors: tuple[Tensor, ...], width: int) -> Iterator[tuple[Tensor, ...]]:
+        """Into what one launch takes: views of as many rows of each."""
+        return zip(*(tensor.view(-1, width).split(self.rows) for tensor in tensors), strict=True)
 
 
 def wide_rows(ranks: int, row_bytes: int) -> int:

@@ -14,7 +14,7 @@ if not torch.cuda.is_available():
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from nanochat.engine.llm import LLM
-from nanochat.engine.parallel.divided_sampler import DividedSampler, choose, offer
+from nanochat.engine.parallel.divided_sampler import DividedSampler
 from nanochat.engine.parallel.shares import vocabulary_share
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.kernels.triton_divided import choose_rows, offer_rows
@@ -98,9 +98,6 @@ class Simulated(DividedSampler):
     def __init__(self, model, shares: list[slice]) -> None:
         super().__init__(model, OneGpu())  # type: ignore[arg-type]
         self._shares = shares
-
-    def draw(self, share, sequences):
-        return choose(torch.stack([offer(share[:, s], sequences, s.start) for s in self._shares]))
 
     def draw_rows(self, share, rows, *, pdl=False):
         offers = [offer_rows(share[:, s], rows, s.start, pdl=pdl) for s in self._shares]

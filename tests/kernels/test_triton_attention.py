@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import interpreted  # noqa: F401  # first: it turns the interpreter on
 import pytest
 import torch
+import triton
+import triton.language as tl
 from attention_cases import Batch, angles, expect_written, make_batch, project, relative_error, rotated
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nanochat.kernels.decode_plan import DecodePlan, decode_plan, invariant_plan
 from nanochat.kernels.sizes import next_power_of_2, room_for
+from nanochat.kernels.triton_attention import split_bounds
 from nanochat.kernels.triton_decode import decode_attention
 from nanochat.kernels.triton_prefill import PrefillPlan, prefill_attention, prefill_plan
 from nanochat.kernels.triton_rope import Rope, rope_and_write, write_kv
@@ -55,6 +63,60 @@ def test_decode_agrees_with_dense_attention_at_block_edges(
     contexts = [1, 15, 16, 17, 32, 70]
     batch = make_batch([1] * 6, contexts, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
     assert relative_error(decode(batch, small_plan(batch, splits)), batch.expected()) <= 1e-5
+
+
+@pytest.mark.parametrize(("splits", "min_split"), [(2, 32), (4, 32), (4, 48), (8, 64)])
+@pytest.mark.parametrize("window", [None, 40])
+def test_decode_agrees_where_only_long_contexts_are_cut(
+    splits: int, min_split: int, window: int | None
+) -> None:
+    contexts = [1, 31, 32, 33, 48, 49, 95, 100, 200]
+    batch = make_batch([1] * len(contexts), contexts, heads=4, kv_heads=2, head_dim=16)
+    plan = replace(small_plan(batch, splits), min_split=min_split)
+    assert relative_error(decode(batch, plan, window=window), batch.expected(window=window)) <= 1e-5
+
+
+@triton.jit
+def _bounds(to_ptr, first, end, SPLITS: tl.constexpr, MIN_SPLIT: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+    for share in range(SPLITS):
+        begin, stop, used = split_bounds(first, end, share, SPLITS, 0, MIN_SPLIT, BLOCK_N)
+        tl.store(to_ptr + 3 * share, begin)
+        tl.store(to_ptr + 3 * share + 1, stop)
+        tl.store(to_ptr + 3 * share + 2, used)
+
+
+@given(
+    end=st.integers(1, 500), window=st.integers(1, 500), splits=st.sampled_from([1, 2, 8]), least=st.sampled_from([16, 48, 64])
+)  # fmt: skip
+@settings(max_examples=60)
+def test_a_context_is_cut_evenly_and_into_no_more_parts_than_the_shortest_allow(
+    end: int, window: int, splits: int, least: int
+) -> None:
+    first = max(end - window, 0)
+    found = torch.full((splits, 3), -1, dtype=torch.int32)
+    _bounds[(1,)](found, first, end, SPLITS=splits, MIN_SPLIT=least, BLOCK_N=16)
+    used, origin = int(found[0, 2]), first // 16 * 16
+    parts = [(begin, stop) for begin, stop, _ in found.tolist()[:used]]
+    assert parts[0][0] == origin and parts[-1][1] == end
+    assert all(stop == begin for (_, stop), (begin, _) in pairwise(parts)), "nothing twice, nothing missed"
+    assert all(begin % 16 == 0 and begin < stop for begin, stop in parts)
+    assert used <= min(splits, -(-(end - origin) // least))
+    lengths = [stop - begin for begin, stop in parts]
+    assert len(set(lengths[:-1])) <= 1 and lengths[-1] <= lengths[0]
+    assert lengths[0] < (end - origin) / min(splits, -(-(end - origin) // least)) + 16, (
+        "as even as tiles allow"
+    )
+
+
+def test_the_more_sequences_there_are_the_longer_are_those_that_are_cut() -> None:
+    def plan(seqs: int, kv_heads: int, *, fused: bool = False) -> DecodePlan:
+        return decode_plan(
+            seqs=seqs, queries=1, heads=4 * kv_heads, kv_heads=kv_heads, head_dim=128, element=2, multiprocessors=132, fused=fused
+        )  # fmt: skip
+
+    assert [plan(seqs, 8).min_split for seqs in (1, 4, 8, 16, 250)] == [256, 256, 512, 1024, 1024]
+    assert [plan(seqs, 4).min_split for seqs in (1, 8, 16, 32)] == [256, 256, 512, 1024]
+    assert plan(250, 8, fused=True).min_split == 128
 
 
 def test_decode_in_float16_agrees() -> None:

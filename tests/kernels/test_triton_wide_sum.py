@@ -191,14 +191,28 @@ def test_an_inbox_of_wide_rows_or_many_ranks_is_made_for_fewer() -> None:
     assert all(wide_bytes(ranks, wide_rows(ranks, 8192), 8192) <= 160 << 20 for ranks in range(2, 9))
 
 
-def test_an_exchange_is_timed_from_its_first_row_to_its_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the rows do not run at once, as those of a prompt."""
-    ticks = iter(range(100, 10_000, 7))
-    monkeypatch.setattr(triton_inbox, "clock", lambda compiled: tl.full([], next(ticks), tl.int64))
+@pytest.mark.parametrize("shots", [1, 2])
+@pytest.mark.parametrize("rows", [1, 3, 13])
+def test_an_exchange_is_timed_from_its_first_row_to_its_last(
+    rows: int, shots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock tells how many rows are through: rows do not run all at once, as those of a prompt."""
     group = Ranks(1)
+    group.take(shots)
+    end = group.ends[0]
+    monkeypatch.setattr(triton_inbox, "clock", lambda compiled: tl.full([], int(end._rounds.sum()), tl.int64))
     for turn in (1, 2):
-        group.ends[0].sum(torch.ones(3, 64))
-        assert group.small[0].nanoseconds.item() == turn * 7, "the clock was looked at twice"
+        end.sum(torch.ones(rows, 64))
+        assert group.small[0].nanoseconds.item() == turn * rows
+
+
+def test_who_asks_in_the_middle_of_an_exchange_is_told_what_was_found_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    end = Ranks(1).small[0]
+    found = iter([5 * 10**9, -(2**60), -(2**60), 7 * 10**9, *[-1] * 1000])
+    monkeypatch.setattr(end, "_ask", lambda: next(found))
+    assert [end.seconds() for _ in range(3)] == [5.0, 7.0, 7.0]
 
 
 def test_one_row_may_be_in_many_more_rounds_than_another() -> None:

@@ -43,7 +43,7 @@ class Collectives:
         seconds: spent in collectives since the start, waiting for slower ranks included; on GPUs only what it took
             to launch them.
         count: collectives since the start.
-        one_shot: what sums small and middle-sized messages on GPUs, where that is faster.
+        one_shot: what sums on GPUs without NCCL, where that is faster.
         trial: what is being tried, while it is.
         compared: what was found when the two were measured, in words for people; empty where they were not.
         measured: seconds of a sum with what follows it (in one shot, in a wide sum, by NCCL), for numbers of rows.

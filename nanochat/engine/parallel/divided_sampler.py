@@ -28,8 +28,8 @@ class DividedSampler:
     """One rank's part in the drawing of tokens."""
 
     def __init__(self, model: Decoder, collectives: Collectives) -> None:
-        self._collectives = collectives
         self._model = model
+        self._collectives = collectives
         share = vocabulary_share(model.config.vocab_size, collectives.rank, collectives.ranks)
         self._first = share.start
 

@@ -1,4 +1,4 @@
-"""Sums of small and middle-sized messages in one launch, where that is faster than NCCL: set up when a model is loaded.
+"""Sums without NCCL, where that is faster: set up when a model is loaded.
 
 All ranks do the same here, and agree on every outcome before they go on: one that cannot take part leaves the others
 with NCCL.
@@ -18,6 +18,7 @@ from nanochat.engine.parallel.trial import (
     describe,
     measure,
     measure_products,
+    sizes_up_to,
     sound,
     sound_in_two_shots,
     sound_products,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from nanochat.kernels.triton_wide_sum import WideSum
 
 _SMALL = 128  # rows at most in one shot
+_HELD = 16  # times a message's bytes that must be free where its sums are measured; they take some five
 _TIMED = 7  # of NCCL's sums one in so many is timed, and counts for all: two launches each. Odd: a layer has two kinds of sums
 
 
@@ -133,8 +135,11 @@ class Sums(FusedReduce):
         return None
 
 
-def connect(collectives: Collectives, device: torch.device, width: int, dtype: torch.dtype) -> Sums | None:
-    """Sums for messages of up to `width` columns; None, on every rank alike, where NCCL is as fast or there is no other way.
+def connect(
+    collectives: Collectives, device: torch.device, width: int, dtype: torch.dtype, most: int
+) -> Sums | None:
+    """Sums for messages of up to `width` columns and `most` rows; None, on every rank alike, where NCCL is as fast or there is
+    no other way.
 
     Says in `collectives.compared` what was found.
     """
@@ -146,14 +151,14 @@ def connect(collectives: Collectives, device: torch.device, width: int, dtype: t
     end, wide, memory = joined
     collectives.trial = end
     try:
-        return _try(collectives, end, wide, memory, device, width, dtype)
+        return _try(collectives, end, wide, memory, device, width, dtype, most)
     finally:
         collectives.trial = None
 
 
 def _try(
     collectives: Collectives, end: OneShot, wide: WideSum, memory: PeerMemory, device: torch.device, width: int,
-    dtype: torch.dtype,
+    dtype: torch.dtype, most: int,
 ) -> Sums | None:  # fmt: skip
     """What is right and faster than NCCL."""
     right = [
@@ -167,7 +172,8 @@ def _try(
     limits, found = Limits(0, 0), list[str]()
     if any(right):
         usable = end if right[0] else None, wide if right[1] else None
-        limits = measure(collectives, *usable, device, width, dtype, in_two=in_two)
+        sizes = sizes_up_to(_fitting(collectives, device, most, width * dtype.itemsize))
+        limits = measure(collectives, *usable, device, width, dtype, sizes, in_two=in_two)
         wide.two_shots = limits.two_shots
         found.append(describe(limits, collectives.measured))
     collects, said = _products_send(collectives, end, limits, device, width, dtype)
@@ -251,6 +257,12 @@ def _reaches_all(device: torch.device, rank: int, ranks: int) -> bool:
     own = device.index or 0
     others = [own - rank + other for other in range(ranks) if other != rank]
     return all(torch.cuda.can_device_access_peer(own, other) for other in others)
+
+
+def _fitting(collectives: Collectives, device: torch.device, most: int, row_bytes: int) -> int:
+    """As many rows, up to `most`, as every rank has the memory for to measure their sums."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(_least(collectives, device, min(most, free // (_HELD * row_bytes))), 1)
 
 
 def _least(collectives: Collectives, device: torch.device, number: int) -> int:

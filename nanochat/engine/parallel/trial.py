@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from nanochat.kernels.triton_one_shot import OneShot
     from nanochat.kernels.triton_wide_sum import WideSum
 
-SIZES = (1, 8, 32, 128, 256, 512, 2048, 8192)  # rows of the messages that are measured
+SIZES = (
+    1,
+    8,
+    32,
+    128,
+    256,
+    512,
+    2048,
+)  # rows of the messages that are measured, and the most that a step has
 STEPS = (1, 8)  # of those that steps of matrix-vector kernels send, which end with the residual
 _TRIAL_LOOKS = 1 << 24  # some ten seconds: while a rank compiles, the others wait for it on the device
 _INPUTS, _TRIES = 256, 4  # of a product that is tried
@@ -115,20 +123,26 @@ def _trial(end: OneShot | WideSum) -> Generator[Callable[[], bool]]:
     end.failed.zero_()
 
 
+def sizes_up_to(most: int) -> list[int]:
+    """The numbers of rows that are measured where a message has so many at most."""
+    return [*(size for size in SIZES if size < most), most]
+
+
 def measure(
     collectives: Collectives, small: OneShot | None, wide: WideSum | None, device: torch.device, width: int,
-    dtype: torch.dtype, *, in_two: bool = False,
+    dtype: torch.dtype, sizes: list[int], *, in_two: bool = False,
 ) -> Limits:  # fmt: skip
     """Put into `collectives.measured` what a sum takes each way, and say what follows from it. None: it cannot be used.
 
     Args:
+        sizes: of the messages, in rows; ascending.
         in_two: wide sums may go in two shots.
     """
     from nanochat.kernels.triton_norm import add_rms_norm
 
     weight = torch.ones(width, dtype=dtype, device=device)
     told: dict[int, list[float]] = {}
-    for rows in SIZES:
+    for rows in sizes:
         x = torch.zeros(rows, width, dtype=dtype, device=device)
 
         def by_nccl(x: Tensor = x) -> object:
@@ -140,7 +154,9 @@ def measure(
                 times.append(_seconds_through(wide, x, weight))
         told[rows] = _slowest(collectives, times, device)
     two_shots = 0
-    for rows, (_, in_wide, _, *twice) in told.items():
+    for rows, (one_shot, in_wide, nccl, *twice) in told.items():
+        if min(one_shot, in_wide, *twice) >= nccl:
+            break  # from there on neither
         two_shots = (two_shots or rows) if twice and twice[0] < in_wide else 0  # from there on always
     for rows, (one_shot, in_wide, nccl, *twice) in told.items():
         in_wide = twice[0] if 0 < two_shots <= rows else in_wide

@@ -84,6 +84,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=60)
     )
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 36, 1 << 37))
 
 
 SENDING = "half a layer in 10.0 us where products send, else in 20.0"
@@ -97,7 +98,7 @@ def connected() -> tuple[list[Sums | None], list[str]]:
         collectives = SimpleNamespace(
             rank=rank, ranks=RANKS, exchange=lambda x: meeting.exchange(rank, x), measured={}
         )
-        found[rank] = connect(collectives, CPU, WIDTH, torch.bfloat16)  # type: ignore[arg-type]
+        found[rank] = connect(collectives, CPU, WIDTH, torch.bfloat16, 8192)  # type: ignore[arg-type]
         compared[rank] = collectives.compared
 
     threads = [threading.Thread(target=rank_is, args=(rank,)) for rank in range(RANKS)]
@@ -210,6 +211,23 @@ def test_products_send_by_themselves_only_where_that_is_faster_and_sound_on_ever
         assert all(sums is not None and sums.outlet(x) is None and sums.takes(x) for sums in connected()[0])
     monkeypatch.setattr(one_shot, "sound_products", lambda collectives, *_: collectives.rank != 1)
     assert all(sums is not None and sums.outlet(x) is None and sums.takes(x) for sums in connected()[0])
+
+
+def test_no_message_is_measured_for_which_one_rank_lacks_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+
+    def measured(collectives, small, wide, device, width, dtype, sizes, *, in_two: bool) -> Limits:
+        asked.append(sizes)
+        return Limits(8, 32, 8)
+
+    monkeypatch.setattr(one_shot, "measure", measured)
+    connected()
+    assert [sizes[-1] for sizes in asked] == [8192] * RANKS
+    asked.clear()
+    frees = iter([1 << 36, 16 * 2 * WIDTH * 300, 1 << 30])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (next(frees), 1 << 37))
+    connected()
+    assert asked == [[1, 8, 32, 128, 256, 300]] * RANKS
 
 
 def test_what_is_not_faster_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +367,7 @@ def test_what_is_tried_is_given_up_when_a_rank_is_lost_meanwhile(monkeypatch: py
     monkeypatch.setattr(collectives, "exchange", lambda x: x[None])
     monkeypatch.setattr(one_shot, "sound", tried)
     with pytest.raises(RuntimeError, match="aborted"):
-        connect(collectives, CPU, WIDTH, torch.bfloat16)
+        connect(collectives, CPU, WIDTH, torch.bfloat16, 8192)
     assert given_up == [True] and collectives.trial is None
 
 

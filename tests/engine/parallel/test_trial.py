@@ -62,7 +62,7 @@ def test_each_number_of_rows_goes_the_way_that_is_fastest_on_the_slowest_rank(
         )
         for rows in (128, 8192)
     )  # fmt: skip
-    found = trial.measure(collectives, small, wide, CPU, WIDTH, torch.float32)  # type: ignore[arg-type]
+    found = trial.measure(collectives, small, wide, CPU, WIDTH, torch.float32, [*times])  # type: ignore[arg-type]
     assert tuple(found) == (*limits, 0) and next(taken, None) is None
     assert trial.describe(found, collectives.measured).startswith(words)
     expected = {rows: tuple(seconds * 1e-6 for seconds in three) for rows, three in times.items()}
@@ -83,6 +83,11 @@ def test_each_number_of_rows_goes_the_way_that_is_fastest_on_the_slowest_rank(
             (4, 9, 9, 9, 14, 9, 69, 250),
             (8, 512, 8, 512),
             "up to 512 in wide ones, from 512 on in two shots (one",
+        ),
+        (
+            (9, 9, 9, 8, 8, 9, 69, 290),
+            (8, 512, 8, 128),
+            "up to 512 in wide ones, from 128 on in two shots (one",
         ),
         ((4, 4, 4, 4, 4, 25, 80, 290), (8, 512, 8, 0), "up to 512 in wide ones (one"),
         (
@@ -108,7 +113,7 @@ def test_wide_sums_go_in_two_shots_from_where_that_is_always_faster(
         takes=lambda x: len(x) <= 128, add=lambda delta, x, pdl: x, sum=lambda x: x, add_norm=lambda *_: None
     )
     collectives = SimpleNamespace(exchange=lambda x: torch.stack([x, x]), measured={}, reduce=lambda x: x)
-    found = trial.measure(collectives, small, wide, CPU, WIDTH, torch.float32, in_two=True)  # type: ignore[arg-type]
+    found = trial.measure(collectives, small, wide, CPU, WIDTH, torch.float32, [*STEADY], in_two=True)  # type: ignore[arg-type]
     assert tuple(found) == limits and said == [0, 1] * 8 and wide.two_shots == 0
     assert words in trial.describe(found, collectives.measured)
     counted = [
@@ -147,11 +152,18 @@ def test_what_a_step_does_instead_is_what_its_exchange_is_measured_against(
     assert found == 8 and said == ["one shot", others[0], "one shot", others[1]]
 
 
+def test_a_message_of_the_most_rows_that_a_step_has_is_measured_too() -> None:
+    assert trial.sizes_up_to(8192) == [1, 8, 32, 128, 256, 512, 2048, 8192]
+    assert trial.sizes_up_to(512) == [1, 8, 32, 128, 256, 512]
+    assert trial.sizes_up_to(100) == [1, 8, 32, 100]
+    assert trial.sizes_up_to(1) == [1]
+
+
 def test_a_way_that_is_wrong_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "_seconds", lambda step, device: 1e-6)
     collectives = SimpleNamespace(exchange=lambda x: torch.stack([x, x]), measured={})
     wide = SimpleNamespace(takes=lambda x: True)
-    assert trial.measure(collectives, None, wide, CPU, WIDTH, torch.float32) == (0, 0, 0, 0)  # type: ignore[arg-type]
+    assert trial.measure(collectives, None, wide, CPU, WIDTH, torch.float32, [1, 9]) == (0, 0, 0, 0)  # type: ignore[arg-type]
     assert set(collectives.measured.values()) == {(inf, 1e-6, 1e-6)}
 
 
