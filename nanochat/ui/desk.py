@@ -37,6 +37,7 @@ from nanochat.ui.services import Services
 from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import Shelf
 from nanochat.ui.sidebar_flow import SidebarFlow
+from nanochat.ui.signals import on_signals
 
 if TYPE_CHECKING:
     from nanochat.history import History
@@ -193,7 +194,6 @@ class Desk:
         """SIGTERM, SIGHUP and SIGINT from outside save and end; one is enough."""
         if threading.current_thread() is not threading.main_thread() or app.is_headless:
             return
-        loop = asyncio.get_running_loop()
 
         def end(number: int) -> None:
             if self._signalled or self._closing or not app.is_running:
@@ -202,8 +202,7 @@ class Desk:
             log.info("ending on signal %s", signal.Signals(number).name)
             app.attempt(app.leave(ask=False))
 
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            loop.add_signal_handler(number, end, number)
+        on_signals(asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGHUP, signal.SIGINT), end)
 
     # Tending -----------------------------------------------------------------------------------
 

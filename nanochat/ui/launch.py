@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 import threading
 
@@ -17,6 +16,7 @@ from nanochat.ui.app import NanochatApp
 from nanochat.ui.chat_model import ChatModel
 from nanochat.ui.desk import Desk
 from nanochat.ui.shelf import Shelf
+from nanochat.ui.signals import forget_signals, give_back_signals
 from nanochat.ui.terminal import TerminalDriver, held, speaks_utf8
 
 
@@ -37,7 +37,10 @@ def main(model: str | None = None, tensor_parallel_size: int | None = None) -> N
     )  # fmt: skip
     with held(paths.log_file):
         app = NanochatApp(desk)
-        asyncio.run(run(app))
+        try:
+            asyncio.run(run(app))
+        finally:
+            give_back_signals()
     fault = app.failure or app.fault
     if fault is not None:
         raise fault
@@ -50,8 +53,7 @@ async def run(app: App[None]) -> None:
     try:
         await app.run_async()
     finally:
-        # The loop closes what a signal is written to before it takes its handlers back.
-        signal.set_wakeup_fd(-1)
+        forget_signals()
 
 
 def _read_language(model: LocalModel) -> ChatModel:
