@@ -36,23 +36,7 @@ from nanochat.kernels.triton_attention import (
     split_bounds,
     store_split,
 )
-from nanochat.kernels.triton_rope import Rope, angles_of, halves_of, joined, turned, weights_of
-
-
-@triton.jit
-def _store_halves(
-    to, first, second, row, mask, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr
-):  # fmt: skip
-    """Row 0 of heads that are in the form of `halves_of`, to a pointer."""
-    mine = (row == 0)[:, None] & mask
-    if ROTARY == BLOCK_D:
-        half: tl.constexpr = ROTARY // 2
-        at = to + tl.arange(0, half)[None, :] + row[:, None] * 0
-        tl.store(at, first.to(to.dtype.element_ty), mask=mine)
-        tl.store(at + half, second.to(to.dtype.element_ty), mask=mine)
-    else:
-        offs = tl.arange(0, BLOCK_D)[None, :]
-        tl.store(to + offs + row[:, None] * 0, first.to(to.dtype.element_ty), mask=mine & (offs < HEAD_DIM))
+from nanochat.kernels.triton_rope import Rope, angles_of, halves_of, joined, store_halves, turned, weights_of
 
 
 @triton.jit(do_not_specialize=["num_seqs", "table_stride", "window"])
@@ -167,7 +151,7 @@ def _decode(
             last = share == used - 1
             kept_at = (slot // 16) * block_stride + (slot % 16) * slot_stride + kv_head * head_stride
             written = last & (slot >= 0)
-            _store_halves(
+            store_halves(
                 k_cache_ptr + kept_at, k_first, k_second, stacked, written, HEAD_DIM, BLOCK_D, ROTARY
             )
             new_v = new_v.to(v_cache_ptr.dtype.element_ty)

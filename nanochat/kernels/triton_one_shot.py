@@ -22,32 +22,19 @@ its result NaN and never waits again.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from nanochat.kernels.sizes import next_power_of_2
+from nanochat.kernels.triton_exchange_clock import ExchangeClock
 from nanochat.kernels.triton_inbox import clock, next_round, receive_words, send_words
 from nanochat.kernels.triton_outlet import Outlet, collect_row
 
 LOOKS = 1 << 27  # at an inbox before a peer counts as lost: a minute or so
 PARTS = 8
-_ASKED = 20  # times at most that the device is asked what exchanges took; a wide sum takes as long as a dozen
 GATHERED = 1024  # at most so many words of a rank are put beside the others'
-
-
-@triton.jit
-def _stamp(began_ptr, spent_ptr, BEGINS: tl.constexpr, TIMES: tl.constexpr, COMPILED: tl.constexpr):
-    """Note the time, or count what has passed since, for so many."""
-    now = clock(COMPILED)
-    if BEGINS:
-        tl.store(began_ptr, now)
-    else:
-        tl.store(spent_ptr, tl.load(spent_ptr) + (now - tl.load(began_ptr)) * TIMES)
 
 
 @triton.jit
@@ -179,8 +166,7 @@ class OneShot:
 
     Attributes:
         failed: int32 [1], on the device: a peer is lost.
-        nanoseconds: int64 [1], on the device: spent in exchanges so far, waiting for slower ranks included; negative while one
-            is under way whose begin and end are different programs'.
+        clock: what exchanges took.
     """
 
     def __init__(
@@ -191,16 +177,13 @@ class OneShot:
         self.failed = torch.zeros(1, dtype=torch.int32, device=device)
         self._inboxes = torch.tensor(inboxes, dtype=torch.int64, device=device)
         self._others_first = tuple(inboxes[(rank + 1 + step) % self.ranks] for step in range(self.ranks))
-        self.nanoseconds = torch.zeros(1, dtype=torch.int64, device=device)
-        self._began = torch.zeros(1, dtype=torch.int64, device=device)
-        self._told = 0
+        self.clock = ExchangeClock(device)
         self._rounds = torch.zeros(
             rows * parts + 1, dtype=torch.int32, device=device
         )  # of each row's parts, and of gathered words
         if device.type == "cuda":  # made now: while a kernel waits, nothing can be allocated
             self._aside = torch.cuda.Stream(device)
             self._lost = torch.ones(1, dtype=torch.int32, pin_memory=True)
-            self._spent = torch.zeros(1, dtype=torch.int64, pin_memory=True)
 
     def takes(self, x: Tensor) -> bool:
         """Whether a message [..., width] goes through an inbox."""
@@ -239,7 +222,7 @@ class OneShot:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         block, side = next_power_of_2(-(-width // self._parts)), next_power_of_2(self.ranks)
         collect_row[(self._parts,)](
-            x, out, self._inboxes, self._rounds, self.failed, self.nanoseconds, self.looks, self.rows, self.words,
+            x, out, self._inboxes, self._rounds, self.failed, self.clock.nanoseconds, self.looks, self.rows, self.words,
             WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, SIDE=side,
             COMPILED=x.device.type != "cpu", PDL=pdl,
             num_warps=min(8, max(1, side * block // 128)), **({"launch_pdl": True} if pdl else {}),
@@ -253,37 +236,6 @@ class OneShot:
     def gather(self, x: Tensor) -> Tensor:
         """Every rank's x, [ranks, *x.shape]; contiguous, of elements of whole words."""
         return self._launch_gather(x)
-
-    def seconds(self) -> float:
-        """What exchanges took on the device so far; waits for none of them.
-
-        Where one is under way each time that it looks, it is what was found last.
-        """
-        for _ in range(_ASKED):
-            spent = self._ask()
-            if spent >= 0:
-                self._told = spent
-                break
-        return self._told / 1e9
-
-    def _ask(self) -> int:
-        with torch.cuda.stream(self._aside):
-            self._spent.copy_(self.nanoseconds, non_blocking=True)
-        self._aside.synchronize()
-        return int(self._spent)
-
-    @contextmanager
-    def timed(self, times: int = 1) -> Generator[None]:
-        """What is launched inside it counts as so many exchanges."""
-        self._note(begins=True, times=times)
-        yield
-        self._note(begins=False, times=times)
-
-    def _note(self, *, begins: bool, times: int) -> None:
-        compiled = self.nanoseconds.device.type != "cpu"
-        _stamp[(1,)](
-            self._began, self.nanoseconds, BEGINS=begins, TIMES=times, COMPILED=compiled, num_warps=1
-        )  # fmt: skip
 
     def give_up(self) -> None:
         """A peer is lost: whoever waits ends at once, and so does every later sum. From any thread."""
@@ -302,7 +254,7 @@ class OneShot:
         block = next_power_of_2(-(-words // parts))
         _one_shot[(delta.numel() // width, parts)](
             delta.view(torch.int32), delta if x is None else x, delta if weight is None else weight, total, out,
-            self._inboxes, self._rounds, self.failed, self.nanoseconds, eps, self.looks, self.rows, self.words,
+            self._inboxes, self._rounds, self.failed, self.clock.nanoseconds, eps, self.looks, self.rows, self.words,
             WIDTH=width, BLOCK=block, PARTS=self._parts, RANK=self.rank, RANKS=self.ranks, PAIRED=paired, ADD=x is not None,
             NORM=weight is not None, SEND=send, RECEIVE=receive, COMPILED=delta.device.type != "cpu", PDL=pdl,
             num_warps=min(16, max(1, block // 64)), **({"launch_pdl": True} if pdl else {}),
@@ -315,7 +267,7 @@ class OneShot:
         block = next_power_of_2(words.numel())
         _gather[(1,)](
             words, out.view(self.ranks, -1).view(torch.int32), self._inboxes, self._rounds[-1:], self.failed,
-            self.nanoseconds, self.looks, inbox_bytes(self.ranks, self.rows, self.words, 0) // 8, words.numel(),
+            self.clock.nanoseconds, self.looks, inbox_bytes(self.ranks, self.rows, self.words, 0) // 8, words.numel(),
             BLOCK=block, CAPACITY=GATHERED, RANK=self.rank, RANKS=self.ranks, SEND=send, RECEIVE=receive,
             COMPILED=x.device.type != "cpu", num_warps=min(8, max(1, block // 128)),
         )  # fmt: skip

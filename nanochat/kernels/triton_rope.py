@@ -132,6 +132,22 @@ def turned(
 
 
 @triton.jit
+def store_halves(
+    to, first, second, row, mask, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr
+):  # fmt: skip
+    """Row 0 of heads that are in the form of `halves_of`, to a pointer."""
+    mine = (row == 0)[:, None] & mask
+    if ROTARY == BLOCK_D:
+        half: tl.constexpr = ROTARY // 2
+        at = to + tl.arange(0, half)[None, :] + row[:, None] * 0
+        tl.store(at, first.to(to.dtype.element_ty), mask=mine)
+        tl.store(at + half, second.to(to.dtype.element_ty), mask=mine)
+    else:
+        offs = tl.arange(0, BLOCK_D)[None, :]
+        tl.store(to + offs + row[:, None] * 0, first.to(to.dtype.element_ty), mask=mine & (offs < HEAD_DIM))
+
+
+@triton.jit
 def joined(first, second, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr):
     """The heads [R, BLOCK_D] that `turned` gives in halves."""
     if ROTARY == BLOCK_D:

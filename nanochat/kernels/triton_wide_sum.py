@@ -11,7 +11,7 @@ k + 1 has the peer's flag of round k, which the peer sent after its kernel of ro
 There may be more rows than fit on the chip at once: a program waits only for the same row of its peers, and programs
 start in order.
 
-Waiting is bounded and can be ended, as in `triton_one_shot`, whose `failed` and `nanoseconds` are shared.
+Waiting is bounded and can be ended, as in `triton_one_shot`, whose `failed` and `clock` are shared.
 """
 
 # Device code has no Python types.
@@ -117,7 +117,7 @@ class WideSum:
         inboxes: the address of each rank's inbox, as this process sees it; `wide_bytes` of zeros each, at whole LINEs.
         rows: at most so many in a launch.
         row_bytes: at most so many in a row.
-        one_shot: the end whose `failed` and `nanoseconds` this one shares.
+        one_shot: the end whose `failed` and `clock` this one shares.
 
     Attributes:
         two_shots: messages of so many rows and more go in two shots; 0: none. The same on every rank.
@@ -127,7 +127,7 @@ class WideSum:
         self.rank, self.ranks = one_shot.rank, one_shot.ranks
         self.rows, self.row_bytes, self.looks = rows, row_bytes, one_shot.looks
         self.two_shots = 0
-        self.failed, self._nanoseconds = one_shot.failed, one_shot.nanoseconds
+        self.failed, self._nanoseconds = one_shot.failed, one_shot.clock.nanoseconds
         self._inboxes = torch.tensor(inboxes, dtype=torch.int64, device=self.failed.device)
         self._rounds = torch.zeros(rows, dtype=torch.int32, device=self.failed.device)
 

@@ -99,12 +99,12 @@ def check_launched(end, store, rank: int, ranks: int) -> dict[str, Any]:
             store.set(f"bits {dtype} {round_} {rank}", str(pair[1].double().sum().item()))
             bits = {store.get(f"bits {dtype} {round_} {other}") for other in range(ranks)}
             assert len(bits) == 1, f"ranks disagree: {bits}"
-    before = end.seconds()
-    with end.timed():
+    before = end.clock.seconds()
+    with end.clock.timed():
         torch.cuda._sleep(2_000_000)  # cycles: a millisecond or so
     torch.cuda.synchronize()
-    assert 3e-4 < end.seconds() - before < 0.1, end.seconds() - before
-    return {"off": found, "ms in exchanges": round(1e3 * end.seconds(), 1)}
+    assert 3e-4 < end.clock.seconds() - before < 0.1, end.clock.seconds() - before
+    return {"off": found, "ms in exchanges": round(1e3 * end.clock.seconds(), 1)}
 
 
 def check_replayed(end, store, rank: int, ranks: int) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def check_wide(end, store, rank: int, ranks: int) -> dict[str, Any]:
             store.set(f"bits {turn} {at} {rank}", str(pair[0].double().sum().item()))
             bits = {store.get(f"bits {turn} {at} {other}") for other in range(ranks)}
             assert len(bits) == 1, f"ranks disagree: {bits}"
-    seconds = end.seconds()
+    seconds = end.clock.seconds()
     assert 0 < seconds < 60, seconds
     return {"off": found, "ms in exchanges": round(1e3 * seconds, 1)}
 

@@ -76,7 +76,10 @@ def parts(model: Path | None, ranks: list[int]) -> dict[str, Part]:
     alone = (
         () if len(ranks) > 1 else ("one_shot",)
     )  # two ranks share one GPU; where there are several: ranks-sums
-    engines = [f"{HERE}/test_{name}.py" for name in ("engine_cuda", "memory_cuda", "divided_cuda", *alone)]
+    engines = [
+        f"{HERE}/test_{name}.py"
+        for name in ("engine_cuda", "adjusted_cuda", "memory_cuda", "divided_cuda", *alone)
+    ]
     few = [*PYTEST, *ONE_PROCESS, f"{HERE}/test_kernels_small.py"]
     random_06b = [*BENCH, "--random", "qwen3-0.6b"]
     made = {

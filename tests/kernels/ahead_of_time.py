@@ -255,7 +255,7 @@ def exchanges(width: int, dtype: torch.dtype, pdl: bool) -> None:
         end.add_norm(delta, delta, delta[0], 1e-6)
         end.add(delta, delta, pdl=pdl)
         end.collect(delta[:1], pdl=pdl)
-        with end.timed():
+        with end.clock.timed():
             end.sum(delta)
         weight, outlet = empty(width, 512, dtype=dtype), end.outlet(delta[:1])
         config = GemvConfig(4, 256, prefetch=12)

@@ -55,7 +55,7 @@ class Sums(FusedReduce):
         end = self._end if self.takes(x) else self._end_for(x)
         if end is None:
             turn, self._reduced = self._reduced, self._reduced + 1
-            with self._end.timed(_TIMED) if turn % _TIMED == 0 else contextlib.nullcontext():
+            with self._end.clock.timed(_TIMED) if turn % _TIMED == 0 else contextlib.nullcontext():
                 return self._collectives.reduce(x)
         with self._collectives.counted():
             return end.sum(x)
@@ -102,7 +102,7 @@ class Sums(FusedReduce):
     @property
     def seconds(self) -> float:
         """What sums took on the device so far, whichever way."""
-        return self._end.seconds()
+        return self._end.clock.seconds()
 
     @property
     def lost(self) -> bool:
@@ -184,7 +184,7 @@ def _try(
     if limits.wide == 0 and limits.added == 0:
         _part(collectives, device, memory)
         return None
-    end.nanoseconds.zero_()
+    end.clock.reset()
     return Sums(collectives, end, wide, memory, limits, collects=collects)
 
 
