@@ -16,9 +16,14 @@ import triton.language as tl
 LINE = 128  # bytes: rows begin at whole ones, and a flag has one to itself
 
 
+def row_bytes_in_lines(row_bytes: int) -> int:
+    """Whole lines of data."""
+    return -(-row_bytes // LINE) * LINE
+
+
 def row_stride(row_bytes: int) -> int:
     """From row to row in an inbox: whole lines of data, and a flag's."""
-    return -(-row_bytes // LINE) * LINE + LINE
+    return row_bytes_in_lines(row_bytes) + LINE
 
 
 @triton.jit
@@ -103,3 +108,17 @@ def add_rows(
             summand = tl.load(elements(theirs, like) + at, mask=mask, other=0.0, cache_modifier=".cg")
             total += summand.to(tl.float32)
     return total, lost
+
+
+@triton.jit
+def finish_row(
+    total, residual, weight, sum_ptr, out_ptr, to, mask, eps, WIDTH: tl.constexpr, NORM: tl.constexpr
+):
+    """Store a row's sum with its residual, and with NORM the norm of it."""
+    total += residual
+    if NORM:
+        kept = total.to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + to, kept, mask=mask)
+        kept = tl.where(mask, kept.to(tl.float32), 0.0)  # the norm is of the residual as it is stored
+        total = kept * tl.rsqrt(tl.sum(kept * kept, 0) / WIDTH + eps) * weight
+    tl.store(out_ptr + to, total.to(out_ptr.dtype.element_ty), mask=mask)

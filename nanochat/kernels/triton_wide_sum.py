@@ -3,8 +3,8 @@
 What `triton_one_shot` is for few rows, this is for hundreds and thousands: its words of 32 bits, each beside its round's
 number, take twice the bytes in small writes. Here one program has one row. It writes this rank's summands into the inboxes
 of all others (`triton_row_inbox`). The summands are added in the order of the ranks, in float32: all get the same bits, and
-those of `triton_one_shot`. Many rows of more than two ranks may go in two shots instead (`triton_two_shots`). What an inbox
-has no room for goes in several launches, each a round of its rows.
+those of `triton_one_shot`. Many rows of more than two ranks may go in two shots instead (`triton_two_shots`), and few rows
+without a flag (`triton_flagless_sum`). What an inbox has no room for goes in several launches, each a round of its rows.
 
 Rounds are counted on the device, for each row; odd and even ones use two halves of the inbox, flags too. Who sends round
 k + 1 has the peer's flag of round k, which the peer sent after its kernel of round k - 1 had ended: two halves are enough.
@@ -28,28 +28,23 @@ import triton.language as tl
 from torch import Tensor
 
 from nanochat.kernels.sizes import next_power_of_2
+from nanochat.kernels.triton_flagless_sum import ROWS as FLAGLESS_ROWS
+from nanochat.kernels.triton_flagless_sum import flagless_sum
 from nanochat.kernels.triton_inbox import next_round, time_from, time_to
 from nanochat.kernels.triton_one_shot import OneShot
-from nanochat.kernels.triton_row_inbox import LINE, add_rows, row_stride, send_row
+from nanochat.kernels.triton_row_inbox import (
+    LINE,
+    add_rows,
+    finish_row,
+    row_bytes_in_lines,
+    row_stride,
+    send_row,
+)
 from nanochat.kernels.triton_two_shots import sum_in_two_shots
 
 ROWS = 2048  # at most in a launch
 _LEAST_ROWS, _INBOX = 512, 160 << 20  # fewer, but so many, where an inbox would take more bytes
 _VECTOR = 16  # bytes that a thread moves at once
-
-
-@triton.jit
-def _finish(
-    total, residual, weight, sum_ptr, out_ptr, to, mask, eps, WIDTH: tl.constexpr, NORM: tl.constexpr
-):
-    """Store a row's sum with its residual, and with NORM the norm of it."""
-    total += residual
-    if NORM:
-        kept = total.to(sum_ptr.dtype.element_ty)
-        tl.store(sum_ptr + to, kept, mask=mask)
-        kept = tl.where(mask, kept.to(tl.float32), 0.0)  # the norm is of the residual as it is stored
-        total = kept * tl.rsqrt(tl.sum(kept * kept, 0) / WIDTH + eps) * weight
-    tl.store(out_ptr + to, total.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -105,7 +100,7 @@ def _wide_sum(
         if lost > 0:
             tl.store(failed_ptr, 1)
         total = tl.where((lost > 0) | (given_up != 0), float("nan"), total)
-        _finish(total, residual, weight, sum_ptr, out_ptr, to, mask, eps, WIDTH, NORM)
+        finish_row(total, residual, weight, sum_ptr, out_ptr, to, mask, eps, WIDTH, NORM)
         if row == tl.num_programs(0) - 1:
             time_to(spent_ptr, COMPILED)
 
@@ -121,15 +116,18 @@ class WideSum:
 
     Attributes:
         two_shots: messages of so many rows and more go in two shots; 0: none. The same on every rank.
+        flagless: messages of up to so many rows go without flags instead; 0: none. The same on every rank.
     """
 
     def __init__(self, inboxes: list[int], rows: int, row_bytes: int, one_shot: OneShot) -> None:
         self.rank, self.ranks = one_shot.rank, one_shot.ranks
         self.rows, self.row_bytes, self.looks = rows, row_bytes, one_shot.looks
-        self.two_shots = 0
+        self.two_shots = self.flagless = 0
         self.failed, self._nanoseconds = one_shot.failed, one_shot.clock.nanoseconds
         self._inboxes = torch.tensor(inboxes, dtype=torch.int64, device=self.failed.device)
         self._rounds = torch.zeros(rows, dtype=torch.int32, device=self.failed.device)
+        self._flagless_inboxes = self._inboxes + _flagged_bytes(self.ranks, rows, row_bytes)
+        self._flagless_rounds = torch.zeros(FLAGLESS_ROWS, dtype=torch.int32, device=self.failed.device)
 
     def takes(self, x: Tensor) -> bool:
         """Whether a message [..., width] goes through an inbox."""
@@ -155,6 +153,19 @@ class WideSum:
         total = out if weight is None else torch.empty(delta.shape, dtype=delta.dtype, device=delta.device)
         block, stride = next_power_of_2(width), row_stride(self.row_bytes)
         threads = block * delta.element_size() // (2 * _VECTOR)  # two vectors each
+        constants = {
+            "WIDTH": width, "BLOCK": block, "RANK": self.rank, "RANKS": self.ranks, "ADD": x is not None,
+            "NORM": weight is not None, "SEND": send, "RECEIVE": receive, "COMPILED": delta.device.type != "cpu",
+            "num_warps": min(8, max(4, threads // 32)), "num_stages": 1,
+        }  # fmt: skip
+        if rows <= min(self.flagless, FLAGLESS_ROWS):
+            stride = row_bytes_in_lines(self.row_bytes)
+            flagless_sum[(rows,)](
+                delta, delta if x is None else x, delta if weight is None else weight, total, out,
+                self._flagless_inboxes, self._flagless_rounds, self.failed, self._nanoseconds, eps, self.looks, stride,
+                FLAGLESS_ROWS * stride, **constants,
+            )  # fmt: skip
+            return out, total
         in_two = 0 < self.two_shots <= rows
         kernel, parts = (sum_in_two_shots, {"OWN": own}) if in_two else (_wide_sum, {})
         tensors = delta, delta if x is None else x, total, out
@@ -162,9 +173,7 @@ class WideSum:
             kernel[(deltas.numel() // width,)](
                 deltas, xs, delta if weight is None else weight, totals, outs,
                 self._inboxes, self._rounds, self.failed, self._nanoseconds, eps, self.looks, stride, self.rows * stride,
-                WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, ADD=x is not None, NORM=weight is not None,
-                SEND=send, RECEIVE=receive, COMPILED=delta.device.type != "cpu", LINE=LINE, **parts,
-                num_warps=min(8, max(4, threads // 32)), num_stages=1,
+                LINE=LINE, **parts, **constants,
             )  # fmt: skip
         return out, total
 
@@ -176,11 +185,16 @@ class WideSum:
 def wide_rows(ranks: int, row_bytes: int) -> int:
     """How many rows an inbox is made for."""
     rows = ROWS
-    while rows > _LEAST_ROWS and wide_bytes(ranks, rows, row_bytes) > _INBOX:
+    while rows > _LEAST_ROWS and _flagged_bytes(ranks, rows, row_bytes) > _INBOX:
         rows //= 2
     return rows
 
 
 def wide_bytes(ranks: int, rows: int, row_bytes: int) -> int:
     """How large an inbox must be."""
+    return _flagged_bytes(ranks, rows, row_bytes) + 2 * ranks * FLAGLESS_ROWS * row_bytes_in_lines(row_bytes)
+
+
+def _flagged_bytes(ranks: int, rows: int, row_bytes: int) -> int:
+    """Of these what rows with flags go through; those without are behind them."""
     return 2 * ranks * rows * row_stride(row_bytes)

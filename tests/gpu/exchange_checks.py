@@ -13,6 +13,15 @@ import torch
 
 ROWS, WIDTH, CAPACITY = 8, 2048, 4096
 WIDE_ROWS, WIDE = (1, 3, 300, 512, 1300), 4096  # of bfloat16
+WAYS = (
+    (0, 0),
+    (1, 0),
+    (0, 512),
+    (0, 512),
+    (1, 0),
+    (0, 0),
+    (0, 512),
+)  # two shots from, without flags up to so many rows
 WIDE_ROOM = 512  # rows in a launch: the last ones take three
 
 
@@ -209,7 +218,7 @@ def check_products(end, store, rank: int, ranks: int) -> dict[str, Any]:
 
 
 def check_wide(end, store, rank: int, ranks: int) -> dict[str, Any]:
-    """A message of each size, four times, every other time in two shots: launched, then in a graph that is replayed over
+    """A message of each size, by turns in one shot, in two and without flags: launched, then in a graph that is replayed over
     inputs that change."""
     wide, graph, found = wide_of(end), torch.cuda.CUDAGraph(), {}
     inputs = [tuple(torch.zeros(2, rows, WIDE, dtype=torch.bfloat16, device="cuda")) for rows in WIDE_ROWS]
@@ -217,7 +226,7 @@ def check_wide(end, store, rank: int, ranks: int) -> dict[str, Any]:
 
     def step() -> list[tuple[torch.Tensor, torch.Tensor]]:
         out = []
-        for wide.two_shots in (0, 1, 1, 0):
+        for wide.two_shots, wide.flagless in WAYS:
             out += [wide.add_norm(delta, x, weight, 1e-6) for delta, x in inputs]
         return out
 
@@ -234,14 +243,14 @@ def check_wide(end, store, rank: int, ranks: int) -> dict[str, Any]:
             out = step()
             for delta in (delta for delta, _ in inputs if end.takes(delta)):
                 sums = [end.sum(delta)]
-                for wide.two_shots in (0, 1, 0):
+                for wide.two_shots, wide.flagless in WAYS:
                     sums.append(wide.sum(delta))
                 assert all(torch.equal(each, sums[0]) for each in sums), "all add in the same order"
         else:
             graph.replay()
         torch.cuda.synchronize()
-        for at, (pair, (deltas, start)) in enumerate(zip(out, drawn * 4, strict=True)):
-            assert torch.equal(pair[0], out[at % len(drawn)][0]), "one or two shots"
+        for at, (pair, (deltas, start)) in enumerate(zip(out, drawn * len(WAYS), strict=True)):
+            assert torch.equal(pair[0], out[at % len(drawn)][0]), "whichever way"
             found[f"turn {turn}, {at}, rows {len(start)}"] = round(worst(pair, deltas, start, weight), 2)
             store.set(f"bits {turn} {at} {rank}", str(pair[0].double().sum().item()))
             bits = {store.get(f"bits {turn} {at} {other}") for other in range(ranks)}

@@ -20,6 +20,7 @@ from nanochat.engine.parallel.trial import (
     measure_products,
     sizes_up_to,
     sound,
+    sound_flagless,
     sound_in_two_shots,
     sound_products,
 )
@@ -169,12 +170,15 @@ def _try(
         and collectives.ranks > 2
         and _agree(collectives, device, sound_in_two_shots(collectives, wide, device, width, dtype))
     )
+    flagless = right[1] and _agree(
+        collectives, device, sound_flagless(collectives, wide, device, width, dtype)
+    )
     limits, found = Limits(0, 0), list[str]()
     if any(right):
         usable = end if right[0] else None, wide if right[1] else None
         sizes = sizes_up_to(_fitting(collectives, device, most, width * dtype.itemsize))
-        limits = measure(collectives, *usable, device, width, dtype, sizes, in_two=in_two)
-        wide.two_shots = limits.two_shots
+        limits = measure(collectives, *usable, device, width, dtype, sizes, in_two=in_two, flagless=flagless)
+        wide.two_shots, wide.flagless = limits.two_shots, limits.flagless
         found.append(describe(limits, collectives.measured))
     collects, said = _products_send(collectives, end, limits, device, width, dtype)
     found += said

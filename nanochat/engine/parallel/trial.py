@@ -6,7 +6,7 @@ All ranks do the same here, and come to the same decision: they make it from wha
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import cycle
 from math import inf
@@ -32,6 +32,7 @@ SIZES = (
     2048,
 )  # rows of the messages that are measured, and the most that a step has
 STEPS = (1, 8)  # of those that steps of matrix-vector kernels send, which end with the residual
+_ALL = 1 << 30  # rows
 _TRIAL_LOOKS = 1 << 24  # some ten seconds: while a rank compiles, the others wait for it on the device
 _INPUTS, _TRIES = 256, 4  # of a product that is tried
 _INNER, _COPIES = 2048, 4  # of those that are measured, and how many take turns
@@ -41,27 +42,41 @@ _EPS = 1e-6
 
 class Limits(NamedTuple):
     """Sums of up to `small` rows go in one shot, of up to `wide` rows in a wide sum, all others by NCCL; of up to `added` rows in
-    one shot where only the residual follows. Wide sums of `two_shots` rows and more go in two shots; 0: none.
+    one shot where only the residual follows. Wide sums of up to `flagless` rows go without flags, of `two_shots` rows and more in
+    two shots; 0: none.
     """
 
     small: int
     wide: int
     added: int = 0
     two_shots: int = 0
+    flagless: int = 0
+
+
+class Ways(NamedTuple):
+    """Seconds of a sum with residual and norm: in one shot, in a wide sum, by NCCL; in a wide one in two shots and without flags."""
+
+    one_shot: float
+    wide: float
+    nccl: float
+    two_shots: float = inf
+    flagless: float = inf
 
 
 def sound(
-    collectives: Collectives, end: OneShot | WideSum, device: torch.device, width: int, dtype: torch.dtype
-) -> bool:
-    """Whether a few sums come out as NCCL's do, in time."""
-    if not end.takes(torch.empty(end.rows, width, dtype=dtype, device=device)):
+    collectives: Collectives, end: OneShot | WideSum, device: torch.device, width: int, dtype: torch.dtype,
+    most: int = 0,
+) -> bool:  # fmt: skip
+    """Whether a few sums come out as NCCL's do, in time. `most`: rows in a launch; the end's, if not given."""
+    most = most or end.rows
+    if not end.takes(torch.empty(most, width, dtype=dtype, device=device)):
         return False
     draw = torch.Generator(device).manual_seed(collectives.rank)
     well = True
     with _trial(end) as failed:
-        sizes = [1, 1, end.rows, end.rows, 3, 3]  # twice: an inbox has two halves
-        if end.takes(torch.empty(end.rows + 2, width, dtype=dtype, device=device)):
-            sizes.append(end.rows + 2)
+        sizes = [1, 1, most, most, 3, 3]  # twice: an inbox has two halves
+        if end.takes(torch.empty(most + 2, width, dtype=dtype, device=device)):
+            sizes.append(most + 2)
         for rows in sizes:
             x = torch.randn(rows, width, generator=draw, device=device).to(dtype)
             whole = collectives.reduce(x.to(torch.float32, copy=True))
@@ -73,17 +88,29 @@ def sound_in_two_shots(
     collectives: Collectives, end: WideSum, device: torch.device, width: int, dtype: torch.dtype
 ) -> bool:
     """Whether a few wide sums in two shots come out as NCCL's do, in time."""
-    with _in_two_shots(end):
+    with _going(end, two_shots=1):
         return sound(collectives, end, device, width, dtype)
 
 
+def sound_flagless(
+    collectives: Collectives, end: WideSum, device: torch.device, width: int, dtype: torch.dtype
+) -> bool:
+    """Whether a few wide sums without flags come out as NCCL's do, in time."""
+    from nanochat.kernels.triton_flagless_sum import ROWS
+
+    with _going(end, flagless=_ALL):
+        return sound(collectives, end, device, width, dtype, ROWS)
+
+
 @contextmanager
-def _in_two_shots(end: WideSum) -> Generator[None]:
-    before, end.two_shots = end.two_shots, 1
+def _going(end: WideSum, *, two_shots: int = 0, flagless: int = 0) -> Generator[None]:
+    """Inside it wide sums go another way."""
+    before = end.two_shots, end.flagless
+    end.two_shots, end.flagless = two_shots, flagless
     try:
         yield
     finally:
-        end.two_shots = before
+        end.two_shots, end.flagless = before
 
 
 def sound_products(
@@ -130,40 +157,47 @@ def sizes_up_to(most: int) -> list[int]:
 
 def measure(
     collectives: Collectives, small: OneShot | None, wide: WideSum | None, device: torch.device, width: int,
-    dtype: torch.dtype, sizes: list[int], *, in_two: bool = False,
+    dtype: torch.dtype, sizes: list[int], *, in_two: bool = False, flagless: bool = False,
 ) -> Limits:  # fmt: skip
     """Put into `collectives.measured` what a sum takes each way, and say what follows from it. None: it cannot be used.
 
     Args:
         sizes: of the messages, in rows; ascending.
-        in_two: wide sums may go in two shots.
+        in_two, flagless: wide sums may go in two shots, or without flags.
     """
+    from nanochat.kernels.triton_flagless_sum import ROWS
     from nanochat.kernels.triton_norm import add_rms_norm
 
     weight = torch.ones(width, dtype=dtype, device=device)
-    told: dict[int, list[float]] = {}
+    told: dict[int, Ways] = {}
     for rows in sizes:
         x = torch.zeros(rows, width, dtype=dtype, device=device)
 
         def by_nccl(x: Tensor = x) -> object:
             return add_rms_norm(collectives.reduce(x), x, weight, _EPS)
 
-        times = [_seconds_through(end, x, weight) for end in (small, wide)] + [_seconds(by_nccl, device)]
+        times = [_seconds_through(end, x, weight) for end in (small, wide)] + [
+            _seconds(by_nccl, device),
+            inf,
+            inf,
+        ]
         if in_two and wide is not None:
-            with _in_two_shots(wide):
-                times.append(_seconds_through(wide, x, weight))
-        told[rows] = _slowest(collectives, times, device)
-    two_shots = 0
-    for rows, (one_shot, in_wide, nccl, *twice) in told.items():
-        if min(one_shot, in_wide, *twice) >= nccl:
-            break  # from there on neither
-        two_shots = (two_shots or rows) if twice and twice[0] < in_wide else 0  # from there on always
-    for rows, (one_shot, in_wide, nccl, *twice) in told.items():
-        in_wide = twice[0] if 0 < two_shots <= rows else in_wide
-        collectives.measured[rows] = one_shot, in_wide, nccl
-    limits = choose(collectives.measured)
-    added = 0 if small is None else _measure_added(collectives, small, wide, limits, device, width, dtype)
-    return limits._replace(added=added, two_shots=two_shots)
+            with _going(wide, two_shots=1):
+                times[3] = _seconds_through(wide, x, weight)
+        if flagless and wide is not None and rows <= ROWS:
+            with _going(wide, flagless=_ALL):
+                times[4] = _seconds_through(wide, x, weight)
+        told[rows] = Ways(*_slowest(collectives, times, device))
+    limits = choose(told)
+    for rows, ways in told.items():
+        collectives.measured[rows] = ways.one_shot, _of_wide(ways, rows, limits), ways.nccl
+    if small is None:
+        return limits
+    with (
+        nullcontext() if wide is None else _going(wide, two_shots=limits.two_shots, flagless=limits.flagless)
+    ):
+        added = _measure_added(collectives, small, wide, limits, device, width, dtype)
+    return limits._replace(added=added)
 
 
 def _measure_added(
@@ -225,16 +259,29 @@ def measure_products(
     return sent, exchanged
 
 
-def choose(measured: Mapping[int, tuple[float, float, float]]) -> Limits:
-    """Up to the first number of rows for which NCCL was the fastest: the small way up to the last for which it beat the wide one."""
-    small = wide = 0
-    for rows, (one_shot, in_wide, nccl) in sorted(measured.items()):
-        if min(one_shot, in_wide) >= nccl:
+def choose(measured: Mapping[int, Ways]) -> Limits:
+    """Up to the first number of rows for which NCCL was the fastest: the small way up to the last for which it beat the wide ones;
+    of those the one without flags up to the last for which it was the fastest, and two shots from where they always beat one.
+    """
+    limits = Limits(0, 0)
+    for rows, ways in sorted(measured.items()):
+        if min(ways) >= ways.nccl:
             break
-        if one_shot <= in_wide:
-            small = rows
-        wide = rows
-    return Limits(small, wide)
+        two_shots = (limits.two_shots or rows) if ways.two_shots < ways.wide else 0
+        limits = limits._replace(wide=rows, two_shots=two_shots)
+        if ways.flagless < min(ways.wide, ways.two_shots):
+            limits = limits._replace(flagless=rows)
+    for rows, ways in sorted(measured.items()):
+        if rows <= limits.wide and ways.one_shot <= _of_wide(ways, rows, limits):
+            limits = limits._replace(small=rows)
+    return limits
+
+
+def _of_wide(ways: Ways, rows: int, limits: Limits) -> float:
+    """What a wide sum takes, the way that it goes."""
+    if rows <= limits.flagless:
+        return ways.flagless
+    return ways.two_shots if 0 < limits.two_shots <= rows else ways.wide
 
 
 def describe(limits: Limits, measured: Mapping[int, tuple[float, float, float]]) -> str:
@@ -242,6 +289,8 @@ def describe(limits: Limits, measured: Mapping[int, tuple[float, float, float]])
     ways = [f"up to {limits.small} rows in one shot"] if limits.small else []
     if limits.wide > limits.small:
         ways.append(f"up to {limits.wide}{'' if ways else ' rows'} in wide ones")
+        if limits.flagless > limits.small:
+            ways.append(f"up to {limits.flagless} without flags")
         if 0 < limits.two_shots <= limits.wide:
             ways.append(f"from {limits.two_shots} on in two shots")
     *own, nccl = measured[1]

@@ -76,9 +76,10 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_shot, "_reaches_all", lambda device, rank, ranks: True)
     monkeypatch.setattr(one_shot, "sound", lambda *_: True)
     monkeypatch.setattr(one_shot, "sound_in_two_shots", lambda *_: True)
+    monkeypatch.setattr(one_shot, "sound_flagless", lambda *_: True)
     monkeypatch.setattr(one_shot, "sound_products", lambda *_: True)
     monkeypatch.setattr(one_shot, "measure_products", lambda *_: (1e-5, 2e-5))
-    monkeypatch.setattr(one_shot, "measure", lambda *_, in_two: Limits(8, 32, 8))
+    monkeypatch.setattr(one_shot, "measure", lambda *_, in_two, flagless: Limits(8, 32, 8))
     monkeypatch.setattr(one_shot, "describe", lambda limits, _: str(tuple(limits[:3])))
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=60)
@@ -169,9 +170,9 @@ def test_the_way_that_is_right_on_every_rank_is_used_alone(
     asked: list[tuple[bool, bool]] = []
 
     def measured(
-        collectives: object, small: OneShot | None, wide: WideSum | None, *_: object, in_two: bool
-    ) -> Limits:
-        assert in_two == (wide is not None)
+        collectives: object, small: OneShot | None, wide: WideSum | None, *_: object, in_two: bool, flagless: bool
+    ) -> Limits:  # fmt: skip
+        assert in_two == flagless == (wide is not None)
         asked.append((small is not None, wide is not None))
         return Limits(0, 32) if wide else Limits(8, 8, 8)
 
@@ -191,7 +192,7 @@ def test_the_way_that_is_right_on_every_rank_is_used_alone(
 
 def test_two_shots_are_tried_only_where_they_are_right_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        one_shot, "measure", lambda *_, in_two: Limits(8, 32, 8, two_shots=16 if in_two else 0)
+        one_shot, "measure", lambda *_, in_two, flagless: Limits(8, 32, 8, two_shots=16 if in_two else 0)
     )
     assert [sums._wide.two_shots for sums in connected()[0] if sums is not None] == [16] * RANKS
     monkeypatch.setattr(one_shot, "sound_in_two_shots", wrong_on_rank_2(WideSum))
@@ -213,10 +214,21 @@ def test_products_send_by_themselves_only_where_that_is_faster_and_sound_on_ever
     assert all(sums is not None and sums.outlet(x) is None and sums.takes(x) for sums in connected()[0])
 
 
+def test_what_goes_without_flags_must_come_out_right_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        one_shot, "measure", lambda *_, in_two, flagless: Limits(8, 32, 8, flagless=32 if flagless else 0)
+    )
+    assert [sums._wide.flagless for sums in connected()[0] if sums is not None] == [32] * RANKS
+    monkeypatch.setattr(one_shot, "sound_flagless", lambda collectives, *_: collectives.rank != 2)
+    assert [sums._wide.flagless for sums in connected()[0] if sums is not None] == [0] * RANKS
+
+
 def test_no_message_is_measured_for_which_one_rank_lacks_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[int]] = []
 
-    def measured(collectives, small, wide, device, width, dtype, sizes, *, in_two: bool) -> Limits:
+    def measured(
+        collectives, small, wide, device, width, dtype, sizes, *, in_two: bool, flagless: bool
+    ) -> Limits:
         asked.append(sizes)
         return Limits(8, 32, 8)
 
@@ -231,7 +243,7 @@ def test_no_message_is_measured_for_which_one_rank_lacks_the_memory(monkeypatch:
 
 
 def test_what_is_not_faster_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one_shot, "measure", lambda *_, in_two: Limits(0, 0))
+    monkeypatch.setattr(one_shot, "measure", lambda *_, in_two, flagless: Limits(0, 0))
     assert connected() == ([None] * RANKS, ["(0, 0, 0)"] * RANKS)
     assert all(memory.closed for memory in Memory.made)
 

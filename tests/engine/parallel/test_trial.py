@@ -58,12 +58,13 @@ def test_each_number_of_rows_goes_the_way_that_is_fastest_on_the_slowest_rank(
     )
     small, wide = (
         SimpleNamespace(
-            takes=lambda x, rows=rows: len(x) <= rows, sum=lambda x: x, add=lambda delta, x, pdl: x, add_norm=lambda *_: None
+            takes=lambda x, rows=rows: len(x) <= rows, sum=lambda x: x, add=lambda delta, x, pdl: x, add_norm=lambda *_: None,
+            two_shots=0, flagless=0,
         )
         for rows in (128, 8192)
     )  # fmt: skip
     found = trial.measure(collectives, small, wide, CPU, WIDTH, torch.float32, [*times])  # type: ignore[arg-type]
-    assert tuple(found) == (*limits, 0) and next(taken, None) is None
+    assert tuple(found) == (*limits, 0, 0) and next(taken, None) is None
     assert trial.describe(found, collectives.measured).startswith(words)
     expected = {rows: tuple(seconds * 1e-6 for seconds in three) for rows, three in times.items()}
     assert collectives.measured.keys() == expected.keys()
@@ -104,7 +105,11 @@ def test_wide_sums_go_in_two_shots_from_where_that_is_always_faster(
     taken = iter([seconds for row in [*four, *ADDED.values()] for seconds in row if seconds < inf])
     said: list[int] = []
     wide = SimpleNamespace(
-        two_shots=0, takes=lambda x: True, sum=lambda x: x, add_norm=lambda *_: said.append(wide.two_shots)
+        two_shots=0,
+        flagless=0,
+        takes=lambda x: True,
+        sum=lambda x: x,
+        add_norm=lambda *_: said.append(wide.two_shots),
     )
     monkeypatch.setattr(trial, "_seconds", lambda step, device: (step(), next(taken) * 1e-6)[1])
     monkeypatch.setattr(triton_norm, "add_rms_norm", lambda *_: None)
@@ -114,7 +119,7 @@ def test_wide_sums_go_in_two_shots_from_where_that_is_always_faster(
     )
     collectives = SimpleNamespace(exchange=lambda x: torch.stack([x, x]), measured={}, reduce=lambda x: x)
     found = trial.measure(collectives, small, wide, CPU, WIDTH, torch.float32, [*STEADY], in_two=True)  # type: ignore[arg-type]
-    assert tuple(found) == limits and said == [0, 1] * 8 and wide.two_shots == 0
+    assert tuple(found) == (*limits, 0) and said == [0, 1] * 8 and wide.two_shots == 0
     assert words in trial.describe(found, collectives.measured)
     counted = [
         two if 0 < limits[3] <= rows else three[1]
@@ -152,6 +157,51 @@ def test_what_a_step_does_instead_is_what_its_exchange_is_measured_against(
     assert found == 8 and said == ["one shot", others[0], "one shot", others[1]]
 
 
+@pytest.mark.parametrize(
+    ("without", "limit", "words"),
+    [
+        (
+            (2, 2, 4, 7, 9, 16),
+            512,
+            "up to 512 rows in wide ones, up to 512 without flags, up to 8 with the residual",
+        ),
+        ((9, 9, 4, 7, 9, 21), 256, "up to 512 in wide ones, up to 256 without flags (one"),
+        ((9, 9, 9, 9, 13, 20), 0, "up to 512 in wide ones (one"),
+    ],
+)
+def test_wide_sums_go_without_flags_up_to_where_that_was_faster(
+    without: tuple[int, ...], limit: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 512 rows at most; the small ones that one shot is faster for stay with it."""
+    all_ways = [(*three, own) for three, own in zip(STEADY.values(), (*without, inf, inf), strict=True)]
+    taken = iter([seconds for row in [*all_ways, *ADDED.values()] for seconds in row if seconds < inf])
+    ways: list[int] = []
+    wide = SimpleNamespace(
+        two_shots=0, flagless=0, takes=lambda x: True, sum=lambda x: x, add_norm=lambda *_: ways.append(wide.flagless)
+    )  # fmt: skip
+    monkeypatch.setattr(trial, "_seconds", lambda step, device: (step(), next(taken) * 1e-6)[1])
+    monkeypatch.setattr(triton_norm, "add_rms_norm", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    small = SimpleNamespace(
+        takes=lambda x: len(x) <= 128, add=lambda delta, x, pdl: x, sum=lambda x: x, add_norm=lambda *_: None
+    )
+    collectives = SimpleNamespace(exchange=lambda x: torch.stack([x, x]), measured={}, reduce=lambda x: x)
+    found = trial.measure(collectives, small, wide, CPU, WIDTH, torch.float32, [*STEADY], flagless=True)  # type: ignore[arg-type]
+    assert (
+        next(taken, None) is None
+        and wide.flagless == 0
+        and [bool(way) for way in ways] == [*[False, True] * 6, False, False]
+    )
+    assert (found.wide, found.flagless) == (512, limit)
+    assert words in trial.describe(found, collectives.measured)
+    counted = [
+        own if rows <= limit else three[1]
+        for (rows, three), own in zip(STEADY.items(), (*without, inf, inf), strict=True)
+    ]
+    assert [three[1] for three in collectives.measured.values()] == pytest.approx([s * 1e-6 for s in counted])
+    assert found.small == (0 if without[1] < 4 else 8)
+
+
 def test_a_message_of_the_most_rows_that_a_step_has_is_measured_too() -> None:
     assert trial.sizes_up_to(8192) == [1, 8, 32, 128, 256, 512, 2048, 8192]
     assert trial.sizes_up_to(512) == [1, 8, 32, 128, 256, 512]
@@ -163,7 +213,7 @@ def test_a_way_that_is_wrong_is_not_measured(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(trial, "_seconds", lambda step, device: 1e-6)
     collectives = SimpleNamespace(exchange=lambda x: torch.stack([x, x]), measured={})
     wide = SimpleNamespace(takes=lambda x: True)
-    assert trial.measure(collectives, None, wide, CPU, WIDTH, torch.float32, [1, 9]) == (0, 0, 0, 0)  # type: ignore[arg-type]
+    assert trial.measure(collectives, None, wide, CPU, WIDTH, torch.float32, [1, 9]) == (0, 0, 0, 0, 0)  # type: ignore[arg-type]
     assert set(collectives.measured.values()) == {(inf, 1e-6, 1e-6)}
 
 
