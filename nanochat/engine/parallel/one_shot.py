@@ -13,17 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nanochat.engine.parallel.trial import (
-    Limits,
-    describe,
-    measure,
-    measure_products,
-    sizes_up_to,
-    sound,
-    sound_flagless,
-    sound_in_two_shots,
-    sound_products,
-)
+from nanochat.engine.parallel.soundness import sound, sound_flagless, sound_in_two_shots, sound_products
+from nanochat.engine.parallel.trial import Limits, describe, measure, measure_products, sizes_up_to
 from nanochat.kernels.bundle import FusedReduce
 from nanochat.kernels.driver import DriverError
 from nanochat.kernels.peer_memory import HANDLE_BYTES, PeerMemory

@@ -1,12 +1,12 @@
-"""Which way a sum over GPUs goes: whether each way comes out right, and up to how many rows it is the fastest.
+"""Which way a sum over GPUs goes: up to how many rows each is the fastest (`soundness` says which come out right).
 
 All ranks do the same here, and come to the same decision: they make it from what all of them measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from itertools import cycle
 from math import inf
@@ -16,25 +16,16 @@ import torch
 from torch import Tensor
 
 from nanochat.engine.captures import run_aside
+from nanochat.engine.parallel.soundness import ALL, going, launches_dependently
 
 if TYPE_CHECKING:
     from nanochat.engine.parallel.collectives import Collectives
     from nanochat.kernels.triton_one_shot import OneShot
     from nanochat.kernels.triton_wide_sum import WideSum
 
-SIZES = (
-    1,
-    8,
-    32,
-    128,
-    256,
-    512,
-    2048,
-)  # rows of the messages that are measured, and the most that a step has
+# Rows of the messages that are measured; and the most that a step has.
+SIZES = (1, 8, 32, 128, 256, 512, 2048)
 STEPS = (1, 8)  # of those that steps of matrix-vector kernels send, which end with the residual
-_ALL = 1 << 30  # rows
-_TRIAL_LOOKS = 1 << 24  # some ten seconds: while a rank compiles, the others wait for it on the device
-_INPUTS, _TRIES = 256, 4  # of a product that is tried
 _INNER, _COPIES = 2048, 4  # of those that are measured, and how many take turns
 _CHAIN, _REPLAYS = 20, 5  # sums in a measured graph, and how often it is replayed
 _EPS = 1e-6
@@ -61,93 +52,6 @@ class Ways(NamedTuple):
     nccl: float
     two_shots: float = inf
     flagless: float = inf
-
-
-def sound(
-    collectives: Collectives, end: OneShot | WideSum, device: torch.device, width: int, dtype: torch.dtype,
-    most: int = 0,
-) -> bool:  # fmt: skip
-    """Whether a few sums come out as NCCL's do, in time. `most`: rows in a launch; the end's, if not given."""
-    most = most or end.rows
-    if not end.takes(torch.empty(most, width, dtype=dtype, device=device)):
-        return False
-    draw = torch.Generator(device).manual_seed(collectives.rank)
-    well = True
-    with _trial(end) as failed:
-        sizes = [1, 1, most, most, 3, 3]  # twice: an inbox has two halves
-        if end.takes(torch.empty(most + 2, width, dtype=dtype, device=device)):
-            sizes.append(most + 2)
-        for rows in sizes:
-            x = torch.randn(rows, width, generator=draw, device=device).to(dtype)
-            whole = collectives.reduce(x.to(torch.float32, copy=True))
-            well &= torch.allclose(end.sum(x).float(), whole, rtol=2**-6, atol=2**-6)
-        return well and not failed()
-
-
-def sound_in_two_shots(
-    collectives: Collectives, end: WideSum, device: torch.device, width: int, dtype: torch.dtype
-) -> bool:
-    """Whether a few wide sums in two shots come out as NCCL's do, in time."""
-    with _going(end, two_shots=1):
-        return sound(collectives, end, device, width, dtype)
-
-
-def sound_flagless(
-    collectives: Collectives, end: WideSum, device: torch.device, width: int, dtype: torch.dtype
-) -> bool:
-    """Whether a few wide sums without flags come out as NCCL's do, in time."""
-    from nanochat.kernels.triton_flagless_sum import ROWS
-
-    with _going(end, flagless=_ALL):
-        return sound(collectives, end, device, width, dtype, ROWS)
-
-
-@contextmanager
-def _going(end: WideSum, *, two_shots: int = 0, flagless: int = 0) -> Generator[None]:
-    """Inside it wide sums go another way."""
-    before = end.two_shots, end.flagless
-    end.two_shots, end.flagless = two_shots, flagless
-    try:
-        yield
-    finally:
-        end.two_shots, end.flagless = before
-
-
-def sound_products(
-    collectives: Collectives, end: OneShot, device: torch.device, width: int, dtype: torch.dtype
-) -> bool:
-    """Whether what products send by themselves adds up to NCCL's sum."""
-    from nanochat.kernels.triton_gemv import gemv
-
-    draw = torch.Generator(device).manual_seed(collectives.rank)
-    weight = torch.randn(width, _INPUTS, generator=draw, device=device).to(dtype)
-    inputs = (torch.randn(_TRIES, 1, _INPUTS, generator=draw, device=device) / _INPUTS**0.5).to(dtype)
-    wholes = [collectives.reduce(torch.nn.functional.linear(y, weight).float()) for y in inputs]
-    x, pdl = torch.ones(1, width, dtype=dtype, device=device), _launches_dependently(device)
-    outlet, well = end.outlet(x), True
-    if outlet is None:
-        return False
-    with _trial(end) as failed:
-        for y, whole in zip(inputs, wholes, strict=True):
-            gemv(y, weight, pdl=pdl, late=True, to=outlet)
-            found = end.collect(x, pdl=pdl).float() - 1
-            well &= torch.allclose(found, whole, rtol=2**-5, atol=2**-4)
-        return well and not failed()
-
-
-def _launches_dependently(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-@contextmanager
-def _trial(end: OneShot | WideSum) -> Generator[Callable[[], bool]]:
-    """Peers are not waited for as long as usual inside it; what fails then is no reason to refuse what is right."""
-    looks, end.looks = end.looks, _TRIAL_LOOKS
-    try:
-        yield lambda: bool(end.failed.item())
-    finally:
-        end.looks = looks
-    end.failed.zero_()
 
 
 def sizes_up_to(most: int) -> list[int]:
@@ -182,10 +86,10 @@ def measure(
             inf,
         ]
         if in_two and wide is not None:
-            with _going(wide, two_shots=1):
+            with going(wide, two_shots=1):
                 times[3] = _seconds_through(wide, x, weight)
         if flagless and wide is not None and rows <= ROWS:
-            with _going(wide, flagless=_ALL):
+            with going(wide, flagless=ALL):
                 times[4] = _seconds_through(wide, x, weight)
         told[rows] = Ways(*_slowest(collectives, times, device))
     limits = choose(told)
@@ -193,9 +97,7 @@ def measure(
         collectives.measured[rows] = ways.one_shot, _of_wide(ways, rows, limits), ways.nccl
     if small is None:
         return limits
-    with (
-        nullcontext() if wide is None else _going(wide, two_shots=limits.two_shots, flagless=limits.flagless)
-    ):
+    with nullcontext() if wide is None else going(wide, two_shots=limits.two_shots, flagless=limits.flagless):
         added = _measure_added(collectives, small, wide, limits, device, width, dtype)
     return limits._replace(added=added)
 
@@ -205,7 +107,7 @@ def _measure_added(
     dtype: torch.dtype,
 ) -> int:  # fmt: skip
     """Up to how many rows one launch that ends with the residual is faster than a sum another way and then the residual."""
-    added, pdl = 0, _launches_dependently(device)
+    added, pdl = 0, launches_dependently(device)
     for rows in STEPS:
         x = torch.zeros(rows, width, dtype=dtype, device=device)
 
@@ -238,7 +140,7 @@ def measure_products(
     """Seconds of half a layer for one row: with a product that sends its results, and with results that are exchanged."""
     from nanochat.kernels.triton_gemv import gemv
 
-    pdl = _launches_dependently(device)
+    pdl = launches_dependently(device)
     matrices = [
         (torch.zeros(_INNER, width, dtype=dtype, device=device), torch.zeros(width, _INNER, dtype=dtype, device=device))
         for _ in range(_COPIES)
