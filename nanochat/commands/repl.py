@@ -59,7 +59,7 @@ class Repl:
             except (EOFError, KeyboardInterrupt):
                 self._say("")
                 return
-            if text.startswith("/"):
+            if text.startswith("/") and ("\n" not in text.strip() or self._named(text) is not None):
                 self._command(text)
             elif text.strip():
                 self._answer(lambda text=text: self._chat.ask(text))
@@ -98,17 +98,22 @@ class Repl:
         self._params = replace(self._params, seed=secrets.randbelow(2**31))
 
     def _command(self, text: str) -> None:
-        name, _, rest = text.partition(" ")
-        command = next((command for command in self._commands if name in command.names), None)
+        name, command = text.split(maxsplit=1)[0], self._named(text)
         if command is None:
             self._say(f"nanochat: there is no command {sanitize_line(name)}; /help lists them")
         else:
-            command.act(rest.strip())
+            command.act(text.removeprefix(name).strip())
+
+    def _named(self, text: str) -> _Command | None:
+        """The command that a text's first word names; a paste that begins with any other slash is a message."""
+        return next((each for each in self._commands if text.split(maxsplit=1)[0] in each.names), None)
 
     def _help(self, rest: str) -> None:
         for command in self._commands:
             self._say(f"  {command.names[0]:<12} {command.help}")
-        self._say("  A backslash at the end of a line continues the message. Ctrl-C stops a reply.")
+        self._say(
+            "  A backslash at the end of a line continues the message; a paste is one. Ctrl-C stops a reply."
+        )
 
     def _regenerate(self, rest: str) -> None:
         if not self._chat.can_repeat:
@@ -136,10 +141,14 @@ class Repl:
 
 
 def _enable_line_editing() -> None:
-    """Arrow keys and a history for this session where the terminal can; nothing is written to disk."""
+    """Arrow keys, pastes as one message and a history where the terminal can; nothing is written to disk."""
     if os.environ.get("TERM", "dumb") != "dumb":
         with suppress(ImportError):  # a Python built without it: plain lines
-            importlib.import_module("readline")  # importing it is what turns it on
+            readline = importlib.import_module("readline")  # importing it is what turns it on
+            if "libedit" not in (readline.__doc__ or ""):
+                readline.parse_and_bind(
+                    "set enable-bracketed-paste on"
+                )  # Python turns it off for its own prompt
 
 
 def _read_line(prompt: str) -> str:

@@ -44,6 +44,11 @@ class Terminal:
             self._tmux("send-keys", "-l", text)
         self._tmux("send-keys", *(keys or ("Enter",)))
 
+    def paste(self, text: str) -> None:
+        """Paste as a terminal does: in brackets where the program asked for them."""
+        self._tmux("set-buffer", text)
+        self._tmux("paste-buffer", "-p", "-d")
+
     @property
     def screen(self) -> str:
         return self._tmux("capture-pane", "-p", "-J", "-S", "-500").rstrip()
@@ -120,6 +125,17 @@ def test_commands_do_what_help_says(terminal: Terminal) -> None:
     assert cached > 0
     terminal.type("/exit")
     terminal.wait_for(lambda text: "left=0" in text)
+
+
+@pytest.mark.parametrize("text", ["Name a fruit.\n\n  And a colour.", "// a comment\nint main() {}\n"])
+def test_a_paste_of_several_lines_is_one_message(terminal: Terminal, starter_model: Path, text: str) -> None:
+    start(terminal)
+    terminal.paste(text)
+    terminal.wait_for(lambda screen: text.split("\n")[-2 if text.endswith("\n") else -1] in screen)
+    terminal.type("")
+    screen = terminal.wait_for(lambda screen: len(turns(screen)) == 1)
+    assert turns(screen)[0][0] == len(PlainChat(starter_model).ask(text)), screen
+    assert "there is no command" not in screen
 
 
 def test_ctrl_c_stops_the_reply_and_at_the_prompt_leaves(terminal: Terminal) -> None:
