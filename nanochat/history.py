@@ -93,7 +93,8 @@ class History:
         return self.database.changed()
 
     def bundle(self, chat: str) -> ChatBundle:
-        """A chat with all its messages and variants, for export. Deleted and running ones are left out."""
+        """A chat with all its messages and variants, for export. Deleted ones are left out; what was saved of those
+        that are being written is apart."""
         return gather(self.database, chat)
 
     def take_in(self, bundles: Sequence[ChatBundle]) -> Imported:

@@ -7,13 +7,22 @@ import re
 import secrets
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nanochat.errors import ChatImportError
 from nanochat.storage import tree
 from nanochat.storage.database import Database
-from nanochat.storage.records import NONCE_BYTES, Dropped, Message, Role, TitleBy, storable
+from nanochat.storage.records import (
+    NONCE_BYTES,
+    Dropped,
+    Message,
+    Role,
+    Running,
+    Status,
+    TitleBy,
+    storable,
+)
 
 MAX_DEPTH = 32  # of settings, parameters and figures
 _CHAT_ID = re.compile(r"[0-9a-f]{8,64}")
@@ -23,7 +32,10 @@ _NONCE = re.compile(rf"[0-9a-f]{{{2 * NONCE_BYTES}}}|[0-9a-f]{{{2 * tree.ROOT_NO
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatBundle:
-    """One chat: its root first, then every message after what it hangs from; `head` is where it stands."""
+    """One chat: its root first, then every message after what it hangs from; `head` is where it stands.
+
+    `unfinished` are the replies that were being written when it was taken, as a crash at that moment would leave them.
+    """
 
     id: str
     title: str
@@ -35,6 +47,14 @@ class ChatBundle:
     pinned: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     dropped: tuple[Dropped, ...] = ()
+    unfinished: tuple[Message, ...] = ()
+
+    def with_unfinished(self) -> ChatBundle:
+        """The chat as a file has it: with the text so far of each reply, standing at the one that it waits for."""
+        waited = [reply.id for reply in self.unfinished if reply.parent == self.head]
+        return replace(
+            self, head=waited[-1] if waited else self.head, messages=self.messages + self.unfinished, unfinished=()
+        )  # fmt: skip
 
     def path(self) -> tuple[Message, ...]:
         """The messages from the first to the head, without the root."""
@@ -72,6 +92,7 @@ def gather(database: Database, chat: str) -> ChatBundle:
             "WHERE d.chat = ? ORDER BY d.seq",
             (seq,),
         )
+        running = tree.running_in(connection, seq, database.owner.token)
         shown = {message.id for message in messages}
         dropped = tuple(
             Dropped(mark[0].lower(), mark[1], mark[2]) for mark in marks if mark[0].lower() in shown
@@ -79,6 +100,7 @@ def gather(database: Database, chat: str) -> ChatBundle:
     return ChatBundle(
         id=info.id, title=info.title, title_by=info.title_by, pinned=info.pinned, created=info.created,
         updated=info.updated, settings=info.settings, head=info.head, messages=messages, dropped=dropped,
+        unfinished=tuple(_unfinished(reply) for reply in running if reply.parent in shown and _written(reply)),
     )  # fmt: skip
 
 
@@ -177,6 +199,20 @@ def _insert_chat(connection: sqlite3.Connection, name: str, bundle: ChatBundle, 
 
 def _path(bundle: ChatBundle, seqs: Mapping[str, int]) -> set[int]:
     return {seqs[bundle.messages[0].id], *(seqs[message.id] for message in bundle.path())}
+
+
+def _written(reply: Running) -> bool:
+    return bool(reply.content or reply.reasoning)
+
+
+def _unfinished(reply: Running) -> Message:
+    """The text so far as a message; the reply's own name as nonce gives the same text the same id each time."""
+    message = Message(
+        id="", parent=reply.parent, role=Role.ASSISTANT, content=reply.content, reasoning=reply.reasoning,
+        packed_ids=reply.packed_ids, nonce=reply.id, model=reply.model, params=reply.params,
+        status=Status.INTERRUPTED, created=reply.started,
+    )  # fmt: skip
+    return replace(message, id=message.expected_id())
 
 
 def _new(message: Message) -> tree.NewMessage:

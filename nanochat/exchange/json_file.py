@@ -17,12 +17,13 @@ _Enum = TypeVar("_Enum", Role, Status, TitleBy)
 
 
 def to_json(bundles: Iterable[ChatBundle], *, ascii_only: bool = False) -> str:
-    """Chats with their whole trees; a line a message. Import gives the same ids.
+    """Chats with their whole trees; a line a message. Import gives the same ids. Replies that are being written are
+    there with their text so far, as interrupted ones.
 
     `{"format": "nanochat chats", "version": 1, "chats": [{..., "messages": [{"id", "parent", "role", ...}]}]}`
     Times are seconds since 1970; `token_ids` are the model's. A message's id is `history_records.message_id` of it.
     """
-    chats = [_chat_json(bundle, ascii_only) for bundle in bundles]
+    chats = [_chat_json(bundle.with_unfinished(), ascii_only) for bundle in bundles]
     head = f'{{"format": "{JSON_FORMAT}", "version": {JSON_VERSION}, "chats": ['
     return head + "\n" + ",\n".join(chats) + "\n]}\n"
 

@@ -25,6 +25,7 @@ _SET_APART = re.compile(r"^\\(\\*)(?=#{2,3} [A-Z][a-z]+ <!-- nanochat)", re.MULT
 def to_markdown(bundle: ChatBundle) -> str:
     """The path that the chat stands on, with YAML front matter (each value is JSON, which YAML contains).
 
+    A reply that is being written comes last, with its text so far, as an interrupted one.
     Each message begins with a heading that carries a comment; the text below it is exactly the message's.
     """
     front = {
@@ -35,7 +36,7 @@ def to_markdown(bundle: ChatBundle) -> str:
         "settings": dict(bundle.settings),
     }
     lines = "".join(f"{key}: {_visible(value)}\n" for key, value in front.items())
-    return f"---\n{lines}---\n\n" + "".join(_message_markdown(message) for message in bundle.path())
+    return f"---\n{lines}---\n\n" + "".join(map(_message_markdown, bundle.with_unfinished().path()))
 
 
 def iso_time(seconds: float) -> str:

@@ -74,6 +74,8 @@ class Reply:
         self._stop, self._ended = asyncio.Event(), asyncio.Event()
         self._output: CompletionOutput | None = None
         self._saved = 0
+        self._saving = asyncio.Lock()
+        self._closed = False  # it has its message: there is nothing left to save
         self._arrivals: deque[tuple[float, int]] = deque()
         self._last_rate = 0.0
         self._thinking_since: float | None = None
@@ -100,7 +102,9 @@ class Reply:
             status = Status.STOPPED
         except NanochatError as fault:
             status, error = (Status.STOPPED, "") if self._stop.is_set() else (Status.FAILED, str(fault))
-        return await self._finish(status, reason, error)
+        async with self._saving:
+            self._closed = True
+            return await self._finish(status, reason, error)
 
     def stop(self) -> None:
         """End it: what has come is kept. Also while it waits for the model."""
@@ -129,6 +133,14 @@ class Reply:
         if self._output is not None or (stream.finished and stream.error is not None):
             self._ended.set()
         return bool(delta.token_ids) or self._ended.is_set()
+
+    async def save(self) -> None:
+        """Take what has come and save it: every second, and for who reads the chat from the history now."""
+        self.drain()
+        async with self._saving:
+            if not self._closed and len(self._ids) != self._saved:
+                self._saved = len(self._ids)
+                await self._checkpoint()
 
     @property
     def started(self) -> bool:
@@ -189,16 +201,12 @@ class Reply:
             try:
                 await asyncio.wait_for(self._ended.wait(), CHECKPOINT_SECONDS)
             except TimeoutError:
-                self.drain()  # a hidden chat is drained here and nowhere else
-                await self._checkpoint()
+                await self.save()  # a hidden chat is drained here and nowhere else
         if self._output is None:
             raise stream.error or NanochatError("the engine ended the reply without a word")
         return self._output
 
     async def _checkpoint(self) -> None:
-        if len(self._ids) == self._saved:
-            return
-        self._saved = len(self._ids)
         try:
             await asyncio.to_thread(
                 self._history.replies.checkpoint, self.running.id, "".join(self._text),

@@ -129,6 +129,50 @@ def conversation(history: History) -> str:
     return chat
 
 
+def half_way(history: History, *, stored: str = "") -> str:
+    """A chat whose reply is being written; with `stored`, it goes on from a reply that was stopped."""
+    chat = history.chats.create().id
+    question = history.messages.add(chat, Role.USER, "Why is the sky blue?")
+    if stored:
+        stopped = history.replies.begin(chat, question.id, model="org/tiny")
+        history.replies.finish(stopped.id, Status.STOPPED, stored, token_ids=(1, 2))
+    running = history.replies.begin(chat, question.id, model="org/tiny", content=stored)
+    history.replies.checkpoint(running.id, f"{stored}Light", reasoning="waves", token_ids=(1, 2, 3))
+    return chat
+
+
+@pytest.mark.parametrize("stored", ["", "Because. "])
+def test_a_reply_that_is_being_written_is_exported_with_its_text_so_far(
+    history: History, tmp_path: Path, stored: str
+) -> None:
+    bundle = history.bundle(half_way(history, stored=stored))
+    texts = {"md": to_markdown(bundle), "json": to_json([bundle])}
+    for kind, text in texts.items():
+        path = tmp_path / f"chat.{kind}"
+        path.write_text(text, encoding="utf-8")
+        with History.open(tmp_path / kind) as other:
+            (chat,) = other.take_in(read_chats(path)).chats
+            reply = other.messages.open(chat).messages[-1]
+            assert (reply.role, reply.content, reply.reasoning, reply.model, reply.status) == (
+                Role.ASSISTANT, f"{stored}Light", "waves", "org/tiny", Status.INTERRUPTED,
+            )  # fmt: skip
+            assert reply.variants == (2 if stored and kind == "json" else 1) and other.check() == ()
+    assert history.messages.open(bundle.id).running[0].content == f"{stored}Light"
+
+
+def test_a_reply_without_a_word_yet_and_one_elsewhere_do_not_change_where_an_export_stands(
+    history: History,
+) -> None:
+    chat = half_way(history, stored="Because. ")
+    stopped = next(m for m in history.bundle(chat).messages if m.status is Status.STOPPED)
+    history.messages.go(chat, stopped.id)
+    bundle = history.bundle(chat)
+    assert to_markdown(bundle).count("## Assistant") == 1 and "Light" not in to_markdown(bundle)
+    assert "Light" in to_json([bundle])
+    history.replies.begin(chat, history.messages.add(chat, Role.USER, "And at night?").id, model="org/tiny")
+    assert history.bundle(chat).with_unfinished().path()[-1].content == "And at night?"
+
+
 def test_markdown_is_readable_and_its_front_matter_is_yaml(history: History) -> None:
     yaml = pytest.importorskip("yaml")
     chat = conversation(history)

@@ -19,6 +19,7 @@ from textual.widgets import Static
 from nanochat.errors import EngineDead, Offline
 from nanochat.history import History
 from nanochat.settings import Settings
+from nanochat.ui import reply as reply_module
 from nanochat.ui.screens.question import Question, TextQuestion
 from nanochat.ui.services import TabState
 from nanochat.ui.widgets.completions import Completions
@@ -669,6 +670,28 @@ async def test_an_imported_chat_is_shown_and_its_ids_are_those_of_the_export(tmp
         await stage.type(f"/import {tmp_path / 'one' / 'out.json'}")
         await stage.press("enter")
         await stage.until(lambda: "Imported 1 chat, which was here before; 0 new messages." in stage.notices)
+
+
+async def test_an_export_holds_what_a_reply_has_said_to_this_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reply_module, "CHECKPOINT_SECONDS", 600.0)  # only the export saves it
+    engine = FakeEngine(manual=True)
+    async with on_stage(tmp_path, engine) as stage:
+        await stage.send("hello you")
+        await stage.until(lambda: engine.requests)
+        engine.emit(engine.last, "Half a ", "reply")
+        await stage.type("/export half.md")
+        await stage.press("enter")
+        await stage.until(lambda: "half.md" in stage.notices)
+        text = (tmp_path / "half.md").read_text(encoding="utf-8")
+        assert "Half a reply" in text and '"status": "interrupted"' in text
+        engine.emit(engine.last, " and the rest.")
+        engine.finish(engine.last)
+        await stage.settle()
+        assert stage.texts() == ["hello you", "Half a reply and the rest."]
+        assert stage.statuses() == ["done", "done"]
+        assert stage.app.chats.active.reply is None
 
 
 async def test_focus_of_the_terminal_restyles_nothing(

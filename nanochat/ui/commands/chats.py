@@ -118,6 +118,9 @@ async def export_one(app: NanochatApp, chat_id: str, target: str = "") -> None:
         if not answer:
             return
         target = answer.strip()
+    replies = [session.reply for session in app.chats if session.chat and session.chat.id == chat_id]
+    for reply in filter(None, replies):
+        await reply.save()
     path = await asyncio.to_thread(export_chat, app.history, chat_id, target, app.folder)
     app.say(f"Written to {path}.")
 
