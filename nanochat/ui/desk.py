@@ -7,7 +7,8 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -77,7 +78,7 @@ class Desk:
         self._read, self._wanted, self._watch_device = read, wanted, watch_device
         self._monitor: Monitor | None = None
         self._others: tuple[int, ...] = ()
-        self._closing = self._signalled = False
+        self._closing = self._signalled = self._is_lent = False
 
     @property
     def is_open(self) -> bool:
@@ -198,11 +199,22 @@ class Desk:
         def end(number: int) -> None:
             if self._signalled or self._closing or not app.is_running:
                 return
+            if number == signal.SIGINT and self._is_lent:
+                return
             self._signalled = True
             log.info("ending on signal %s", signal.Signals(number).name)
             app.attempt(app.leave(ask=False))
 
         on_signals(asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGHUP, signal.SIGINT), end)
+
+    @contextmanager
+    def lent(self) -> Generator[None]:
+        """Another program has the terminal for the block: Ctrl+C there, which comes to us as well, is meant for it."""
+        self._is_lent = True
+        try:
+            yield
+        finally:
+            self._is_lent = False
 
     # Tending -----------------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ class TerminalDriver(linux_driver.LinuxDriver):
         self._drawn = self._get_terminal_size()
         resumed = self._must_signal_resume
         super().start_application_mode()
-        self._mode = _attributes()
+        self._mode = read_attributes()
         textual = signal.getsignal(signal.SIGWINCH)
         if callable(textual):
             self._resized = textual
@@ -109,7 +109,7 @@ class TerminalDriver(linux_driver.LinuxDriver):
     def _sigcont_application(self, *arguments: object) -> None:
         """Go on. After SIGSTOP the terminal was never given back: it is not taken a second time, with two readers."""
         if self._taken:
-            _restore(self._mode)  # a shell that has used it meanwhile has its own
+            restore_attributes(self._mode)  # a shell that has used it meanwhile has its own
             self._loop.call_soon_threadsafe(self._restore_soon)
         else:
             super()._sigcont_application(*arguments)
@@ -183,7 +183,7 @@ def held(log_file: Path) -> Generator[None]:
     was, also after an exception; after a kill, a waiting shell restores the screen.
     """
     private_folder(log_file.parent)
-    attributes = _attributes()
+    attributes = read_attributes()
     screen = _screen_descriptor()
     guardian = _guardian(screen)
     saved = os.dup(1), os.dup(2)
@@ -208,7 +208,7 @@ def held(log_file: Path) -> Generator[None]:
         os.dup2(saved[1], 2)
         for descriptor in (*saved, sink):
             os.close(descriptor)
-        _restore(attributes)
+        restore_attributes(attributes)
         _dismiss(guardian)
         _close(terminal)
 
@@ -281,14 +281,16 @@ def _dismiss(guardian: subprocess.Popen[bytes] | None) -> None:
     guardian.wait()
 
 
-def _attributes() -> list[object] | None:
+def read_attributes() -> list[object] | None:
+    """The terminal's line discipline, None where there is no terminal."""
     try:
         return termios.tcgetattr(0)
     except termios.error:
         return None
 
 
-def _restore(attributes: list[object] | None) -> None:
+def restore_attributes(attributes: list[object] | None) -> None:
+    """Set the line discipline that `read_attributes` has read."""
     if attributes is None:
         return
     try:

@@ -164,6 +164,47 @@ def test_ctrl_z_suspends_and_comes_back(start: Start) -> None:
     child.until(b"hello", since=end)
 
 
+EDITOR = """#!/bin/sh
+test -t 0 && test -t 1 && test -t 2 && echo 'ON ITS OUTPUT' && echo 'ON ITS ERRORS' >&2
+trap : INT
+read interrupted
+echo CAUGHT
+read written
+printf '%s' "$written" > "$1"
+stty raw -echo
+"""
+
+
+def test_an_editor_has_the_terminal_and_ctrl_c_to_itself_and_gives_it_back(
+    start: Start, tmp_path: Path
+) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text(EDITOR)
+    editor.chmod(0o700)
+    child = start(EDITOR=str(editor), VISUAL="")
+    child.until(b"ready")
+    ours, begun = child.attributes(), len(child.output)
+    child.write(b"\x0f")  # ctrl+o
+    child.until(b"ON ITS OUTPUT")
+    child.until(b"ON ITS ERRORS")
+    assert 0 < child.output.find(b"\x1b[?1049l", begun) < child.output.find(b"ON ITS OUTPUT")
+    assert child.attributes() == child.before
+    child.write(b"\x03")  # ctrl+c
+    child.until(b"CAUGHT")
+    ended = len(child.output)
+    child.write(b"from the editor\r")
+    child.until(ON[b"1049"], since=ended)
+    anew = child.output.find(ON[b"1049"], ended)
+    child.until(b"from the editor", since=anew)
+    child.until(b"ready", since=anew)
+    assert child.attributes() == ours
+    child.process.terminate()
+    assert child.wait() == 0
+    assert_restored(child)
+    log = (tmp_path / "log" / "nanochat.log").read_text()
+    assert "SIGTERM" in log and "ON ITS" not in log and "SIGINT" not in log
+
+
 def test_after_sigstop_the_terminal_is_ours_again_and_has_one_reader(start: Start) -> None:
     child = start()
     stream(child)

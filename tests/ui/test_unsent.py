@@ -346,6 +346,21 @@ async def test_what_was_written_in_an_editor_is_kept_with_what_came_meanwhile(
             assert prompt(stage) == "of the editor"
 
 
+@pytest.mark.parametrize(
+    ("chosen", "told"), [('vi "', "No closing quotation"), ("/nowhere/vi", "/nowhere/vi did not work")]
+)
+async def test_an_editor_that_cannot_be_started_is_told_and_the_message_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str, told: str
+) -> None:
+    monkeypatch.setenv("VISUAL", chosen)
+    async with on_stage(tmp_path) as stage:
+        monkeypatch.setattr(stage.app, "suspend", contextlib.nullcontext)
+        await stage.type("hello")
+        stage.app.run_registered("message.editor")
+        await stage.until(lambda: told in stage.notices)
+        assert prompt(stage) == "hello"
+
+
 # Up and Down -------------------------------------------------------------------------------------
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shlex
 import subprocess
 import tempfile
 from collections.abc import Awaitable
@@ -18,6 +16,7 @@ from nanochat.storage.records import Role
 from nanochat.ui import edits
 from nanochat.ui.actions import Action, on_chat
 from nanochat.ui.draft import Draft
+from nanochat.ui.editor import edit, editor_command
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
@@ -29,16 +28,15 @@ _GROUP = "Messages"
 @on_chat
 async def editor(app: NanochatApp, session: ChatSession, _: str) -> None:
     """Write the message in $EDITOR. Replies go on meanwhile."""
-    command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
-    screen = app.chat_screen
+    command, screen = editor_command(), app.chat_screen
     screen.keep_draft()
     before = session.draft.full
     with tempfile.TemporaryDirectory(prefix="nanochat-") as folder:
         file = Path(folder) / "message.md"
         file.write_text(before, encoding="utf-8")
         try:
-            with app.suspend(), app.batch_update():  # nothing may be drawn over the editor
-                await asyncio.to_thread(subprocess.run, [*command, str(file)], check=True)
+            with app.suspend(), app.batch_update(), app.desk.lent():  # nothing may be drawn over the editor
+                await asyncio.to_thread(edit, command, file)
             text = file.read_text(encoding="utf-8", errors="replace").rstrip("\n")
         except SuspendNotSupported as error:
             raise UsageError("an editor needs a real terminal") from error
