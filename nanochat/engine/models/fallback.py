@@ -7,7 +7,7 @@ the paged cache. It is imported here and nowhere else in the engine.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nanochat.engine.models.alone import alone
 from nanochat.engine.models.config import ModelConfig
 from nanochat.engine.models.division import Division
+from nanochat.engine.models.passed import Passed
 from nanochat.engine.models.share_reading import divided_class, read_share, whole_model
 from nanochat.engine.weights import Checkpoint
 from nanochat.errors import InvalidModel, UnsupportedModel
@@ -38,6 +39,7 @@ class PagedStep:
     plan: Any
     kv_cache: list[tuple[Tensor, Tensor]]
     num_kv_heads: int  # of this rank
+    attended: set[int] = field(default_factory=set[int])  # layers whose keys and values this step has written
 
 
 class TransformersModel:
@@ -54,7 +56,7 @@ class TransformersModel:
         name = str(causal.base_model_prefix)
         self._decoder = cast(nn.Module, getattr(causal, name))
         # What is left turns hidden states into logits, whatever scaling or capping that takes in this architecture.
-        setattr(causal, name, _Passed())
+        setattr(causal, name, Passed())
         self._head = causal
 
     @torch.inference_mode()
@@ -73,27 +75,6 @@ class TransformersModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Model`."""
         return self._head(inputs_embeds=hidden[None], use_cache=False).logits[0].float()
-
-
-class _Passed(nn.Module):
-    """Stands where the decoder was: what comes in is already its result."""
-
-    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Hidden:
-        return _Hidden(inputs_embeds)
-
-
-class _Hidden:
-    """A decoder's output with nothing but hidden states; whatever else a head may pass on is None."""
-
-    def __init__(self, last_hidden_state: Tensor) -> None:
-        self.last_hidden_state = last_hidden_state
-
-    def __getitem__(self, index: int) -> Tensor:
-        return (self.last_hidden_state,)[index]
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("_"):
-            raise AttributeError(name)
 
 
 def paged_attention(
@@ -135,6 +116,12 @@ def paged_attention(
             f"{value.shape[3]} where its config has {paged_step.num_kv_heads} of {config.head_dim}: take another model"
         )
     index = int(cast(Any, module.layer_idx))
+    if index in paged_step.attended:  # the cache of a layer holds one set of keys and values
+        raise UnsupportedModel(
+            f"{config.architecture} does not run in the paged cache (layer {index} attends more than once in a step): "
+            "take another model"
+        )
+    paged_step.attended.add(index)
     cache = paged_step.kv_cache[index]
     spec = AttentionSpec(
         num_heads=query.shape[1],

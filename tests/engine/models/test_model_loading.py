@@ -15,7 +15,7 @@ import torch
 import transformers as tf
 from paged import Paged
 from safetensors.torch import load_file, save_file
-from tiny_models import COMMON, GQA, oracle
+from tiny_models import COMMON, GQA, oracle, save_tiny
 
 from nanochat.engine.models import ModelConfig, load_model
 from nanochat.engine.models.embedding import RowsOnDisk
@@ -152,6 +152,13 @@ def test_an_attention_that_cannot_be_plugged_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
     with pytest.raises(UnsupportedModel, match="BloomForCausalLM"):
         load(tmp_path)
+
+
+def test_a_layer_that_attends_twice_in_a_step_is_refused(tmp_path):
+    """DiffLlama attends once for each half of its values, and the cache of a layer has room for one."""
+    save_tiny(lambda: tf.DiffLlamaConfig(**COMMON, **GQA), tmp_path)
+    with pytest.raises(UnsupportedModel, match=r"DiffLlamaForCausalLM .*layer 0 attends more than once"):
+        logprobs(load(tmp_path))
 
 
 def test_an_architecture_that_transformers_does_not_know_is_refused(copy):
