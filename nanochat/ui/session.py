@@ -302,7 +302,7 @@ class ChatSession:
             asked = await asyncio.to_thread(ask, history, ready.language, running, self.settings)
             needed = measure(len(asked.ids), len(running.token_ids), ready.context)
             if needed is None:
-                self.context_tokens = len(asked.ids)
+                self.context_tokens = len(asked.ids) - len(running.token_ids)  # the reply counts its own
                 params = replace(self.settings.sampling(), skip_special_tokens=asked.skip_special_tokens)
                 return Prepared(asked.ids, params, asked.reader, ready.context)
             choice = await self._services.ask_overflow(self, needed)

@@ -15,6 +15,7 @@ from nanochat.engine.outputs import FinishReason
 from nanochat.errors import EngineDead, HistoryFull, NanochatError
 from nanochat.history import History
 from nanochat.storage.records import Message, Role, Status
+from nanochat.ui import chrome
 from nanochat.ui import reply as reply_module
 from nanochat.ui.model_host import HostState, ModelHost
 from nanochat.ui.overflow import Overflow
@@ -235,6 +236,31 @@ async def test_what_was_interrupted_goes_on_where_it_ended(room: Room, history: 
     assert (last.text, last.variant, last.variants) == ("one two three", 2, 2)
     assert session.records is not None
     assert session.records.messages[-1].token_ids == (1, 2, 1)
+
+
+async def test_a_reply_that_goes_on_counts_once_in_the_context(room: Room) -> None:
+    def used() -> tuple[int, str]:
+        session.reply and session.reply.drain()
+        return chrome.chat_figures(session, room.host).context_used, chrome.frame_figures(
+            session, room.host, 0
+        )[0]
+
+    room.engine.manual = True
+    session = room.session()
+    await session.send("Count")
+    await until(lambda: session.reply and session.reply.stream)
+    room.engine.emit(room.engine.last, *["one "] * 500)
+    session.stop()
+    await finished(session)
+    assert used() == (505, "505/1.0k 49 %")
+    await session.continue_reply()
+    await until(lambda: session.reply and session.reply.stream)
+    assert used() == (505, "505/1.0k 49 %")
+    room.engine.emit(room.engine.last, "three")
+    assert used() == (506, "506/1.0k 49 %")
+    session.stop()
+    await finished(session)
+    assert used() == (506, "506/1.0k 49 %")
 
 
 async def test_regenerate_keeps_every_version_and_steps_through_them(room: Room) -> None:
