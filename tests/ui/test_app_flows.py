@@ -359,6 +359,28 @@ async def test_the_sidebar_finds_a_word_of_an_old_chat_and_opens_it(tmp_path: Pa
         await stage.until(lambda: stage.texts() == ["about the marmalade", "Hello there."])
 
 
+@pytest.mark.parametrize("keys", [("enter",), ("down", "enter"), ("down", "down", "enter")])
+async def test_enter_in_the_search_goes_to_the_message_also_from_the_line_of_its_chat(
+    tmp_path: Path, keys: tuple[str, ...]
+) -> None:
+    async with on_stage(tmp_path) as stage:
+        for text in ("about the weather", "about the marmalade", *("something else\n\n" * 30,) * 3):
+            await stage.ask(text)
+        transcript = stage.app.chat_screen.transcript
+        await stage.press("ctrl+f")
+        await stage.until(lambda: stage.app.focused and stage.app.focused.id == "sidebar-search")
+        await stage.type("marmal")
+        if len(keys) > 1:
+            chats = stage.app.chat_screen.query_one(ChatList)
+            await stage.until(
+                lambda: [str(each.prompt) for each in chats.options][1:] == ["  about the marmalade"]
+            )
+        await stage.press(*keys)
+        found = stage.app.chats.active.conversation.ids[2]
+        await stage.until(lambda: transcript.cursor and transcript.cursor.message_id == found)
+        await stage.until(lambda: transcript.scroll_offset.y < transcript.max_scroll_y - 10)
+
+
 async def test_a_found_message_is_shown_also_where_it_was_replaced(tmp_path: Path) -> None:
     async with on_stage(tmp_path) as stage:
         await stage.ask("about the marmalade")

@@ -86,6 +86,7 @@ class Sidebar(Vertical):
         super().__init__(id=id)
         self._query = ""
         self._active: str | None = None
+        self._matches: dict[str, str] = {}  # the message that a search found in a chat, the best of them
         self._begins = True
         self._filling = asyncio.Lock()  # who opens it twice at once waits for the first
 
@@ -111,6 +112,7 @@ class Sidebar(Vertical):
         anew = self._begins or bool(self._query) or active != self._active
         self._replace(options, keep=not anew, begin=active)
         self._query, self._active, self._begins = "", active, False
+        self._matches = {}
 
     def show_found(self, found: Sequence[Found], query: str) -> None:
         """Show what a search found: each chat with its matching messages."""
@@ -125,6 +127,7 @@ class Sidebar(Vertical):
             options.append(_heading(f"Nothing found for “{sanitize_line(query)}”"))
         self._replace(options, keep=query == self._query)
         self._query = query
+        self._matches = {entry.chat.id: entry.hits[0].message for entry in found if entry.hits}
 
     @property
     def query_text(self) -> str:
@@ -155,11 +158,11 @@ class Sidebar(Vertical):
         self.query_one(ChatList).action_select()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Open the chosen chat."""
+        """Open the chosen chat, where something was found in it at the message."""
         event.stop()
         chat, _, message = (event.option_id or "").partition(" ")
         if chat:
-            self.post_message(self.Acted("open", chat, message))
+            self.post_message(self.Acted("open", chat, message or self._matches.get(chat, "")))
 
     def action_leave(self) -> None:
         """Back to the prompt; a query is cleared first."""
