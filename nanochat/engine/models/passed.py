@@ -14,6 +14,11 @@ class Passed(nn.Module):
         """The hidden states that were given for embeddings."""
         return _Hidden(inputs_embeds)
 
+    @property
+    def decoder(self) -> Passed:
+        """OPT's head reaches past its model for the decoder inside."""
+        return self
+
 
 class _Hidden:
     """A decoder's output with nothing but hidden states; whatever else a head may pass on is None."""

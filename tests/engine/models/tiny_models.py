@@ -107,6 +107,10 @@ THROUGH_TRANSFORMERS = {
     ),
     "starcoder2": lambda: tf.Starcoder2Config(**COMMON, **GQA, sliding_window=12),
     "gpt2": lambda: tf.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=131, n_positions=256),
+    "opt": lambda: tf.OPTConfig(**COMMON, num_attention_heads=4, ffn_dim=96, word_embed_proj_dim=64),
+    "opt_projected": lambda: tf.OPTConfig(
+        **COMMON, num_attention_heads=4, ffn_dim=96, word_embed_proj_dim=48, do_layer_norm_before=False
+    ),
     "mixtral": lambda: tf.MixtralConfig(**COMMON, **GQA, num_local_experts=4),
     "mixtral_narrow": lambda: tf.MixtralConfig(
         **COMMON, **{**GQA, "intermediate_size": 24}, num_local_experts=4
