@@ -83,7 +83,7 @@ def resolve(
         if settings.default_model:
             return _resolve_default(settings.default_model, paths, progress)
         name = STARTER
-    if name.lower() in (STARTER, starter.NAME.lower()):
+    if starter.is_named(name):
         return _describe(starter.ensure(progress, paths=paths), starter.NAME, "starter")
     expanded = os.path.expanduser(name)  # unlike Path's, these two take any text
     if _is_path(name) or os.path.isdir(expanded):

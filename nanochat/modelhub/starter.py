@@ -50,6 +50,11 @@ class StarterProgress:
 Report = Callable[[StarterProgress], None]
 
 
+def is_named(name: str) -> bool:
+    """Whether what a user typed means the starter model: `starter`, or its own name."""
+    return name.lower() in ("starter", NAME.lower())
+
+
 def folder(paths: Paths | None = None) -> Path:
     """Where the starter model is, or would be."""
     return (paths or Paths.find()).models / NAME

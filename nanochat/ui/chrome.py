@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from nanochat.engine.outputs import EngineStats
 from nanochat.storage.records import Role
 from nanochat.ui import figures
@@ -13,6 +15,9 @@ from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import short_name
 from nanochat.ui.status_fields import ChatFigures
 from nanochat.ui.widgets.tabs import TabLabel
+
+if TYPE_CHECKING:
+    from nanochat.ui.offers import Offers
 
 _WORDS: dict[TabState, str] = {
     TabState.QUEUED: "waiting",
@@ -81,7 +86,7 @@ def chat_figures(session: ChatSession, host: ModelHost, *, note: str = "") -> Ch
     )  # fmt: skip
 
 
-def waiting_footer(session: ChatSession, host: ModelHost) -> str:
+def waiting_footer(session: ChatSession, host: ModelHost, offers: Offers) -> str:
     """The line under a reply that has no text yet: what it waits for."""
     reply = session.reply
     if reply is None:
@@ -91,11 +96,30 @@ def waiting_footer(session: ChatSession, host: ModelHost) -> str:
         if host.state is HostState.LOADING:
             name = short_name(host.model.name) if host.model else "the model"
             return f"waits for {name}: {what} {round(100 * share)} %"
-        return "waits for a model: choose one" if host.model is None else "waits for the model"
+        if host.model is None:
+            return f"waits for {offers.fetching or f'a model: {offers.way_out}'}"
+        return "waits for the model"
     if session.state is TabState.WAITING:
         return f"waits for its turn · queue {host.engine.stats().waiting}"
     done, total = reply.stream.prefill_progress
     return f"prefill {figures.count(done)}/{figures.count(total)}"
+
+
+def frame_title(session: ChatSession, host: ModelHost, offers: Offers, send: str) -> str:
+    """What the prompt's frame says above: an edit, else that there is no model and what to press for one.
+
+    An empty chat shows the offers, and a reply that waits says it itself.
+    """
+    if session.editing:
+        return f"Editing · {send} sends it as a new version · Esc leaves it"
+    if (
+        host.model is not None
+        or not offers.began
+        or session.reply is not None
+        or not session.conversation.ids
+    ):
+        return ""
+    return offers.fetching or f"No model: {offers.way_out}"
 
 
 def frame_figures(session: ChatSession, host: ModelHost, draft_tokens: int | None) -> tuple[str, str]:

@@ -150,13 +150,16 @@ class Desk:
             app.say(f"{saved} saved: /continue or /retry goes on.")
         if app.settings.keymap:
             app.spawn(self._look_at_keymap(app))
+        model = None
         try:
             model = await asyncio.to_thread(self.shelf.first, self._wanted)
         except ModelError as error:
             app.say(str(error), severity="error")
-            return
+        self.offers.began = True
         if model is not None:
             self.host.start(model)
+        else:
+            app.chat_screen.refresh_frame()
 
     async def _look_at_keymap(self, app: NanochatApp) -> None:
         """Say what the user's key map names in vain."""

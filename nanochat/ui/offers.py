@@ -45,6 +45,8 @@ class Offers:
         self._fetching: StarterProgress | None = None
         self._fault = ""
         self._quit = False
+        self.began = False
+        """Whether it is known by now if there is a model to begin with."""
 
     async def look(self) -> None:
         """See which models are on this machine."""
@@ -68,7 +70,8 @@ class Offers:
     def take(self, offer: str) -> None:
         """Do what was chosen."""
         if offer == "starter":
-            self._app.attempt(self._fetch_starter())
+            self._app.chat_screen.focus_prompt()
+            self._app.attempt(self._begin_with_starter())
         elif offer.startswith(_GET):
             self._app.attempt(self._app.desk.models.acts.fetch(offer.removeprefix(_GET), None))
             self._app.chat_screen.focus_prompt()
@@ -80,6 +83,18 @@ class Offers:
     def stop(self) -> None:
         """End a fetch under way."""
         self._quit = True
+
+    @property
+    def fetching(self) -> str:
+        """How far the starter model is; empty while nobody fetches it."""
+        return self._progress()[0]
+
+    @property
+    def way_out(self) -> str:
+        """What to press while there is no model, with the key as the user has it."""
+        key = first_key("models", self._app.registry["models"].keys, self._app.keys) or "/models"
+        here = any(model.source == "starter" for model in self._installed)
+        return f"{key} chooses one" + ("" if here else ", /model starter fetches the small one")
 
     def _hints(self) -> str:
         """What there is to know first, with the keys as the user has them."""
@@ -142,12 +157,18 @@ class Offers:
         self._app.host.start(await asyncio.to_thread(self._app.shelf.find, name))
         self._app.chat_screen.focus_prompt()
 
-    async def _fetch_starter(self) -> None:
+    async def _begin_with_starter(self) -> None:
+        model = await self.fetch_starter()
+        if model is not None:
+            self._app.host.start(model)
+
+    async def fetch_starter(self) -> LocalModel | None:
+        """Fetch the starter model; None where it is being fetched already, or nanochat ends."""
         if self._fetching is not None:
-            return
+            self._app.say("The starter model is being fetched already.")
+            return None
         self._fault, self._fetching = "", StarterProgress("fetching", 0, 0)
-        self.refresh()
-        self._app.chat_screen.focus_prompt()
+        self._show_fetching()
         loop = asyncio.get_running_loop()
 
         def report(progress: StarterProgress) -> None:
@@ -156,9 +177,9 @@ class Offers:
             loop.call_soon_threadsafe(self._report, progress)
 
         try:
-            model = await asyncio.to_thread(self._app.shelf.fetch_starter, _safely(report))
+            return await asyncio.to_thread(self._app.shelf.fetch_starter, _safely(report))
         except _Quit:
-            return
+            return None
         except NanochatError as error:
             self._fault = f"The starter model could not be fetched: {error}"
             raise
@@ -166,8 +187,7 @@ class Offers:
             self._fetching = None
             self._app.note = ""
             if not self._quit:
-                self.refresh()
-        self._app.host.start(model)
+                self._show_fetching()
 
     def _report(self, progress: StarterProgress) -> None:
         self._fetching = progress
@@ -175,8 +195,13 @@ class Offers:
         self._app.note = (
             f"↓ starter {share} %" if progress.stage == "fetching" else f"starter: {progress.stage}"
         )
+        self._show_fetching()
+
+    def _show_fetching(self) -> None:
         self.refresh()
+        self._app.chat_screen.refresh_frame()
         self._app.chat_screen.refresh_status()
+        self._app.desk.models.changed()
 
 
 def _candidate() -> Candidate | None:

@@ -25,10 +25,8 @@ class Shelf:
 
     def find(self, name: str) -> LocalModel:
         """The model of this name. Raises ModelNotFound; never fetches anything."""
-        if name.lower() in (hub.STARTER, starter.NAME.lower()) and not self.has_starter:
-            raise ModelNotFound(
-                "the starter model is not on this machine yet: an empty chat offers to fetch it"
-            )
+        if self.lacks_starter(name):
+            raise ModelNotFound("the starter model is not on this machine yet: /model starter fetches it")
         return hub.resolve(name, paths=self._paths, settings=self._settings)
 
     def first(self, wanted: str) -> LocalModel | None:
@@ -49,6 +47,10 @@ class Shelf:
     def has_starter(self) -> bool:
         """Whether the starter model is here and whole."""
         return starter.is_intact(starter.folder(self._paths))
+
+    def lacks_starter(self, name: str) -> bool:
+        """Whether a name means the starter model, and that is not here: `fetch_starter` is to come before `find`."""
+        return starter.is_named(name) and not self.has_starter
 
     def fetch_starter(self, report: Callable[[StarterProgress], None]) -> LocalModel:
         """Fetch and convert the starter model. `report` may raise to end it. Raises DownloadError, Offline."""

@@ -250,6 +250,9 @@ class FakeShelf:
     def has_starter(self) -> bool:
         return False
 
+    def lacks_starter(self, name: str) -> bool:
+        return name == "starter" and self.fetched not in self.models
+
     def installed(self) -> list[LocalModel]:
         return list(self.models)
 

@@ -541,6 +541,38 @@ async def test_without_a_model_the_first_view_offers_the_starter_and_the_message
         assert stage.texts() == ["I write already", "Hello there."]
 
 
+async def test_without_a_model_the_chat_says_what_to_press_also_after_a_restart(tmp_path: Path) -> None:
+    said = "F3 chooses one, /model starter fetches the small one"
+    for visit in ("first", "second"):
+        async with on_stage(tmp_path, models=(), size=(80, 24)) as stage:
+            prompt = stage.app.chat_screen.prompt
+            if visit == "first":
+                await stage.send("I write already")
+                last = lambda: stage.app.chats.active.conversation.messages[-1].footer  # noqa: E731
+                await stage.until(last)
+                assert last() == f"waits for a model: {said}"
+                assert not prompt.border_title  # once is enough
+                await stage.press("escape")
+                await stage.settle()
+            await stage.until(lambda prompt=prompt: prompt.border_title, "the frame says it")
+            assert str(prompt.border_title) == f"No model: {said}"
+            assert len(str(prompt.border_title)) <= prompt.size.width
+    async with on_stage(tmp_path, models=()) as stage:
+        await stage.send("and more")
+        await stage.type("/model starter")
+        await stage.press("enter")
+        await stage.settle()
+        assert stage.texts()[-2:] == ["and more", "Hello there."]
+        assert not stage.app.chat_screen.prompt.border_title
+
+
+async def test_what_chooses_a_model_is_named_by_the_users_own_key(tmp_path: Path) -> None:
+    settings = Settings(keymap={"models": "f9"}, theme="dark")
+    async with on_stage(tmp_path, models=(), settings=settings) as stage:
+        await stage.send("I write already")
+        await stage.until(lambda: "F9 chooses one" in stage.app.chats.active.conversation.messages[-1].footer)
+
+
 async def test_the_starter_offline_says_so_and_offers_again(tmp_path: Path) -> None:
     async with on_stage(tmp_path, models=()) as stage:
         stage.app.shelf.fetched = Offline("offline: the package index cannot be reached")  # type: ignore[attr-defined]

@@ -82,7 +82,12 @@ async def model(app: NanochatApp, session: ChatSession, name: str) -> None:
     """Choose the model of the shown chat."""
     if name:
         models = app.desk.models
-        found = await asyncio.to_thread(app.shelf.find, name)
+        if await asyncio.to_thread(app.shelf.lacks_starter, name):
+            found = await app.desk.offers.fetch_starter()
+            if found is None:
+                return
+        else:
+            found = await asyncio.to_thread(app.shelf.find, name)
         await models.acts.use(found, await detached(lambda: models.fit_of(found)), session)
     else:
         app.run_registered("models")

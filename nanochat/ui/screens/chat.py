@@ -192,8 +192,9 @@ class ChatScreen(Screen[None]):
         if self._shown is None:
             return
         send = first_key("prompt.send", "enter", self.nanochat.keys)
-        title = f"Editing · {send} sends it as a new version · Esc leaves it" if self._shown.editing else ""
-        said, tone = chrome.frame_figures(self._shown, self.nanochat.host, self._draft_tokens)
+        host = self.nanochat.host
+        title = chrome.frame_title(self._shown, host, self.nanochat.desk.offers, send)
+        said, tone = chrome.frame_figures(self._shown, host, self._draft_tokens)
         self.query_one(PromptBar).frame(title=title, figures=said, tone=tone)
 
     def focus_prompt(self) -> None:
@@ -326,9 +327,8 @@ class ChatScreen(Screen[None]):
         if reply.started:
             session.conversation.change(reply.running.id, status=status, footer="")
         else:
-            session.conversation.change(
-                reply.running.id, status=status, footer=chrome.waiting_footer(session, self.nanochat.host)
-            )
+            footer = chrome.waiting_footer(session, self.nanochat.host, self.nanochat.desk.offers)
+            session.conversation.change(reply.running.id, status=status, footer=footer)
 
     def _slash_completions(self, start: str) -> list[Completion]:
         actions = self.nanochat.registry.complete_slash(start)
