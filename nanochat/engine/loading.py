@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
+from nanochat.engine.first_step import refuse_unrunnable
 from nanochat.engine.memory import MemoryPlan, gib, host_memory_free, is_out_of_memory, plan
 from nanochat.engine.models import Model, load_model
 from nanochat.engine.models.alone import give_up
@@ -127,6 +128,8 @@ def load_share(
             drawn=config.random_weights,
             deterministic=config.deterministic,
         )
+        if collectives is None and not model_config.native:
+            refuse_unrunnable(model, device, dtype)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nanochat.engine.config import BLOCK_SIZE, EngineConfig
-from nanochat.kernels.layout import AttentionLayout
+from nanochat.engine.config import EngineConfig
+from nanochat.engine.first_step import FirstStep
 from nanochat.kernels.shortage import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -62,24 +62,10 @@ def measure_reserve(
 @torch.inference_mode()
 def _taken(model: Model, tokens: int, rows: int, device: torch.device, dtype: torch.dtype) -> int:
     """Bytes that a step of `tokens` takes besides weights and KV cache, measured by running one on `device` (CUDA)."""
-    blocks = -(-tokens // BLOCK_SIZE)
-    shape = (blocks, BLOCK_SIZE, model.num_kv_heads, model.config.head_dim)
-    pair = (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+    step = FirstStep(model, tokens, device, dtype)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    slots = torch.arange(tokens, device=device)
-    layout = AttentionLayout(
-        slots=slots,
-        block_tables=torch.arange(blocks, dtype=torch.int32, device=device)[None],
-        query_start=torch.tensor([0, tokens], dtype=torch.int32, device=device),
-        context_lens=torch.tensor([tokens], dtype=torch.int32, device=device),
-        query_lens=[tokens],
-        contexts=[tokens],
-        tables=[list(range(blocks))],
-        max_context=tokens,
-    )
-    hidden = model.forward(torch.zeros_like(slots), slots, layout, [pair] * model.config.num_layers)
-    logits = model.logits(hidden[:rows])
+    logits = step.logits(rows)
     torch.softmax(logits, dim=-1)
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
