@@ -181,12 +181,15 @@ def _engines(
     from nanochat.benchmarks.peers import open_peer
 
     longest, sequences = _most(cases, setting)
-    targets: list[Target] = []
-    if sequences:
-        hooks.on_state(f"loading {plan.model_name}")
-        _forget_peak(setting.device)
-        targets.append(_own_engine(plan, longest, sequences, hooks.stopped, on_rate, facts))
-        stack.callback(targets[0].close)
+    if not sequences:
+        shortest, context = min(case.longest for case in cases), setting.config.max_position_embeddings
+        raise UsageError(
+            f"that takes {shortest:,} tokens at least, and the model's context holds {context:,}"
+        )
+    hooks.on_state(f"loading {plan.model_name}")
+    _forget_peak(setting.device)
+    targets = [_own_engine(plan, longest, sequences, hooks.stopped, on_rate, facts)]
+    stack.callback(targets[0].close)
     for name in plan.against:
         hooks.on_state(f"loading {name}")
         targets.append(open_peer(name, plan, setting.device, setting.dtype, longest, hooks.stopped))

@@ -58,6 +58,10 @@ class Admission:
         for token in (*request.params.stop_token_ids, *(request.params.logit_bias or ())):
             if token >= vocabulary:
                 raise InvalidSampling(f"token id {token} is outside the model's vocabulary of {vocabulary:,}")
+        if request.params.stop_strings and self._tokenizer is None:
+            raise InvalidSampling(
+                "stop strings need a tokenizer, and this engine was loaded with skip_tokenizer"
+            )
         return request.params.resolved(self._model_config.generation_defaults)
 
     def sequences(self, request: Request, submitted: float) -> list[Sequence]:

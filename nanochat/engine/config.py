@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanochat.errors import UsageError
+
 BLOCK_SIZE = 16
 STEP_TOKENS = 8192
 
@@ -39,6 +41,9 @@ class EngineConfig:
         skip_tokenizer: read no tokenizer: prompts are token ids and results have no text.
         random_weights: draw the weights instead of reading them, so that a config.json is enough (benchmarks).
         seed: where the seeds of requests without one are drawn from; `None` is the system's entropy.
+
+    Raises:
+        UsageError: a number that is none, or outside of its range.
     """
 
     model: Path
@@ -60,3 +65,24 @@ class EngineConfig:
     skip_tokenizer: bool = False
     random_weights: bool = False
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens"):
+            _whole(name, getattr(self, name), least=1)
+        for name in (
+            "max_model_len", "prefill_beside_decodes", "num_blocks", "kv_cache_bytes", "tensor_parallel_size",
+        ):  # fmt: skip
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), least=1)
+        if self.seed is not None:
+            _whole("seed", self.seed)
+        share = self.gpu_memory_utilization
+        if not isinstance(share, int | float) or not 0 < share <= 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"gpu_memory_utilization must be above 0 and at most 1, not {share!r}")
+
+
+def _whole(name: str, value: object, *, least: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"{name} must be a whole number, not {value!r}")
+    if least is not None and value < least:
+        raise UsageError(f"{name} must be at least {least}, not {value}")

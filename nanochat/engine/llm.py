@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from nanochat.engine import garbage
 from nanochat.engine.config import STEP_TOKENS, EngineConfig
@@ -15,14 +16,16 @@ from nanochat.engine.outputs import CompletionOutput, FinishReason, RequestOutpu
 from nanochat.engine.request import Request, Update
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.tokenizer import Tokenizer
-from nanochat.errors import InvalidModel, InvalidSampling, NanochatError
+from nanochat.errors import EngineDead, InvalidModel, InvalidSampling, NanochatError
 
 Prompt = str | Sequence[int] | dict[str, Any]
 Prompts = Prompt | Sequence[Prompt]
 
 
 class LLM:
-    """A model in memory, for scripts.
+    """A model in memory, for scripts; `with LLM(...) as llm` gives its memory back at the end.
+
+    Threads may share it: their calls follow each other. `EngineService` runs requests of many side by side.
 
     Args:
         model: a model's folder.
@@ -60,6 +63,7 @@ class LLM:
             **options,
         )
         self.core = EngineCore(self.config, load(self.config))
+        self._lock, self._closed = threading.Lock(), False
 
     def _find(self, model: str | Path) -> Path:
         return Path(model).expanduser()
@@ -98,7 +102,19 @@ class LLM:
 
         Raises:
             EmptyPrompt, ContextOverflow, InvalidSampling: a prompt that can never run; none was started then.
+            EngineDead: it was closed.
         """
+        with self._lock:
+            if self._closed:
+                raise EngineDead("this model was closed: load it again")
+            return self._generate(prompts, sampling_params, use_tqdm)
+
+    def _generate(
+        self,
+        prompts: Prompts,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
         batch = [self._tokenize(prompt) for prompt in _as_list(prompts)]
         params = self._one_each(sampling_params, len(batch))
         requests = [Request(ids, p) for (_, ids), p in zip(batch, params, strict=True)]
@@ -156,8 +172,17 @@ class LLM:
         }
 
     def close(self) -> None:
-        """Give the memory back; the object is of no use after that."""
-        self.core.close()
+        """Give the memory back; the object is of no use after that. May be called twice."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+            if not closed:
+                self.core.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def exit(self) -> None:
         """`close`, as Nano-vLLM spells it."""

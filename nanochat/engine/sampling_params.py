@@ -10,6 +10,7 @@ from typing import Any
 from nanochat.errors import InvalidSampling
 
 MAX_LOGPROBS = 1024
+_GREEDY = 1e-5  # temperatures below; vLLM's bound
 _TUNABLE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
@@ -22,7 +23,7 @@ class SamplingParams:
     it is silent the neutral value (temperature 1, top_p 1, top_k 0, min_p 0, repetition_penalty 1).
 
     Args:
-        temperature: 0 is greedy; otherwise the logits are divided by it. 0 to 100.
+        temperature: 0 is greedy, and so is less than 1e-5; otherwise the logits are divided by it. 0 to 100.
         top_p: keep the fewest tokens whose probabilities reach this sum. Above 0, at most 1.
         top_k: keep this many of the likeliest tokens; 0 and -1 keep all.
         min_p: drop tokens less likely than this times the likeliest. 0 to 1.
@@ -31,7 +32,8 @@ class SamplingParams:
         presence_penalty: subtract this from the logits of tokens in the reply. -2 to 2.
         frequency_penalty: subtract this times the count in the reply. -2 to 2.
         logit_bias: token id -> added to its logit. Each -100 to 100.
-        seed: makes the reply repeatable, whatever else is in the batch. `None` draws one.
+        seed: makes the reply repeatable: the draws do not depend on what else is in the batch. The logits may, in their last
+            bits; the engine's `deterministic` mode excludes that too. `None` draws one.
         n: how many replies to one prompt; they share the prompt's blocks. 1 to 128.
         max_tokens: the reply's length at most; `None` is as far as the context goes. 0 only fills the cache.
         min_tokens: no end-of-sequence and no stop before so many tokens.
@@ -72,6 +74,8 @@ class SamplingParams:
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
         self._check()
+        if self.temperature is not None and self.temperature < _GREEDY:
+            object.__setattr__(self, "temperature", 0.0)  # logits over less would overflow
 
     def _check(self) -> None:
         for name, low, high in (

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +16,8 @@ from nanochat.engine.request import Request, Update
 from nanochat.errors import NanochatError
 
 State = Literal["waiting", "prefilling", "decoding", "finished"]
+
+log = logging.getLogger("nanochat.engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,8 @@ class Stream:
         loop, rung = asyncio.get_running_loop(), asyncio.Event()
 
         def ring() -> None:
-            loop.call_soon_threadsafe(rung.set)
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
+                loop.call_soon_threadsafe(rung.set)
 
         with self._changed:
             self._bells.append(ring)
@@ -168,8 +173,7 @@ class Stream:
             self.state = "finished" if update.last else "decoding"
             self._changed.notify_all()
             bells = tuple(self._bells) if quiet or update.last else ()
-        for bell in bells:
-            bell()
+        self._ring(bells)
 
     def fail(self, error: NanochatError) -> None:
         """End the request with an error. Called by the engine's thread."""
@@ -178,5 +182,14 @@ class Stream:
             self.state = "finished"
             self._changed.notify_all()
             bells = tuple(self._bells)
+        self._ring(bells)
+
+    def _ring(self, bells: Iterable[Callable[[], None]]) -> None:
+        """Tell readers. What one of them raises is its own, and it is not told again: the engine goes on for all others."""
         for bell in bells:
-            bell()
+            try:
+                bell()
+            except Exception:
+                log.exception("a reader's on_ready failed")
+                with contextlib.suppress(ValueError):
+                    self._bells.remove(bell)

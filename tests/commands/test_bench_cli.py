@@ -114,6 +114,10 @@ def test_everything_runs_where_only_the_engine_is_installed(
         (("--random", "tiny", "--against", "vllm"), "not installed"),
         (("--random", "tiny", "--against", "ollama"), "knows"),
         (("compare", "nothing", "last"), "no run is called"),
+        (
+            ("--random", "tiny", "--workload", "s", "--prompt", "90000", "--device", "cpu", "--no-save"),
+            "that takes 90,001 tokens at least, and the model's context holds 8,192",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(arguments: tuple[str, ...], said: str) -> None:

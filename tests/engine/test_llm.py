@@ -6,13 +6,23 @@ import gc
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from nanochat import LLM, SamplingParams
+from nanochat.engine.config import EngineConfig
 from nanochat.engine.outputs import FinishReason
-from nanochat.errors import ContextOverflow, EmptyPrompt, InvalidSampling, ModelNotFound, OutOfMemory
+from nanochat.errors import (
+    ContextOverflow,
+    EmptyPrompt,
+    EngineDead,
+    InvalidSampling,
+    ModelNotFound,
+    OutOfMemory,
+    UsageError,
+)
 
 GREEDY = {"temperature": 0.0}
 COUNT = "1, 2, 3, 4, 5, 6, 7,"
@@ -125,6 +135,50 @@ def test_what_cannot_run_is_refused_and_nothing_was_started(llm: LLM) -> None:
         assert not llm.core.has_work
     with pytest.raises(ModelNotFound):
         LLM("no-such/model")
+
+
+def test_threads_may_share_a_model(llm: LLM) -> None:
+    prompts = [f"{COUNT} {number}," for number in range(4)]
+    params = SamplingParams(max_tokens=12, **GREEDY)
+    alone = [llm.generate(prompt, params, use_tqdm=False)[0].token_ids for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda prompt: llm.generate(prompt, params, use_tqdm=False)[0], prompts))
+    assert [output.token_ids for output in together] == alone
+
+
+def test_a_closed_model_says_so_and_may_be_closed_again(tiny_folder) -> None:
+    with LLM(tiny_folder("qwen3"), skip_tokenizer=True, num_blocks=16) as llm:
+        assert len(llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2), use_tqdm=False)[0].token_ids) == 2
+        with pytest.raises(InvalidSampling, match="stop strings need a tokenizer"):
+            llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2, stop="x"), use_tqdm=False)
+    llm.close()
+    with pytest.raises(EngineDead, match="was closed"):
+        llm.generate([[1, 2, 3]], use_tqdm=False)
+    assert not llm.core.has_work
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("max_num_seqs", 0, "max_num_seqs must be at least 1, not 0"),
+        ("max_num_batched_tokens", -5, "max_num_batched_tokens must be at least 1, not -5"),
+        ("max_num_batched_tokens", "8", "max_num_batched_tokens must be a whole number, not '8'"),
+        ("max_model_len", 0, "max_model_len must be at least 1"),
+        ("max_model_len", 1.5, "a whole number, not 1.5"),
+        ("tensor_parallel_size", "2", "tensor_parallel_size must be a whole number"),
+        ("num_blocks", 0, "num_blocks must be at least 1"),
+        ("kv_cache_bytes", -1, "kv_cache_bytes must be at least 1"),
+        ("seed", "a", "seed must be a whole number"),
+        ("gpu_memory_utilization", 0, "above 0 and at most 1, not 0"),
+        ("gpu_memory_utilization", 2.0, "above 0 and at most 1, not 2.0"),
+        ("gpu_memory_utilization", "all", "not 'all'"),
+    ],
+)
+def test_an_option_outside_its_range_is_refused_before_anything_is_read(
+    option: str, value: object, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        EngineConfig(model=Path("nowhere"), **{option: value})  # type: ignore[arg-type]
 
 
 def test_a_context_that_does_not_fit_is_refused_with_the_arithmetic(starter_model: Path) -> None:

@@ -35,3 +35,9 @@ def test_none_means_the_models_own_default_then_neutral() -> None:
 
 def test_minus_one_is_vllms_word_for_no_top_k() -> None:
     assert SamplingParams(top_k=-1).top_k == 0
+
+
+def test_a_temperature_under_which_logits_would_overflow_is_greedy() -> None:
+    assert all(SamplingParams(temperature=value).greedy for value in (0, 1e-300, 1e-38, 9e-6))
+    assert not SamplingParams(temperature=1e-5).greedy
+    assert SamplingParams().resolved({"temperature": 1e-40}).greedy, "the model's own default too"

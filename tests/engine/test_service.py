@@ -92,6 +92,28 @@ def test_the_bell_rings_once_until_the_reader_drains(ready: EngineService) -> No
     assert 1 <= len(rings) <= 50
 
 
+def test_a_reader_whose_bell_fails_harms_nobody_else(ready: EngineService) -> None:
+    def broken() -> None:
+        raise ValueError("the reader's own fault")
+
+    bad, good = ready.submit(request(max_tokens=300), on_ready=broken), ready.submit(request((4, 5)))
+    assert good.result(WAIT).token_ids == tuple(reply([4, 5], 20))
+    assert bad.result(WAIT).token_ids == tuple(reply([1, 2, 3], 300)), "its own tokens are there too"
+    ready.unload()
+    ready.load(hash_config()).wait(WAIT)
+    assert len(ready.submit(request()).result(WAIT).token_ids) == 20
+
+
+def test_a_reader_whose_event_loop_was_closed_harms_nobody_else(ready: EngineService) -> None:
+    left = ready.submit(request(max_tokens=400))
+    loop = asyncio.new_event_loop()
+    reader = left.__aiter__()
+    loop.run_until_complete(reader.__anext__())
+    loop.close()
+    assert ready.submit(request((4, 5))).result(WAIT).token_ids == tuple(reply([4, 5], 20))
+    assert left.result(WAIT).token_ids == tuple(reply([1, 2, 3], 400))
+
+
 def test_nobody_waits_for_a_reader_that_never_reads(ready: EngineService) -> None:
     ready.submit(request(max_tokens=100))
     assert ready.submit(request([9], 100)).result(WAIT).token_ids == tuple(reply([9], 100))
