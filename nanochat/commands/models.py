@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -55,7 +55,8 @@ def print_models(as_json: bool) -> None:
         return _print_json(rows)
     _print_lines("On this machine:", here_table(here))
     if not any(one.model.source == "starter" for one in here):
-        click.echo(f"{starter.NAME} (the starter model) is fetched when it is first used: `nanochat run`")
+        when = "when it is first used (`nanochat run`), or by `nanochat models pull starter`"
+        click.echo(f"{starter.NAME} (the starter model) is fetched {when}")
     if unfinished:
         _print_lines("\nUnfinished (`nanochat models pull` goes on with them):", downloads_table(unfinished))
     _print_lines(
@@ -108,26 +109,24 @@ def show(name: str, revision: str, as_json: bool) -> None:
 @click.option("--revision", default="main", show_default=True, help="A branch, a tag or a commit.")
 @JSON
 def pull(names: tuple[str, ...], revision: str, as_json: bool) -> None:
-    """Fetch models; without a name go on with what is unfinished.
+    """Fetch models, `starter` too; without a name go on with what is unfinished.
 
     Ctrl-C stops and keeps every byte: the same command goes on inside the file.
     """
-    from nanochat.commands.pull import pull as run
-    from nanochat.modelhub.downloads import Downloads
+    from nanochat.commands.pull import pull_all, pull_starter
 
-    paths, bell = Paths.find(), threading.Event()
-    queue = Downloads(paths.data, cache_folder(), on_change=bell.set)
-    try:
-        ended = run([(_full_name(name), revision) for name in names], paths, queue, bell)
-    finally:
-        queue.close()
+    paths = Paths.find()
+    from_hub = [(_full_name(name), revision) for name in names if not starter.is_named(name)]
+    rows = [_starter_row(pull_starter(paths))] if any(map(starter.is_named, names)) else []
+    ended = pull_all(from_hub, paths) if from_hub or not names else ()
+    rows += [_download_row(one) for one in ended]
     if as_json:
-        _print_json([_download_row(one) for one in ended])
+        _print_json(rows)
     else:
-        for one in ended:
-            if one.state is State.READY:
-                click.echo(sanitize_line(f"{one.repo_id} is ready: {one.folder}"))
-        if not ended:
+        for row in rows:
+            if row["state"] == State.READY:
+                click.echo(sanitize_line(f"{row['name']} is ready: {row['folder']}"))
+        if not rows:
             click.echo("nothing is unfinished; `nanochat models pull NAME` fetches a model")
     errors = [one.error for one in ended if one.error is not None]
     for error in errors[1:]:
@@ -212,9 +211,14 @@ def rm(name: str | None, revision: str | None, leftovers: bool, yes: bool, as_js
 @click.argument("name")
 @JSON
 def use(name: str, as_json: bool) -> None:
-    """Make a model on this machine the default."""
-    paths = Paths.find()
-    model = hub.resolve(name, paths=paths)
+    """Make a model on this machine the default; the starter model is fetched where it is not here yet."""
+    from nanochat.commands.progress_line import ProgressLine
+
+    paths, line = Paths.find(), ProgressLine()
+    try:
+        model = hub.resolve(name, paths=paths, progress=line.starter)
+    finally:
+        line.erase()
     chosen = {"starter": hub.STARTER, "cache": model.name, "folder": str(model.path)}[model.source]
     Settings.change(paths.settings_file, default_model=chosen)
     if as_json:
@@ -232,7 +236,9 @@ def on_this_machine(name: str, paths: Paths) -> LocalModel:
     if len(found) == 1:
         return found[0]
     if wanted == starter.NAME.lower():
-        raise ModelNotFound("the starter model is not on this machine: `nanochat run` fetches it")
+        raise ModelNotFound(
+            "the starter model is not on this machine: `nanochat models pull starter` fetches it"
+        )
     return hub.resolve(name, paths=paths)
 
 
@@ -275,6 +281,12 @@ def _download_row(one: Download) -> dict[str, Any]:
         "folder": str(one.folder) if one.folder else None,
         "note": one.note,
     }
+
+
+def _starter_row(folder: Path) -> dict[str, Any]:
+    total = sum(file.stat().st_size for file in folder.iterdir())
+    known = {"name": starter.NAME, "revision": None, "commit": None, "state": str(State.READY)}
+    return known | {"done": total, "total": total, "folder": str(folder), "note": ""}
 
 
 def _print_json(value: object) -> None:

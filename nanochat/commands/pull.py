@@ -7,7 +7,11 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from nanochat.commands.progress_line import ProgressLine
+from nanochat.hub import cache_folder
+from nanochat.modelhub import starter
 from nanochat.modelhub.download import RESTING, Download, State
 from nanochat.modelhub.downloads import Downloads
 from nanochat.modelhub.fit import Ruler
@@ -52,6 +56,25 @@ class Display:
         if new != (state, tenth) or time.monotonic() - at > PLAIN_EVERY:
             self._last[one.id] = (*new, time.monotonic())
             print(progress_line(one, 200), file=sys.stderr)
+
+
+def pull_starter(paths: Paths) -> Path:
+    """The starter model's folder; fetches it as its first use does."""
+    line = ProgressLine()
+    try:
+        return starter.ensure(line.starter, paths=paths)
+    finally:
+        line.erase()
+
+
+def pull_all(names: Sequence[tuple[str, str]], paths: Paths) -> tuple[Download, ...]:
+    """`pull` with a queue of its own."""
+    bell = threading.Event()
+    queue = Downloads(paths.data, cache_folder(), on_change=bell.set)
+    try:
+        return pull(names, paths, queue, bell)
+    finally:
+        queue.close()
 
 
 def pull(
