@@ -75,6 +75,7 @@ class SidebarFlow:
         elif verb == "pin":
             await chats.pin_chat(app, chat_id)
         elif verb == "delete":
+            app.chat_screen.sides.list.pass_over(chat_id)
             deleted = chats.delete_chat(app, chat_id)
             await self._back_to_list()
             await deleted

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date, timedelta
 from pathlib import Path
 
+import pytest
 from fake_engine import FakeEngine
 from stage import Stage, on_stage
 
@@ -85,6 +86,40 @@ async def test_after_a_delete_its_cursor_is_at_the_next_chat(tmp_path: Path) -> 
         await stage.until(lambda: len(rows(stage)) == 3 and cursor(stage) == "› oldest")
         await stage.press("up", "d")
         await stage.until(lambda: rows(stage) == ["Today", "› oldest"] and cursor(stage) == "› oldest")
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_after_a_delete_of_the_open_chat_its_cursor_is_at_the_next_row_not_at_the_chat_that_is_open_now(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    async with on_stage(tmp_path, size=size) as stage:
+        await three_chats(stage)
+        await stage.press("alt+2", "f2")
+        await stage.until(lambda: cursor(stage) == "› middle")
+        await stage.press("d")
+        await stage.until(lambda: rows(stage) == ["Today", "› newest", "oldest"])
+        assert cursor(stage) == "oldest"
+        await stage.until(lambda: isinstance(stage.app.focused, ChatList))
+        await stage.press("d")
+        await stage.until(lambda: rows(stage) == ["Today", "› newest"])
+        assert cursor(stage) == "› newest"
+
+
+async def test_in_a_search_a_delete_passes_over_all_rows_of_its_chat(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        for title in ("marmalade", "marmalade too"):
+            await stage.ask(title)
+            await stage.press("ctrl+t")
+        await stage.press("ctrl+f")
+        await stage.until(lambda: stage.app.focused and stage.app.focused.id == "sidebar-search")
+        await stage.type("marmal")
+        await stage.until(
+            lambda: rows(stage) == ["marmalade too", "  marmalade too", "marmalade", "  marmalade"]
+        )
+        await stage.press("down")
+        assert cursor(stage) == "marmalade too"
+        stage.app.chat_screen.sides.list.pass_over(stage.app.history.chats.list()[0].id)
+        assert cursor(stage) == "marmalade"
 
 
 async def test_among_many_chats_the_open_one_is_in_view(tmp_path: Path) -> None:

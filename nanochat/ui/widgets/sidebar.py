@@ -88,11 +88,22 @@ class Sidebar(Vertical):
         self._active: str | None = None
         self._matches: dict[str, str] = {}  # the message that a search found in a chat, the best of them
         self._begins = True
+        self._stays = False  # the cursor, in the next list, whatever chat is open then
         self._filling = asyncio.Lock()  # who opens it twice at once waits for the first
 
     def begin(self) -> None:
         """It is opened: the cursor begins at the open chat."""
         self._begins = True
+
+    def pass_over(self, chat: str) -> None:
+        """A chat goes away: the cursor goes on to the next row, from the last to the one before, and stays there."""
+        self._stays = True
+        chats = self.query_one(ChatList)
+        rows = [(option.id or "").partition(" ")[0] for option in chats.options]
+        at = chats.highlighted
+        if at is not None and rows[at] == chat:
+            others = [place for place, row in enumerate(rows) if row not in ("", chat)]
+            chats.highlighted = next((place for place in others if place > at), max(others, default=at))
 
     async def fill(self) -> None:
         """Make search line and list, when they are wanted first: the first frame does not pay for them."""
@@ -110,8 +121,8 @@ class Sidebar(Vertical):
         if not options:
             options.append(_heading("No chats yet: what you send appears here."))
         anew = self._begins or bool(self._query) or active != self._active
-        self._replace(options, keep=not anew, begin=active)
-        self._query, self._active, self._begins = "", active, False
+        self._replace(options, keep=self._stays or not anew, begin=active)
+        self._query, self._active, self._begins, self._stays = "", active, False, False
         self._matches = {}
 
     def show_found(self, found: Sequence[Found], query: str) -> None:
@@ -126,7 +137,7 @@ class Sidebar(Vertical):
         if not options:
             options.append(_heading(f"Nothing found for “{sanitize_line(query)}”"))
         self._replace(options, keep=query == self._query)
-        self._query = query
+        self._query, self._stays = query, False
         self._matches = {entry.chat.id: entry.hits[0].message for entry in found if entry.hits}
 
     @property
