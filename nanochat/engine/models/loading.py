@@ -22,6 +22,7 @@ from nanochat.kernels.packed import PackedLinear
 
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 _HARMLESS = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")  # buffers that old checkpoints carry
+_COMPARED = 8 * 2**20  # bytes at a time
 _OTHER_PARTS = (
     "vision_tower.",
     "multi_modal_projector.",
@@ -72,16 +73,45 @@ def _embedding_and_head(
     rows = vocabulary_share(config.vocab_size, reader.rank, reader.ranks)
     table = reader.stacked([Piece(name, shape, rows)])
     embed = Embedding(table) if reduce is None else EmbeddingShare(table, rows.start, reduce)
+    drawn = isinstance(checkpoint, DrawnWeights)
+    stored = next((head for head in _HEADS if head in checkpoint), None)
     if not config.tied_embeddings:
-        stored = next((head for head in _HEADS if head in checkpoint), _HEADS[0])
-        return embed, kernels.pack(reader.stacked([Piece(stored, shape, rows)]))
-    head = kernels.pack(table)
-    if not isinstance(head, PackedLinear) or isinstance(checkpoint, DrawnWeights):
+        return embed, kernels.pack(reader.stacked([Piece(stored or _HEADS[0], shape, rows)]))
+    if drawn or stored is None or _is_same(checkpoint, reader, stored, shape, rows, table):
+        head = kernels.pack(table)
+    else:
+        head = kernels.pack(reader.stacked([Piece(stored, shape, rows)]))
+    # Rows of a stored head may differ on one rank and not on another. Where the embedding lies must not depend on that:
+    # a table in memory is summed over the ranks, and all have to take part.
+    if not isinstance(head, PackedLinear) or drawn:
         return embed, head
     entry = checkpoint.entry(name, shape)
     return RowsOnDisk(
         entry.path, entry.offset, config.hidden_size, TORCH_DTYPES[entry.dtype], table.dtype
     ), head
+
+
+def _is_same(
+    checkpoint: Checkpoint,
+    reader: LayerReader,
+    head: str,
+    shape: tuple[int, int],
+    rows: slice,
+    table: Tensor,
+) -> bool:
+    """Whether a head that is stored although it is tied is the embedding; if not, it counts, as it does for Transformers.
+
+    Read a few rows at a time, up to the first difference.
+    """
+    at_once = max(_COMPARED // (shape[1] * table.itemsize), 1)
+    for ours in table.split(at_once):
+        theirs = torch.empty_like(ours)
+        checkpoint.read(head, theirs, shape=shape, rows=slice(rows.start, rows.start + len(ours)))
+        if not torch.equal(ours, theirs):
+            return False
+        rows = slice(rows.start + len(ours), rows.stop)
+    reader.used.add(head)
+    return True
 
 
 def _account_for_all(checkpoint: Checkpoint, reader: LayerReader) -> None:

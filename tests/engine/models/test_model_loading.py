@@ -17,7 +17,7 @@ from paged import Paged
 from safetensors.torch import load_file, save_file
 from tiny_models import COMMON, GQA, oracle, save_tiny
 
-from nanochat.engine.models import ModelConfig, load_model
+from nanochat.engine.models import ModelConfig, load_model, loading
 from nanochat.engine.models.embedding import RowsOnDisk
 from nanochat.errors import InvalidModel, UnsupportedModel, UsageError
 
@@ -212,15 +212,14 @@ class Two:
         }
 
 
-@pytest.mark.parametrize("name", ["llama_biases", "qwen3", "phi3", "gemma3", "qwen3_moe", "qwen2"])
-def test_two_ranks_sum_to_the_whole(name, tiny_folder):
-    folder = tiny_folder(name)
+def two_ranks(folder, dtype=torch.float32):
+    """What two ranks give, which is the same on both."""
     both = Two()
-    models = [load(folder, rank=rank, world_size=2, **both.rank(rank)) for rank in (0, 1)]
+    models = [load(folder, dtype, rank=rank, world_size=2, **both.rank(rank)) for rank in (0, 1)]
     found = [None, None]
 
     def run(rank):
-        paged = Paged(models[rank])
+        paged = Paged(models[rank], dtype=dtype)
         paged.cache = [
             tuple(t[:, :, :1].contiguous() for t in pair) for pair in paged.cache
         ]  # half of two KV heads
@@ -232,7 +231,64 @@ def test_two_ranks_sum_to_the_whole(name, tiny_folder):
     for thread in threads:
         thread.join()
     assert torch.equal(found[0], found[1])
-    assert (found[0] - logprobs(load(folder))).abs().max() < 1e-4
+    return found[0]
+
+
+@pytest.mark.parametrize("name", ["llama_biases", "qwen3", "phi3", "gemma3", "qwen3_moe", "qwen2"])
+def test_two_ranks_sum_to_the_whole(name, tiny_folder):
+    folder = tiny_folder(name)
+    assert (two_ranks(folder) - logprobs(load(folder))).abs().max() < 1e-4
+
+
+@torch.inference_mode()
+def expected(folder):
+    return oracle(folder)(torch.tensor([TOKENS]), use_cache=False).logits[0].log_softmax(-1)
+
+
+def another_head(tensors):
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].flip(0).contiguous()
+
+
+def the_same_head(tensors):
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+
+def differs_in_the_last_row(tensors):
+    the_same_head(tensors)
+    tensors["lm_head.weight"][-1] += 1
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma3", "gemma2"])
+@pytest.mark.parametrize("head", [another_head, differs_in_the_last_row])
+def test_a_stored_head_counts_though_the_config_ties_it(name, head, copy, monkeypatch):
+    monkeypatch.setattr(loading, "_COMPARED", 64 * 4 * 10)  # 10 rows at a time
+    folder = copy(name, head)
+    assert ModelConfig.from_folder(folder).tied_embeddings
+    assert (logprobs(load(folder)) - expected(folder)).abs().max() < 1e-4
+
+
+def test_a_stored_head_is_packed_in_place_of_the_embedding(copy):
+    tied = copy("qwen2", another_head)
+    config = dataclasses.replace(ModelConfig.from_folder(tied), tied_embeddings=False)
+    untied = load_model(tied, config, dtype=torch.bfloat16, device=CPU)
+    found = load(tied, torch.bfloat16)
+    assert isinstance(found.weights.embed, RowsOnDisk)
+    assert torch.equal(logprobs(found, torch.bfloat16), logprobs(untied, torch.bfloat16))
+
+
+def test_a_stored_head_that_is_the_embedding_is_in_memory_once(copy, tiny_folder, monkeypatch):
+    monkeypatch.setattr(loading, "_COMPARED", 64 * 4 * 10)
+    seen = []
+    found = load(copy("qwen2", the_same_head), progress=lambda done, total: seen.append((done, total)))
+    assert found.num_bytes == load(tiny_folder("qwen2")).num_bytes
+    assert seen[-1][0] == seen[-1][1] == found.bytes_read
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma2"])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_two_ranks_use_a_stored_head_of_which_one_has_nothing_new(name, dtype, near, copy):
+    folder = copy(name, differs_in_the_last_row)
+    assert (two_ranks(folder, dtype) - expected(folder)).abs().mean() < near
 
 
 def test_heads_that_cannot_be_split_are_refused(tiny_folder):
@@ -244,7 +300,7 @@ MEMORY = """
 import sys
 from pathlib import Path
 import torch
-from nanochat.engine.models import ModelConfig, load_model
+from nanochat.engine.models import ModelConfig, load_model, loading
 import nanochat.engine.models.loading
 from nanochat.kernels import pick
 
