@@ -129,9 +129,8 @@ def frame_figures(session: ChatSession, host: ModelHost, draft_tokens: int | Non
     own = f"{draft_tokens:,} tok" if draft_tokens else ""
     if not limit:
         return own, ""
-    whole = f"{figures.count(used)}/{figures.count(limit)} {figures.percent(used, limit)} %"
     tone = "bold $error" if used >= limit else "bold $warning" if used >= WARN_SHARE * limit else ""
-    return " · ".join(filter(None, (own, whole))), tone
+    return " · ".join(filter(None, (own, figures.fill(used, limit)))), tone
 
 
 def view_status(session: ChatSession) -> Status:

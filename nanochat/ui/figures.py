@@ -44,6 +44,12 @@ def percent(part: float, whole: float) -> int:
     return 100 if part >= whole else min(99, max(1, round(100 * part / whole)))
 
 
+def fill(used: float, limit: float) -> str:
+    """How full a context is, also past its end: `2.5k/8.2k 30 %`, `12k/8.2k 146 %`, `131k/8.2k ×16`."""
+    share = percent(used, limit) if used <= limit else max(101, round(100 * used / limit))
+    return f"{count(used)}/{count(limit)} " + (f"{share} %" if share < 1000 else f"×{used / limit:.0f}")
+
+
 def sparkline(values: Sequence[float], width: int) -> str:
     """The last `width` values as one row of blocks, scaled to the highest; spaces where there is none yet."""
     shown = list(values)[-width:]

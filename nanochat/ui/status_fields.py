@@ -111,10 +111,7 @@ def _reused(chat: ChatFigures) -> str:
 
 
 def _context(chat: ChatFigures) -> str:
-    if not chat.context_limit:
-        return "ctx –"
-    share = figures.percent(chat.context_used, chat.context_limit)
-    return f"ctx {figures.count(chat.context_used)}/{figures.count(chat.context_limit)} {share} %"
+    return f"ctx {figures.fill(chat.context_used, chat.context_limit)}" if chat.context_limit else "ctx –"
 
 
 def _context_tone(chat: ChatFigures) -> str:

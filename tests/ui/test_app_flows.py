@@ -726,6 +726,30 @@ async def test_an_imported_chat_is_shown_and_its_ids_are_those_of_the_export(tmp
         await stage.until(lambda: "Imported 1 chat, which was here before; 0 new messages." in stage.notices)
 
 
+async def test_a_step_to_a_version_that_is_not_there_says_so(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+
+        async def said(command: str, words: str) -> None:
+            await stage.type(command)
+            await stage.press("enter")
+            await stage.until(lambda: words in stage.notices, words)
+            stage.app.clear_notifications()
+
+        await said("/previous", "There is no reply yet.")
+        await stage.ask("hello you")
+        await said("/previous", "There is only this version: /retry makes another.")
+        await said("/next", "There is only this version: /retry makes another.")
+        await stage.app.chats.active.regenerate()
+        await stage.settle()
+        await said("/next", "This is the last of 2 versions.")
+        await stage.type("/previous")
+        await stage.press("enter")
+        shown = stage.app.chats.active.conversation
+        await stage.until(lambda: shown.messages[-1].variant == 1)
+        assert not stage.notices
+        await said("/previous", "This is the first of 2 versions.")
+
+
 async def test_an_export_holds_what_a_reply_has_said_to_this_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,24 @@ def test_a_share_is_whole_only_when_it_is(part: int, whole: int) -> None:
     assert (share == 0) == (part == 0)
 
 
+@pytest.mark.parametrize(
+    ("used", "limit", "text"),
+    [(2500, 8192, "2.5k/8.2k 31 %"), (8191, 8192, "8.2k/8.2k 99 %"), (8192, 8192, "8.2k/8.2k 100 %"),
+     (8193, 8192, "8.2k/8.2k 101 %"), (11_960, 8192, "12k/8.2k 146 %"), (131_072, 8192, "131k/8.2k ×16")],
+)  # fmt: skip
+def test_a_context_says_how_full_it_is_also_past_its_end(used: int, limit: int, text: str) -> None:
+    assert figures.fill(used, limit) == text
+    chat = replace(CHAT, context_used=used, context_limit=limit)
+    assert f"ctx {text}" in [field.text for field in fields(chat, ENGINE, DEVICE)]
+
+
+@given(st.integers(0, 10**7), st.integers(1, 10**7))
+def test_a_context_is_never_cut_on_the_bar(used: int, limit: int) -> None:
+    chat = replace(CHAT, context_used=used, context_limit=limit)
+    (field,) = [field for field in fields(chat, ENGINE, DEVICE) if field.name == "context"]
+    assert len(field.text) <= field.width
+
+
 @given(st.floats(0, 9000))
 def test_a_wait_takes_six_cells_at_most(wait: float) -> None:
     assert len(figures.seconds(wait)) <= 6

@@ -8,6 +8,7 @@ from nanochat.storage.records import Role
 from nanochat.ui.actions import Action, Run, on_chat
 
 if TYPE_CHECKING:
+    from nanochat.storage.records import Message
     from nanochat.ui.app import NanochatApp
     from nanochat.ui.session import ChatSession
 
@@ -54,10 +55,20 @@ def step_variant(by: int) -> Run:
     @on_chat
     async def run(app: NanochatApp, session: ChatSession, _: str) -> None:
         last = session.records.messages[-1] if session.records and session.records.messages else None
-        if last is not None:
-            await session.step_variant(last.id, by)
+        if last is None:
+            app.say("There is no reply yet.")
+            return
+        await session.step_variant(last.id, by)
+        if not 1 <= last.variant + by <= last.variants:
+            app.say(_no_further(last, by))
 
     return run
+
+
+def _no_further(last: Message, by: int) -> str:
+    if last.variants > 1:
+        return f"This is the {'first' if by < 0 else 'last'} of {last.variants} versions."
+    return "There is only this version: /retry makes another."
 
 
 async def step_from(app: NanochatApp, session: ChatSession, message_id: str, by: int) -> None:
