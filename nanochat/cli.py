@@ -52,7 +52,7 @@ _EXIT_CODES = """\b
 Exit codes:
   0    done
   1    something failed
-  2    wrong usage or a value outside its range
+  2    wrong usage, a value outside its range, no such chat, or no file of chats
   3    model not found, damaged or not supported
   4    download failed, or no network
   5    longer than the model's context
@@ -115,9 +115,7 @@ def nanochat(context: click.Context, model: str | None, tp: int | None) -> None:
     if context.invoked_subcommand is not None:
         for option, value in (("-m", model), ("--tp", tp)):
             if value is not None:
-                raise UsageError(
-                    f"give {option} after the command: nanochat {context.invoked_subcommand} {option} {value}"
-                )
+                raise _misplaced(context, context.invoked_subcommand, option, value)
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError('the chat needs a terminal; for one answer use `nanochat run "PROMPT"`')
@@ -125,6 +123,15 @@ def nanochat(context: click.Context, model: str | None, tp: int | None) -> None:
         raise UsageError("this build has no chat screen: use `nanochat run`, which chats in plain text")
     app: Any = importlib.import_module("nanochat.ui.launch")
     app.main(model, tp)
+
+
+def _misplaced(context: click.Context, name: str, option: str, value: object) -> UsageError:
+    """What to say of an option that stands before a command: where it belongs, if that command has it at all."""
+    group = context.command
+    command = group.get_command(context, name) if isinstance(group, click.Group) else None
+    if command is not None and any(option in parameter.opts for parameter in command.params):
+        return UsageError(f"give {option} after the command: nanochat {name} {option} {value}")
+    return UsageError(f"nanochat {name} takes no {option}: it is for the chat, `run` and `bench`")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

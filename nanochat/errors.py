@@ -120,6 +120,10 @@ class HistoryTooNew(HistoryError):
 class ChatNotFound(HistoryError):
     """No chat, message or running reply of this id."""
 
+    exit_code = UsageError.exit_code  # the chats themselves are well
+
 
 class ChatImportError(HistoryError):
     """A file of chats that cannot be read whole; nothing of it was imported."""
+
+    exit_code = UsageError.exit_code  # the file is the user's, and the chats themselves are well

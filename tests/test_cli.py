@@ -19,6 +19,7 @@ from nanochat.errors import NanochatError
 from nanochat.modelhub import starter
 
 FIGURES = r"^prefill \d+ tok \(\d+ cached\) [\d,]+ tok/s · decode \d+ tok [\d,]+ tok/s · TTFT \d+\.\d\d s$"
+ROOT = Path(__file__).parents[1]
 QUESTION = "What is the capital of France?"
 
 
@@ -179,7 +180,8 @@ def test_a_reader_that_goes_away_is_no_error(starter_home: Path) -> None:
         (["run", "hi", "--repetition-penalty", "0"], 2, ["repetition_penalty must be above 0 and at most 10"]),
         (["run", "hi", "--presence-penalty", "3"], 2, ["presence_penalty must be from -2 to 2"]),
         (["run", "hi", "--frequency-penalty", "-3"], 2, ["frequency_penalty must be from -2 to 2"]),
-        (["run", "hi", "--max-tokens", "-1"], 2, ["max_tokens must be from 0"]),
+        (["run", "hi", "--max-tokens", "-1"], 2, ["--max-tokens must be at least 1, not -1"]),
+        (["run", "hi", "--max-tokens", "0"], 2, ["--max-tokens must be at least 1, not 0"]),
         (["run", "hi", "--seed", str(2**64)], 2, ["seed must be from"]),
         (["run", "hi", "--stop", ""], 2, ["stop must hold non-empty strings"]),
         (["run", "hi", "--max-model-len", "0"], 2, ["--max-model-len must be at least 1"]),
@@ -190,8 +192,16 @@ def test_a_reader_that_goes_away_is_no_error(starter_home: Path) -> None:
         ([], 2, ["the chat needs a terminal", "nanochat run"]),
         (["-m", "x", "run", "hi"], 2, ["give -m after the command"]),
         (["--tp", "2", "run", "hi"], 2, ["give --tp after the command: nanochat run --tp 2"]),
+        (["-m", "x", "chats", "list"], 2, ["nanochat chats takes no -m: it is for the chat, `run` and `bench`"]),
+        (["--tp", "2", "doctor"], 2, ["nanochat doctor takes no --tp"]),
+        (["-m", "x", "bench"], 2, ["give -m after the command: nanochat bench -m x"]),
+        (["chats", "show", "zzzz"], 2, ["No chat has an id that starts with 'zzzz'"]),
+        (["chats", "export", "zzzz"], 2, ["No chat has an id that starts with 'zzzz'"]),
+        (["chats", "import", "/no/such.json"], 2, ["/no/such.json cannot be read: No such file"]),
+        (["chats", "import", str(ROOT / "README.md")], 2, ["README.md is no Markdown that nanochat exported"]),
+        (["chats", "import", str(ROOT / "pyproject.toml")], 2, ["The file is not whole JSON"]),
         (["--tp", "0"], 2, ["0 is not in the range x>=1"]),
-        (["run", "hi", "--tp", "10"], 2, ["9 attention heads over 3 key-value heads", "at most 9"]),
+        (["run", "hi", "--tp", "10"], 2, ["9 attention heads over 3 key-value heads", "tensor_parallel_size (--tp) of at most 9"]),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_line_and_its_exit_code(

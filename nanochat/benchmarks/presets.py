@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from nanochat.benchmarks.batch import Batch, Requests
 from nanochat.benchmarks.case import Case
@@ -38,6 +39,20 @@ def cases_of(name: str, sizes: Sizes) -> list[Case]:
     if make is None:
         raise UsageError(f"there is no preset or workload {name!r}")
     return make(sizes)
+
+
+def readers(size: str) -> tuple[str, ...]:
+    """The presets and workloads in whose cases one of the `Sizes` changes something, by its field's name."""
+    return tuple(
+        name
+        for name in (*PRESETS, *WORKLOADS)
+        if cases_of(name, _only(size, 1)) != cases_of(name, _only(size, 2))
+    )
+
+
+def _only(size: str, value: int) -> Sizes:
+    given: dict[str, Any] = {size: (value,) if isinstance(getattr(Sizes(), size), tuple) else value}
+    return Sizes(**given)
 
 
 def _quick(sizes: Sizes) -> list[Case]:

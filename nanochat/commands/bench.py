@@ -17,12 +17,18 @@ from typing import Any
 import click
 
 from nanochat.bench import PRESETS, START, WORKLOADS, Hooks, Plan, Progress, Row, Run, Sizes, run_benchmark
+from nanochat.benchmarks.presets import readers
 from nanochat.benchmarks.report import as_csv, comparison_lines, duration, header, markdown, number, table
 from nanochat.benchmarks.storage import Results
 from nanochat.errors import UsageError
 
 INTERRUPTED = 130
 _DTYPES = click.Choice(["auto", "bfloat16", "float16", "float32"])
+_SIZES = {
+    "prompts": "--prompt", "output": "--output", "depths": "--depth", "batches": "--batch", "turns": "--turns",
+    "requests": "--requests",
+}  # fmt: skip
+"""The options of the user's own sizes."""
 _POSITIVE = click.IntRange(min=1)
 
 
@@ -133,6 +139,10 @@ def _exit_code(run: Run) -> int:
 def _plan(options: dict[str, Any], folder: Path) -> Plan:
     if options["model"] and options["shape"]:
         raise UsageError("give --model or --random, not both")
+    names = (*options["presets"], *options["workloads"]) or ("quick",)
+    given: dict[str, Any] = {size: options[size] for size in _SIZES}
+    sizes = Sizes(**given)
+    _refuse_unused(names, sizes)
     if options["shape"]:
         from nanochat.benchmarks.known_shapes import write_shape
 
@@ -143,19 +153,11 @@ def _plan(options: dict[str, Any], folder: Path) -> Plan:
 
         local = hub.resolve(options["model"], progress=ProgressLine().starter)
         path, name = local.path, local.name
-    sizes = Sizes(
-        prompts=options["prompts"],
-        output=options["output"],
-        depths=options["depths"],
-        batches=options["batches"],
-        turns=options["turns"],
-        requests=options["requests"],
-    )
     return Plan(
         model=path,
         model_name=name,
         drawn=bool(options["shape"]),
-        names=(*options["presets"], *options["workloads"]) or ("quick",),
+        names=names,
         sizes=sizes,
         dtype=options["dtype"],
         device=options["device"],
@@ -166,6 +168,13 @@ def _plan(options: dict[str, Any], folder: Path) -> Plan:
         gguf=options["gguf"],
         measure_limits=options["measure_limits"],
     )
+
+
+def _refuse_unused(names: tuple[str, ...], sizes: Sizes) -> None:
+    """Raise UsageError for a size that nothing of what is to be measured has."""
+    for size, option in _SIZES.items():
+        if getattr(sizes, size) and not set(names) & set(able := readers(size)):
+            raise UsageError(f"{option} changes nothing in {', '.join(names)}: it is for {', '.join(able)}")
 
 
 def _run(plan: Plan, numbers: tuple[int, ...], results: Results | None) -> Run:

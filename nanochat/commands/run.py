@@ -134,6 +134,8 @@ def _sampling(options: dict[str, Any]) -> SamplingParams:
         "presence_penalty",
         "frequency_penalty",
     )
+    if options["max_tokens"] is not None and options["max_tokens"] < 1:
+        raise UsageError(f"--max-tokens must be at least 1, not {options['max_tokens']}")
     seed = options["seed"] if options["seed"] is not None else secrets.randbelow(2**31)
     chosen = {name: options[name] for name in (*names, "max_tokens", "stop")}
     return SamplingParams(**chosen, seed=seed)

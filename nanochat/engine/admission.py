@@ -50,7 +50,8 @@ class Admission:
         if length > self._max_model_len - (request.params.max_tokens != 0):
             raise ContextOverflow(
                 f"the prompt has {length:,} tokens and the context holds {self._max_model_len:,}, "
-                "one of them for the reply: shorten it, or load the model with a longer context (max_model_len)"
+                "one of them for the reply: shorten it, or load the model with a longer context "
+                "(max_model_len, --max-model-len)"
             )
         worst = max(request.prompt_ids) if min(request.prompt_ids) >= 0 else min(request.prompt_ids)
         if not 0 <= worst < vocabulary:

@@ -100,7 +100,9 @@ def plan(
         light = LEAST_CONTEXT // BLOCK_SIZE * block_bytes
         lighter = weights + free - (int(light / _CPU_SHARE) if on_cpu else light + reserve)
         if fits:
-            then = "Set max_model_len to at most that, free memory, or take a smaller model."
+            then = (
+                "Set max_model_len (--max-model-len) to at most that, free memory, or take a smaller model."
+            )
         elif config.kv_cache_bytes is not None or config.num_blocks is not None or lighter <= 0:
             then = "Free memory, or take a smaller model."
         else:

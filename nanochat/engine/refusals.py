@@ -106,5 +106,7 @@ class Demand:
         more = range(self.ranks + 1, _MOST_DEVICES + 1) if self.device == "cuda" else ()
         split = next((n for n in more if divides(config, n) and self.ranks * self.weights / n <= room), None)
         return (
-            "" if split is None else f", or split it over {split} such devices (tensor_parallel_size={split})"
+            ""
+            if split is None
+            else f", or split it over {split} such devices (tensor_parallel_size={split}, --tp {split})"
         )

@@ -15,10 +15,11 @@ from nanochat.exchange.bundle import ChatBundle
 from nanochat.exchange.chatgpt import from_chatgpt
 from nanochat.exchange.json_file import JSON_FORMAT, from_json
 from nanochat.exchange.llm_database import from_llm
-from nanochat.exchange.markdown_file import from_markdown
+from nanochat.exchange.markdown_file import MARKDOWN_VERSION, from_markdown
 
 MAX_FILE_BYTES = 256 << 20
 _SQLITE = b"SQLite format 3\0"
+_MARKDOWN = (".md", ".markdown")
 _ZIP = b"PK\x03\x04"
 
 
@@ -51,7 +52,16 @@ def read_chats(path: Path) -> tuple[ChatBundle, ...]:
         raise ChatImportError(
             f"{path} is not text in UTF-8: byte {error.start} is {error.object[error.start]:#x}."
         ) from error
-    return from_markdown(text) if text.startswith("---") else from_json_text(text)
+    if text.startswith("---"):
+        return from_markdown(text)
+    try:
+        return from_json_text(text)
+    except ChatImportError as error:
+        if path.suffix.lower() not in _MARKDOWN:
+            raise
+        raise ChatImportError(
+            f"{path} is no Markdown that nanochat exported: that begins with front matter, `---` and `nanochat: {MARKDOWN_VERSION}`."
+        ) from error
 
 
 def from_json_text(text: str) -> tuple[ChatBundle, ...]:

@@ -111,6 +111,11 @@ def test_everything_runs_where_only_the_engine_is_installed(
     [
         (("--random", "gpt-5"), "qwen3-0.6b"),
         (("--random", "tiny", "--model", "starter"), "not both"),
+        (("--preset", "quick", "--batch", "4"), "--batch changes nothing in quick: it is for throughput"),
+        (
+            ("--workload", "start", "--output", "4"),
+            "--output changes nothing in start: it is for quick, throughput",
+        ),
         (("--random", "tiny", "--against", "vllm"), "not installed"),
         (("--random", "tiny", "--against", "ollama"), "knows"),
         (("compare", "nothing", "last"), "no run is called"),

@@ -53,7 +53,7 @@ def test_weights_that_do_not_fit_are_refused_with_all_that_counts(
     assert "2,048 tokens of context take 288 MiB of KV cache (147,456 bytes a token)" in text
     assert "a step 512 MiB of reserve or more" in text
     assert "Up to 9.22 GiB of weights fit, 4.9 billion parameters" in text
-    assert "or split it over 2 such devices (tensor_parallel_size=2)" in text
+    assert "or split it over 2 such devices (tensor_parallel_size=2, --tp 2)" in text
     assert "over 4 such devices" in refusal(folder, 5, monkeypatch)
     assert "such devices" not in refusal(folder, 1.5, monkeypatch)
     assert "No model fits in that" in refusal(folder, 0.5, monkeypatch)

@@ -85,7 +85,7 @@ def load_model(
     if deterministic and world_size > 2:
         raise UsageError(
             f"deterministic was asked for on {world_size} devices, and sums over more than two depend on how they are "
-            "sent: use tensor_parallel_size 1 or 2"
+            "sent: use tensor_parallel_size 1 or 2 (--tp)"
         )
     if config.native:
         from nanochat.engine.models.loading import load_decoder

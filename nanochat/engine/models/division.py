@@ -179,13 +179,13 @@ class Division:
     def _no_plan(self) -> UnsupportedModel:
         return UnsupportedModel(
             f"{self._config.architecture} runs through Transformers, which has no tensor-parallel plan for its layers: "
-            "set tensor_parallel_size to 1"
+            "set tensor_parallel_size (--tp) to 1"
         )
 
     def _unknown(self, name: str, what: str) -> UnsupportedModel:
         return UnsupportedModel(
             f"{self._config.architecture} runs through Transformers, whose tensor-parallel plan this engine cannot "
-            f"follow over {self._ranks} devices ({name}: {what}): take a smaller tensor_parallel_size, or 1"
+            f"follow over {self._ranks} devices ({name}: {what}): take a smaller tensor_parallel_size (--tp), or 1"
         )
 
     # Carried out on a model -----------------------------------------------------------------------

@@ -235,7 +235,7 @@ def _read_weights(
         if share is not None:
             raise UnsupportedModel(
                 f"the weights of {folder.name} cannot be divided as they lie in its files ({_short(error)}): "
-                "set tensor_parallel_size to 1"
+                "set tensor_parallel_size (--tp) to 1"
             ) from error
         raise InvalidModel(
             f"Transformers cannot load {folder.name} ({_short(error)}): fetch the model again, or take another"

@@ -28,7 +28,7 @@ def choose_ranks(config: EngineConfig, model: ModelConfig, device: torch.device,
     refuse_unsplittable(model, asked)
     if there is not None and asked > there:
         raise UsageError(
-            f"tensor_parallel_size {asked} was asked for, and there are {there} CUDA devices from {device} on"
+            f"tensor_parallel_size (--tp) {asked} was asked for, and there are {there} CUDA devices from {device} on"
         )
     if asked > 1 and not model.native:
         _refuse_undividable(config, model, asked)

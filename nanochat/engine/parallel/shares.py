@@ -79,7 +79,7 @@ def refuse_unsplittable(config: ModelConfig, ranks: int) -> None:
     if sharers > group:
         raise UsageError(
             f"{config.num_heads} attention heads over {config.num_kv_heads} key-value heads cannot be split over "
-            f"{ranks} devices: take a tensor_parallel_size of at most {most}"
+            f"{ranks} devices: take a tensor_parallel_size (--tp) of at most {most}"
         )
     if not config.native:
         return
@@ -88,7 +88,7 @@ def refuse_unsplittable(config: ModelConfig, ranks: int) -> None:
     if narrowest < ranks:
         raise UsageError(
             f"{min(widths)} feed-forward columns cannot be split over {ranks} devices: take a tensor_parallel_size "
-            f"of at most {narrowest}"
+            f"(--tp) of at most {narrowest}"
         )
 
 
