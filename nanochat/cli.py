@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from nanochat import __version__
+from nanochat.commands.output import guarded_streams
 from nanochat.environment import debugging, log_to, set_variables
 from nanochat.errors import NanochatError, UsageError
 from nanochat.sanitize import sanitize_line
@@ -142,11 +143,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:  # a terminal that cannot show a character shows "?" in its place
             reconfigure(errors="replace")
+    with guarded_streams():
+        try:
+            sys.exit(_run(arguments))
+        except BrokenPipeError:
+            leave_quietly()
+        except Exception as error:
+            fail(error)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Run the command line; returns the exit code when all that was written has arrived."""
     try:
         code = nanochat.main(arguments, prog_name="nanochat", standalone_mode=False)
-    except Exception as error:
-        fail(error)
-    sys.exit(code if isinstance(code, int) else 0)
+    finally:
+        sys.stdout.flush()
+    return code if isinstance(code, int) else 0
 
 
 def fail(error: Exception) -> NoReturn:

@@ -15,6 +15,10 @@ class UsageError(NanochatError):
     exit_code = 2
 
 
+class OutputFailed(NanochatError):
+    """Standard output cannot be written, such as a file on a full disk."""
+
+
 class SettingsError(UsageError):
     """A settings file that is no TOML, or a value in it outside its range; the text names file, key and range."""
 
