@@ -10,7 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
+from nanochat.modelhub import starter
 from nanochat.modelhub.shape import Shape
+from nanochat.modelhub.starter_wheel import WHEEL_SIZE
 from nanochat.sanitize import sanitize_line
 from nanochat.transfer.child import ask
 from nanochat.transfer.repository import check_repo_id, check_revision
@@ -68,6 +70,27 @@ class Description:
     """Why this engine does not run it."""
     denied: str | None
     """Why this user may not fetch it, and what to do."""
+
+
+STARTER = Listing(
+    repo_id=starter.NAME,
+    family="SmolLM2",
+    parameters=134_515_008,
+    download_size=WHEEL_SIZE,
+    licence="apache-2.0",
+    context=8192,
+    shape=Shape(
+        parameters=134_515_008,
+        layers=30,
+        kv_heads=3,
+        head_dim=64,
+        hidden=576,
+        intermediate=1536,
+        vocabulary=49_152,
+        context=8192,
+    ),
+    note="the starter model: comes without the hub",
+)
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nanochat import hub
 from nanochat.errors import NanochatError, UsageError
 from nanochat.hub import LocalModel, cache_folder
+from nanochat.modelhub import catalog
 from nanochat.modelhub.download import Download, State
 from nanochat.modelhub.fit import Fit
 from nanochat.modelhub.text import size
@@ -42,6 +43,8 @@ class ModelActs:
             await self.pause_or_resume(row)
         elif row.kind == "leftovers":
             await self.clean()
+        elif row.kind == "listing" and row.name == catalog.STARTER.repo_id:
+            await self._fetch_starter()
         elif row.kind == "listing":
             await self.fetch(row.name, row.fit)
         elif (model := self._flow.model_of(row)) is not None:
@@ -90,6 +93,17 @@ class ModelActs:
             if await self._app.ask(question) != "get":
                 return None
         return await self._flow.downloads.add(repo_id)
+
+    async def _fetch_starter(self) -> None:
+        """Fetch the starter model, which is on no hub; it is loaded where there is no model yet."""
+        model = await self._app.desk.offers.fetch_starter()
+        if model is None:
+            return
+        await self._flow.refresh()
+        if self._app.host.model is None:
+            self._app.host.start(model)
+        else:
+            self._app.say(f"{model.name} is here: Enter loads it.")
 
     async def pause_or_resume(self, row: Row) -> None:
         """Pause a download, or go on with it."""

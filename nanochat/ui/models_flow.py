@@ -84,6 +84,10 @@ class ModelsFlow:
             )
         going = {one.repo_id for one in self.downloads.all}
         rows.append(heading("Recommended", of="listing"))
+        if not any(one.model.source == "starter" for one in found.here):
+            fit = found.ruler.fit(catalog.STARTER.repo_id, catalog.STARTER.shape)
+            said = self._app.desk.offers.share or (fit.text if fit else "?")
+            rows.append(listing_row("recommended", catalog.STARTER, fit, said))
         rows += [
             listing_row("recommended", one, fit, fit.text if fit else "?")
             for one, fit in found.recommended
@@ -191,7 +195,7 @@ class ModelsFlow:
         from nanochat.commands.models_show import local_facts, remote_facts
 
         inventory = self.inventory
-        if row.kind not in ("here", "listing") or inventory is None:
+        if row.kind not in ("here", "listing") or inventory is None or row.name == catalog.STARTER.repo_id:
             return self.details(row)
         if (one := self.model_of(row)) is not None:
             facts = await detached(lambda: local_facts(one, self._app.paths, inventory.ruler))

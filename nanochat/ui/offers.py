@@ -90,6 +90,14 @@ class Offers:
         return self._progress()[0]
 
     @property
+    def share(self) -> str:
+        """The same in a word or two, for a cell of a table."""
+        now = self._fetching
+        if now is None:
+            return ""
+        return f"{now.stage} {figures.percent(now.done, now.total)} %" if now.total else now.stage
+
+    @property
     def way_out(self) -> str:
         """What to press while there is no model, with the key as the user has it."""
         key = first_key("models", self._app.registry["models"].keys, self._app.keys) or "/models"

@@ -65,6 +65,18 @@ async def test_slash_model_without_a_name_opens_it_and_esc_goes_back(hub: Hub, h
         await stage.until(lambda: stage.screen == "ChatScreen")
 
 
+async def test_the_starter_that_is_not_here_leads_the_recommended_and_enter_fetches_it(
+    hub: Hub, home: Home
+) -> None:
+    async with on_models(home, hub, models=()) as stage:
+        await stage.open_models()
+        listed_keys = [key for key in stage.keys if key.startswith("recommended:")]
+        assert listed_keys[0] == "recommended:SmolLM2-135M-Instruct"
+        await stage.go_to(listed_keys[0])
+        await stage.press("enter")
+        await stage.until(lambda: stage.app.host.model is not None, "it is fetched and loaded")
+
+
 async def test_a_search_says_with_how_much_context_each_model_fits(hub: Hub, home: Home) -> None:
     hub.add(listed("org/chat-evil\x1b]0;x\x07", 3))
     hub.add(listed("org/chat-one", 4))
