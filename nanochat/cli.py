@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-from nanochat import __version__
+from nanochat import __version__, disk_faults
 from nanochat.commands.output import guarded_streams
 from nanochat.environment import debugging, log_to, set_variables
 from nanochat.errors import NanochatError, UsageError
@@ -177,6 +177,8 @@ def fail(error: Exception) -> NoReturn:
     if isinstance(error, NanochatError):
         _complain(str(error), error.exit_code)
     logging.getLogger("nanochat").error("an unexpected error", exc_info=error)
+    if isinstance(error, OSError) and disk_faults.is_of_the_disk(error):
+        _complain(disk_faults.explain(error), NanochatError.exit_code)
     _complain(
         f"a bug: {type(error).__name__}: {error}. The details are in {Paths.find().log_file}; "
         "NANOCHAT_DEBUG=1 shows them here",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -265,6 +266,25 @@ def test_models_on_an_empty_machine_says_what_to_do(tmp_path: Path) -> None:
     result = nanochat("models", env=environment)
     assert result.returncode == 0
     assert "nanochat run" in result.stdout
+
+
+def test_a_home_that_cannot_be_written_is_no_bug() -> None:
+    result = nanochat("run", "hi", env=os.environ | {"NANOCHAT_HOME": "/sys/nanochat"})
+    complaint = one_line_of_complaint(result, 4)
+    assert "/sys/nanochat/data/models cannot be written" in complaint
+    assert "set NANOCHAT_HOME to another folder" in complaint
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+def test_a_disk_that_takes_nothing_is_no_bug_wherever_it_is_met(
+    number: int, nanochat_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = nanochat_home / "data" / "file"
+    with pytest.raises(SystemExit) as end:
+        cli.fail(OSError(number, os.strerror(number), str(place)))
+    told = capsys.readouterr().err
+    assert end.value.code == NanochatError.exit_code
+    assert "a bug" not in told and str(place) in told and "set NANOCHAT_HOME" in told
 
 
 def test_a_bug_of_ours_is_one_line_and_a_traceback_in_the_log(

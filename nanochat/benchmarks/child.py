@@ -205,7 +205,7 @@ def main() -> None:
         send(event, data)
 
     def grown(run: Run, _row: object) -> None:
-        results.save(run)
+        results.keep(run)
         send_run("row", run)
 
     try:
@@ -219,9 +219,10 @@ def main() -> None:
     except NanochatError as error:
         send("refused", str(error))
         return
-    if run.rows:
-        results.save(run)
+    lost = results.keep(run) if run.rows else None
     send_run("ended", run)
+    if lost is not None:
+        send("refused", lost)
 
 
 def _first_line() -> bytes:

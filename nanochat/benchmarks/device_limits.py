@@ -7,6 +7,7 @@ machine disturbed them.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from torch import Tensor
 from nanochat.benchmarks.cost import Ceilings
 from nanochat.benchmarks.watch import Watch
 from nanochat.settings import Paths, private_folder
+
+log = logging.getLogger("nanochat.benchmarks")
 
 _READ_BYTES = {"cuda": 4 * 2**30, "cpu": 256 * 2**20}  # far beyond any cache
 _SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices that are multiplied
@@ -129,7 +132,11 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, known: dict[str, Any]) -> None:
-    private_folder(file.parent)
+    """Keep them; where nothing can be written they are measured anew each time."""
     unfinished = file.with_name(f"{file.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(known, indent=1), encoding="utf-8")
-    unfinished.replace(file)
+    try:
+        private_folder(file.parent)
+        unfinished.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        unfinished.replace(file)
+    except OSError as error:
+        log.warning("the ceilings of this machine cannot be kept: %s", error)

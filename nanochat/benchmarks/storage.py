@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.benchmarks.result import DamagedResult, Run
+from nanochat.disk_faults import explain
 from nanochat.settings import Paths, private_folder
 
 
@@ -22,10 +23,14 @@ class Results:
         """The user's."""
         return cls(Paths.find().data / "bench")
 
+    def file(self, run: Run) -> Path:
+        """Where a run is kept."""
+        return self.folder / f"{run.id}.json"
+
     def save(self, run: Run) -> Path:
         """Write a run, replacing an earlier state of the same; whole or not at all."""
         private_folder(self.folder)
-        target = self.folder / f"{run.id}.json"
+        target = self.file(run)
         unfinished = target.with_suffix(".unfinished")
         with unfinished.open("w", encoding="utf-8") as sink:
             json.dump(run.as_dict(), sink, indent=1, ensure_ascii=False, allow_nan=False)
@@ -33,6 +38,14 @@ class Results:
             os.fsync(sink.fileno())
         unfinished.replace(target)
         return target
+
+    def keep(self, run: Run) -> str | None:
+        """`save` where it can be; else why not, for the user: what was measured is worth more than its file."""
+        try:
+            self.save(run)
+        except OSError as error:
+            return f"this run could not be kept: {explain(error, self.folder)}"
+        return None
 
     def names(self) -> list[str]:
         """The ids of all runs, oldest first: an id begins with its time."""

@@ -16,11 +16,13 @@ from typing import Any
 
 import click
 
-from nanochat.bench import PRESETS, START, WORKLOADS, Hooks, Plan, Progress, Row, Run, Sizes, run_benchmark
+from nanochat.bench import PRESETS, START, WORKLOADS, Hooks, Plan, Row, Run, Sizes, run_benchmark
 from nanochat.benchmarks.presets import readers
-from nanochat.benchmarks.report import as_csv, comparison_lines, duration, header, markdown, number, table
+from nanochat.benchmarks.report import as_csv, comparison_lines, header, markdown, table
 from nanochat.benchmarks.storage import Results
-from nanochat.errors import UsageError
+from nanochat.commands.bench_line import BenchLine, row_line
+from nanochat.disk_faults import explain
+from nanochat.errors import NanochatError, UsageError
 
 INTERRUPTED = 130
 _DTYPES = click.Choice(["auto", "bfloat16", "float16", "float32"])
@@ -38,6 +40,31 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | N
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise click.BadParameter(f"{text!r} must be a number from 1 on, or several with commas, as 1,2,4")
     return tuple(dict.fromkeys(map(int, words)))
+
+
+def _new_file(_context: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
+    """A file that can be written: asked before anything is measured."""
+    if path is None:
+        return None
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise click.BadParameter(f"there is no folder {folder}")
+    if path.is_dir():
+        raise click.BadParameter(f"{path} is a folder: give a file's name")
+    try:
+        if path.is_file():
+            path.open("ab").close()
+        elif not path.exists():  # a pipe is not opened twice
+            with tempfile.TemporaryFile(dir=folder) as trial:
+                trial.write(b"x")  # a full disk takes a file, and nothing in it
+    except OSError as error:
+        raise click.BadParameter(explain(error, path)) from error
+    return path
+
+
+_PLOT = click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE", callback=_new_file, help="Draw it as SVG as well."
+)  # fmt: skip
 
 
 @click.group(invoke_without_command=True)
@@ -89,7 +116,7 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | N
 @click.option("--gguf", type=click.Path(exists=True, path_type=Path), help="The model for llama.cpp.")
 @click.option("--measure-limits", is_flag=True, help="Measure the device's ceilings again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the result as SVG.")
+@_PLOT
 @click.option("--no-save", is_flag=True, help="Keep no file of the result.")
 @click.pass_context
 def bench(context: click.Context, **options: Any) -> None:
@@ -104,15 +131,22 @@ def bench(context: click.Context, **options: Any) -> None:
     with tempfile.TemporaryDirectory(prefix="nanochat-bench-") as folder:
         plan = _plan(options, Path(folder))
         run = _run(plan, options["tp"], None if options["no_save"] else Results.find())
-    if options["plot"] is not None:
-        from nanochat.benchmarks.plot import svg
-
-        options["plot"].write_text(svg(run), encoding="utf-8")
     if options["as_json"]:
         click.echo(json.dumps(run.as_dict(), ensure_ascii=False, allow_nan=False))
     else:
         _print_run(run, pictures=sys.stdout.isatty())
+    if options["plot"] is not None:
+        _draw(run, options["plot"])
     sys.exit(_exit_code(run))
+
+
+def _draw(run: Run, path: Path) -> None:
+    from nanochat.benchmarks.plot import svg
+
+    try:
+        path.write_text(svg(run), encoding="utf-8")
+    except OSError as error:
+        raise NanochatError(f"the picture is not drawn: {explain(error, path)}") from error
 
 
 def _print_run(run: Run, *, pictures: bool) -> None:
@@ -179,12 +213,12 @@ def _refuse_unused(names: tuple[str, ...], sizes: Sizes) -> None:
 
 def _run(plan: Plan, numbers: tuple[int, ...], results: Results | None) -> Run:
     """Run, with one line of progress and one line for each row on stderr; saved after each row."""
-    screen = _Line()
+    screen = BenchLine()
 
     def on_row(run: Run, row: Row) -> None:
-        screen.keep(_row_line(row))
+        screen.keep(row_line(row))
         if results is not None:
-            results.save(run)
+            results.keep(run)
 
     with _interruptible() as stopped:
         hooks = Hooks(screen.progress, on_row, screen.show, stopped)
@@ -196,7 +230,8 @@ def _run(plan: Plan, numbers: tuple[int, ...], results: Results | None) -> Run:
             run = run_benchmark(plan, hooks)
     screen.clear()
     if results is not None:
-        click.echo(f"kept as {results.save(run)}", err=True)
+        lost = results.keep(run)
+        click.echo(f"nanochat: {lost}" if lost else f"kept as {results.file(run)}", err=True)
     return run
 
 
@@ -218,51 +253,6 @@ def _interruptible() -> Generator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _row_line(row: Row) -> str:
-    if not row.samples:
-        return f"{row.test} ({row.engine}): {row.error or row.skipped or 'not finished'}"
-    reached = (
-        f", {100 * row.fraction:.1f} % of {number(row.ceiling or 0)}" if row.fraction is not None else ""
-    )
-    return f"{row.test} ({row.engine}): {number(row.summary.median)} {row.unit}{reached}"
-
-
-def _left(progress: Progress) -> str:
-    if progress.run_seconds_left is not None:
-        return f", about {duration(progress.run_seconds_left)} left"
-    if progress.seconds_left is not None:
-        return f", about {duration(progress.seconds_left)} left in this test"
-    return ""
-
-
-class _Line:
-    """One line on stderr that is overwritten; without a terminal, only what is kept is printed."""
-
-    def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-
-    def show(self, text: str) -> None:
-        if self._shown:
-            click.echo(f"\r\x1b[2K{text}", nl=False, err=True)
-
-    def progress(self, progress: Progress) -> None:
-        value = f", {number(progress.value)} {progress.unit}" if progress.value is not None else ""
-        left = _left(progress)
-        if progress.rate is not None:
-            value = f", now {number(progress.rate)} tok/s"
-        what = f"{progress.repeat}/{progress.repeats}" if progress.repeat else "warm-up"
-        self.show(
-            f"[{progress.case}/{progress.cases}] {progress.test} ({progress.engine}): {what}{value}{left}"
-        )
-
-    def keep(self, text: str) -> None:
-        self.clear()
-        click.echo(text, err=True)
-
-    def clear(self) -> None:
-        self.show("")
-
-
 @bench.command("list")
 def list_runs() -> None:
     """The kept runs, oldest first."""
@@ -278,14 +268,10 @@ def list_runs() -> None:
 @click.option(
     "--format", "kind", type=click.Choice(["text", "plot", "markdown", "json", "csv"]), default="text"
 )
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it as SVG as well.")
+@_PLOT
 def show(name: str, kind: str, plot: Path | None) -> None:
     """A kept run: its id or the beginning of it, `last`, `last-1`, or a file."""
     run = Results.find().load(name)
-    if plot is not None:
-        from nanochat.benchmarks.plot import svg
-
-        plot.write_text(svg(run), encoding="utf-8")
     if kind == "markdown":
         click.echo(markdown(run), nl=False)
     elif kind == "json":
@@ -294,6 +280,8 @@ def show(name: str, kind: str, plot: Path | None) -> None:
         click.echo(as_csv(run), nl=False)
     else:
         _print_run(run, pictures=sys.stdout.isatty() or kind == "plot")
+    if plot is not None:
+        _draw(run, plot)
 
 
 @bench.command()

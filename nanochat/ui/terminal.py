@@ -7,9 +7,7 @@ import faulthandler
 import io
 import logging
 import os
-import re
 import signal
-import subprocess
 import sys
 import termios
 import threading
@@ -24,6 +22,7 @@ from textual.drivers import linux_driver
 from textual.message import Message
 
 from nanochat.settings import private_folder
+from nanochat.ui.guardian import dismiss, post_guardian
 from nanochat.ui.keyboard import ScreenReport, read_keys
 
 if TYPE_CHECKING:
@@ -182,13 +181,12 @@ def held(log_file: Path) -> Generator[None]:
     `sys.__stdout__` and `sys.__stderr__`, which Textual writes to, keep the terminal. Afterwards everything is as it
     was, also after an exception; after a kill, a waiting shell restores the screen.
     """
-    private_folder(log_file.parent)
     attributes = read_attributes()
     screen = _screen_descriptor()
-    guardian = _guardian(screen)
+    guardian = post_guardian(screen, RESTORE)
     saved = os.dup(1), os.dup(2)
     streams = sys.__stdout__, sys.__stderr__
-    sink = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    sink = _sink(log_file)
     terminal = ScreenFile(os.fdopen(screen, "wb"), encoding="utf-8", errors="replace", newline="")
     clean = False
     try:
@@ -209,7 +207,7 @@ def held(log_file: Path) -> Generator[None]:
         for descriptor in (*saved, sink):
             os.close(descriptor)
         restore_attributes(attributes)
-        _dismiss(guardian)
+        dismiss(guardian)
         _close(terminal)
 
 
@@ -228,57 +226,21 @@ def speaks_utf8(environ: Mapping[str, str] = os.environ) -> bool:
     return not coerced and ("utf-8" in language.lower() or "utf8" in language.lower())
 
 
+def _sink(log_file: Path) -> int:
+    """A descriptor of the log; of nothing where it cannot be written, which is no reason not to chat."""
+    try:
+        private_folder(log_file.parent)
+        return os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY)
+
+
 def _screen_descriptor() -> int:
     """A descriptor of our own for the terminal: standard error's or output's, else the controlling terminal."""
     for descriptor in (2, 1):
         if os.isatty(descriptor):
             return os.dup(descriptor)
     return os.open("/dev/tty", os.O_WRONLY) if os.isatty(0) else os.dup(2)
-
-
-def _guardian(screen: int) -> subprocess.Popen[bytes] | None:
-    """A shell that waits for our end and, unless it was told that all is well, restores the terminal.
-
-    The line discipline only where nobody has done it yet: our mode takes no signals from keys, a shell's own does.
-    """
-    if not os.isatty(screen):
-        return None
-    restore = RESTORE.replace("\x1b", "\\033")
-    script = f"""exec 3>&1; read -r word; [ "$word" = clean ] && exit; printf '{restore}'
-    case $(stty -a <&3) in *-isig*) stty '{_line_discipline()}' <&3 ;; esac"""
-    try:
-        return subprocess.Popen(
-            ["/bin/sh", "-c", script],
-            stdin=subprocess.PIPE,
-            stdout=screen,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    except OSError as error:
-        log.warning("no guardian for the terminal: %s", error)
-        return None
-
-
-def _line_discipline() -> str:
-    """The terminal's present settings as `stty` takes them back."""
-    try:
-        done = subprocess.run(["stty", "-g"], capture_output=True, text=True, timeout=1, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("the terminal's settings cannot be read: %s", error)
-        return "sane"
-    saved = done.stdout.strip()
-    return saved if re.fullmatch(r"[\w:=]+", saved) else "sane"
-
-
-def _dismiss(guardian: subprocess.Popen[bytes] | None) -> None:
-    if guardian is None or guardian.stdin is None:
-        return
-    try:
-        guardian.stdin.write(b"clean\n")
-        guardian.stdin.close()
-    except OSError as error:
-        log.debug("the guardian has gone: %s", error)
-    guardian.wait()
 
 
 def read_attributes() -> list[object] | None:

@@ -56,6 +56,18 @@ async def test_rows_come_as_they_are_measured_and_the_run_is_kept(plan: Plan, na
     assert Results.find().load(ended.id) == ended
 
 
+async def test_a_run_that_cannot_be_kept_is_told_whole_before_it_is_said(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").write_text("a file")
+    events = list[Event]()
+    with pytest.raises(NanochatError, match="could not be kept"):
+        async for event in BenchProcess(plan).events():
+            events.append(event)
+    assert isinstance(events[-1], Ended) and len(events[-1].run.rows) == 2
+
+
 def test_another_nanochat_in_the_folder_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "nanochat").mkdir()
     (tmp_path / "nanochat" / "__init__.py").write_text("raise SystemExit('the wrong one')")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,3 +57,11 @@ def test_what_an_older_way_of_measuring_found_is_measured_again(measured, monkey
     assert limits.device_limits(CPU, torch.float32, "a")[0] == measured[1]
     monkeypatch.setattr(limits, "_METHOD", limits._METHOD + 1)
     assert limits.device_limits(CPU, torch.float32, "a")[0] == measured[2]
+
+
+def test_ceilings_that_cannot_be_kept_are_no_reason_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path))
+    limits.keep(Ceilings(read=1e9, matrix=1e9), torch.float32, "a machine")

@@ -123,12 +123,34 @@ def test_everything_runs_where_only_the_engine_is_installed(
             ("--random", "tiny", "--workload", "s", "--prompt", "90000", "--device", "cpu", "--no-save"),
             "that takes 90,001 tokens at least, and the model's context holds 8,192",
         ),
+        ((*TINY, "--plot", "/nowhere/x.svg"), "there is no folder /nowhere"),
+        ((*TINY, "--plot", "/"), "/ is a folder"),
+        ((*TINY, "--plot", "/sys/x.svg"), "/sys/x.svg cannot be written"),
+        (("show", "--plot", "/nowhere/x.svg"), "there is no folder /nowhere"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(arguments: tuple[str, ...], said: str) -> None:
     done = bench(*arguments)
     assert done.returncode in (1, 2) and said in done.stderr and not done.stdout
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_what_was_measured_is_shown_where_nothing_can_be_kept(
+    nanochat_home: Path, known_ceilings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").symlink_to(nanochat_home / "cache")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "bench").write_text("a file where the folder should be")
+    monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path))
+    done = bench(*TINY, "--repeat", "1", "--plot", "/dev/full")
+    assert "pp16" in done.stdout and "tg4" in done.stdout
+    *_, lost, picture = done.stderr.strip().splitlines()
+    assert lost.startswith(f"nanochat: this run could not be kept: {tmp_path}/data/bench cannot be written")
+    assert "set NANOCHAT_HOME" in lost
+    assert picture == "nanochat: the picture is not drawn: no space is left for /dev/full. Make room"
+    assert done.returncode == 1
+    kept = bench(*TINY, "--repeat", "1")
+    assert kept.returncode == 0 and "pp16" in kept.stdout, kept.stderr
 
 
 def test_ctrl_c_keeps_what_was_finished_and_marks_it_partial(

@@ -123,6 +123,28 @@ def test_transformers_reads_the_same_tokenizer_and_template(
     assert rendered.endswith("<|im_start|>user\nHi<|im_end|>\n")
 
 
+def test_a_folder_that_cannot_be_written_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_HOME", "/sys/nanochat")
+    told = r"/sys/nanochat/data/models cannot be written.*set NANOCHAT_HOME to another folder"
+    with pytest.raises(DownloadError, match=told):
+        starter.ensure()
+
+
+def test_a_finished_folder_on_a_disk_that_is_read_only_is_found(
+    starter_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "models"  # beside what a killed fetch has left
+    (models / ".starter-1-aa.partial").mkdir(parents=True)
+    (models / starter.NAME).symlink_to(starter.folder())
+    paths = Paths(tmp_path, tmp_path, tmp_path, tmp_path)
+
+    def refused(*_: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(models))
+
+    monkeypatch.setattr(os, "open", refused)
+    assert starter.ensure(paths=paths) == models / starter.NAME
+
+
 def test_a_finished_folder_is_found_without_any_work(starter_home: Path) -> None:
     reports: list[starter.StarterProgress] = []
     folder = starter.ensure(reports.append)

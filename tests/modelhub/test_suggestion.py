@@ -67,6 +67,12 @@ def test_the_hint_comes_once_and_names_size_and_command(asked: list[str], paths:
     assert len(asked) == 1
 
 
+def test_where_it_cannot_be_noted_there_is_no_hint(asked: list[str], paths: Paths) -> None:
+    paths.data.write_text("a file where the folder should be")
+    assert hint(paths) is None
+    assert len(asked) == 1
+
+
 def test_who_chose_a_model_or_wants_no_hint_is_left_alone(
     asked: list[str], paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,16 @@ import pytest
 from nanochat.transfer.scratch import ABANDONED, scratch_folder
 
 
+def test_where_the_cache_cannot_be_written_another_folder_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path))
+    with scratch_folder() as folder:
+        (folder / "config.json").write_text("{}")
+    assert not folder.exists()
+
+
 def test_what_a_killed_process_left_goes_and_what_another_one_uses_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

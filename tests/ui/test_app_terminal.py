@@ -18,6 +18,7 @@ import pytest
 from busy import BUSY
 from pty_child import PtyChild
 
+from nanochat.errors import HistoryReadOnly
 from nanochat.history import History
 from nanochat.ui.terminal import RESTORE_SECONDS, TerminalDriver
 
@@ -146,6 +147,29 @@ def test_noise_from_c_goes_to_the_log_and_not_to_the_screen(start: Start, tmp_pa
     assert child.wait() == 0
     assert b"NOISE" not in child.output
     assert b"NOISE FROM C" in (tmp_path / "log" / "nanochat.log").read_bytes()
+
+
+def test_a_log_that_cannot_be_written_is_no_reason_not_to_chat(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("a file where the folder should be")
+    child = start("c-noise")
+    stream(child)
+    child.process.terminate()
+    assert child.wait() == 0
+    assert_restored(child)
+    assert b"NOISE" not in child.output
+
+
+def test_a_home_that_cannot_be_written_is_told_in_one_line() -> None:
+    env = {**os.environ, "TERM": "xterm-256color", "NANOCHAT_HOME": "/sys/nanochat"}
+    child = PtyChild([sys.executable, "-m", "nanochat"], env=env)
+    try:
+        assert child.wait() == HistoryReadOnly.exit_code
+        last = child.output.rstrip().splitlines()[-1]
+        assert b"The chats at /sys/nanochat/data/chats/chats.db cannot be written" in last
+        assert b"set NANOCHAT_HOME to another folder" in last
+        assert_restored(child)
+    finally:
+        child.close()
 
 
 def test_ctrl_z_suspends_and_comes_back(start: Start) -> None:

@@ -185,6 +185,15 @@ async def test_why_a_run_could_not_be_is_said_and_the_chats_go_on(tmp_path: Path
         await stage.until(lambda: stage.app.host.state == "ready")
 
 
+async def test_what_went_wrong_after_rows_were_measured_is_said_beside_them(tmp_path: Path) -> None:
+    async with at_the_bench(tmp_path) as (stage, process):
+        await started(stage, process)
+        process.tell(Ended(runs.quick()))
+        process.tell(NanochatError("this run could not be kept"))
+        await stage.until(lambda: "could not be kept" in stage.notices)
+        assert stage.app.benchmark.run is not None
+
+
 async def test_every_picture_of_a_run_is_drawn(tmp_path: Path) -> None:
     async with at_the_bench(tmp_path, runs.throughput()) as (stage, _):
         await stage.press("3", "enter")
