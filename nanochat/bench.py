@@ -126,15 +126,18 @@ def _rows(plan: Plan, setting: Setting, hooks: Hooks, facts: dict[str, Any]) -> 
     """Every row, in order. `facts` takes what is only known once a model is loaded.
 
     Raises:
+        UsageError: nothing of it fits the context.
         KeyboardInterrupt: the user stopped the run; what was measured of the case at hand came before.
     """
     from nanochat.benchmarks.first_token import start_row
     from nanochat.benchmarks.time_left import TimeLeft
 
+    cases, drawn = plan.cases(), plan.drawn_cases()
+    for own in filter(None, (cases, drawn)):
+        _refuse_what_does_not_fit(own, setting)
     if START in plan.names:
         hooks.on_state("timing new processes")
         yield start_row(plan, hooks.stopped)
-    cases, drawn = plan.cases(), plan.drawn_cases()
     stages: list[tuple[list[Case], int, _Opened]] = [(cases, 1 + len(plan.against), _engines)]
     if drawn:
         stages.append((drawn, 2, _screen))
@@ -181,11 +184,6 @@ def _engines(
     from nanochat.benchmarks.peers import open_peer
 
     longest, sequences = _most(cases, setting)
-    if not sequences:
-        shortest, context = min(case.longest for case in cases), setting.config.max_position_embeddings
-        raise UsageError(
-            f"that takes {shortest:,} tokens at least, and the model's context holds {context:,}"
-        )
     hooks.on_state(f"loading {plan.model_name}")
     _forget_peak(setting.device)
     targets = [_own_engine(plan, longest, sequences, hooks.stopped, on_rate, facts)]
@@ -219,6 +217,15 @@ def _most(cases: list[Case], setting: Setting) -> tuple[int, int]:
     fitting = [case for case in cases if case.longest <= context]
     longest = max((case.longest for case in fitting), default=1)
     return min(longest + 16, context), max((case.sequences for case in fitting), default=0)
+
+
+def _refuse_what_does_not_fit(cases: list[Case], setting: Setting) -> None:
+    """Before anything takes time. A case that does not fit beside others that do has a row that says so."""
+    if not _most(cases, setting)[1]:
+        shortest, context = min(case.longest for case in cases), setting.config.max_position_embeddings
+        raise UsageError(
+            f"that takes {shortest:,} tokens at least, and the model's context holds {context:,}"
+        )
 
 
 def _bench(

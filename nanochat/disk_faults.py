@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 from nanochat.settings import Paths
@@ -22,8 +23,8 @@ def explain(error: OSError, place: Path | None = None) -> str:
     """One line for `error`, which came while `place` was written; without one, what the error itself names."""
     if _no_place(error):
         return "no folder for temporary files can be written: set TMPDIR to one that can"
-    if place is None and error.filename is not None:
-        place = Path(error.filename)
+    if place is None and isinstance(error.filename, (str, bytes, os.PathLike)):  # it may be a descriptor
+        place = Path(os.fsdecode(error.filename))
     if error.errno in _FULL:
         what, remedy = f"no space is left{f' for {place}' if place else ''}", "Make room"
     else:

@@ -31,6 +31,11 @@ def test_what_may_be_a_bug_is_not_put_on_the_disk() -> None:
     assert is_of_the_disk(fault(errno.ENOSPC)) and is_of_the_disk(fault(errno.EACCES, "/x"))
 
 
+@pytest.mark.parametrize(("name", "said"), [(b"/x", "/x cannot be written"), (5, "a file cannot be written")])
+def test_a_place_may_be_named_in_bytes_or_be_a_descriptor(name: bytes | int, said: str) -> None:
+    assert explain(PermissionError(errno.EACCES, "no", name)).startswith(said)
+
+
 def test_a_machine_without_a_folder_for_temporary_files_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/sys"])
     monkeypatch.setattr(tempfile, "tempdir", None)

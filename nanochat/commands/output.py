@@ -14,11 +14,12 @@ _NAMES = ("stdin", "stdout", "stderr")
 
 
 class GuardedStream:
-    """A text stream to write to; its failures are told from those of any other file. A broken pipe is left as it is."""
+    """A text stream to write to; its failures are told from those of any other file."""
 
-    def __init__(self, stream: TextIO, failed: Callable[[OSError], None]) -> None:
-        """`failed` is called with what the first write or flush to fail ended in, by that one and all that follow."""
-        self._stream, self._failed = stream, failed
+    def __init__(self, stream: TextIO, failed: Callable[[OSError], None], *, pipes: bool = False) -> None:
+        """`failed` is called with what the first write or flush to fail ended in, by that one and all that follow; but with
+        `pipes` a broken pipe is raised as it is."""
+        self._stream, self._failed, self._pipes = stream, failed, pipes
         self._lost: OSError | None = None
 
     def write(self, text: str) -> int:
@@ -35,9 +36,9 @@ class GuardedStream:
             try:
                 act()
                 return
-            except BrokenPipeError:
-                raise
             except OSError as error:
+                if self._pipes and isinstance(error, BrokenPipeError):
+                    raise
                 _silence(self._stream)
                 self._lost = error
         self._failed(self._lost)
@@ -55,7 +56,7 @@ def guarded_streams() -> Generator[None]:
     """
     before = {name: getattr(sys, name) for name in _NAMES}
     _open_missing()
-    sys.stdout = cast(TextIO, GuardedStream(sys.stdout, _raise))
+    sys.stdout = cast(TextIO, GuardedStream(sys.stdout, _raise, pipes=True))
     sys.stderr = cast(TextIO, GuardedStream(sys.stderr, lambda _: None))
     try:
         yield

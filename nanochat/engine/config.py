@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 from nanochat.errors import UsageError
 
@@ -77,12 +79,12 @@ class EngineConfig:
         if self.seed is not None:
             _whole("seed", self.seed)
         share = self.gpu_memory_utilization
-        if not isinstance(share, int | float) or not 0 < share <= 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(share, Real) or not 0 < share <= 1:
             raise UsageError(f"gpu_memory_utilization must be above 0 and at most 1, not {share!r}")
 
 
-def _whole(name: str, value: object, *, least: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+def _whole(name: str, value: Any, *, least: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise UsageError(f"{name} must be a whole number, not {value!r}")
-    if least is not None and value < least:
+    if least is not None and int(value) < least:
         raise UsageError(f"{name} must be at least {least}, not {value}")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
+
+import torch
 
 from nanochat.engine import garbage
 from nanochat.engine.config import STEP_TOKENS, EngineConfig
@@ -107,7 +110,8 @@ class LLM:
         with self._lock:
             if self._closed:
                 raise EngineDead("this model was closed: load it again")
-            return self._generate(prompts, sampling_params, use_tqdm)
+            with self._device():
+                return self._generate(prompts, sampling_params, use_tqdm)
 
     def _generate(
         self,
@@ -176,7 +180,13 @@ class LLM:
         with self._lock:
             closed, self._closed = self._closed, True
             if not closed:
-                self.core.close()
+                with self._device():
+                    self.core.close()
+
+    def _device(self) -> AbstractContextManager[object]:
+        """Inside it the model's GPU is this thread's, which may be another one than loaded it."""
+        device = self.core.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def __enter__(self) -> Self:
         return self

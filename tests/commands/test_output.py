@@ -49,6 +49,24 @@ def test_without_standard_error_the_answer_arrives(starter_home: Path, redirecti
     assert len(json.loads(result.stdout)["token_ids"]) == 3
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["run", "--max-tokens", "0", "hi"], 2), (["models", "use", "no/pe"], 3)]
+)
+def test_who_closes_the_pipe_of_standard_error_still_gets_the_exit_code(
+    nanochat_home: Path, arguments: list[str], code: int
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "nanochat", *arguments]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=writing, timeout=250
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stdout) == (code, b"")
+
+
 def test_without_any_stream_the_exit_code_is_the_same(starter_home: Path) -> None:
     assert nanochat(["--help"], "<&- >&- 2>&-").returncode == 0
     assert nanochat([], "<&- >&- 2>&-").returncode == 2

@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nanochat import LLM, SamplingParams
@@ -179,6 +180,13 @@ def test_an_option_outside_its_range_is_refused_before_anything_is_read(
 ) -> None:
     with pytest.raises(UsageError, match=words):
         EngineConfig(model=Path("nowhere"), **{option: value})  # type: ignore[arg-type]
+
+
+def test_numbers_of_other_libraries_are_numbers_too() -> None:
+    config = EngineConfig(
+        model=Path("nowhere"), max_model_len=np.int64(64), gpu_memory_utilization=np.float32(0.5)
+    )
+    assert config.max_model_len == 64
 
 
 def test_a_context_that_does_not_fit_is_refused_with_the_arithmetic(starter_model: Path) -> None:
