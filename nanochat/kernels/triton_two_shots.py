@@ -64,40 +64,15 @@ def sum_in_two_shots(
             if ADD:  # on its way while the others are waited for
                 residual = tl.load(x_ptr + to, mask=mask, other=0.0).to(tl.float32)
             total, lost = add_rows(
-                own,
-                delta_ptr,
-                mine,
-                between,
-                stride,
-                at,
-                mask,
-                round_,
-                failed_ptr,
-                looks,
-                BLOCK,
-                RANK,
-                RANKS,
-                LINE,
-            )
+                own, delta_ptr, mine, between, stride, at, mask, round_, failed_ptr, looks, BLOCK, RANK, RANKS, LINE
+            )  # fmt: skip
             if ADD:
                 total += residual
             total = tl.where((lost > 0) | (given_up != 0), float("nan"), total)
             kept = total.to(delta_ptr.dtype.element_ty)
             send_row(
-                kept,
-                delta_ptr,
-                inboxes_ptr,
-                place,
-                between,
-                stride,
-                at,
-                mask,
-                round_,
-                RANK,
-                RANKS,
-                LINE,
-                COMPILED,
-            )
+                kept, delta_ptr, inboxes_ptr, place, between, stride, at, mask, round_, RANK, RANKS, LINE, COMPILED
+            )  # fmt: skip
             _store(kept, weight, sum_ptr, out_ptr, to, mask, eps, WIDTH, NORM)
             tl.store(rounds_ptr + row, round_)
     else:

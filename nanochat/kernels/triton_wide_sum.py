@@ -4,7 +4,7 @@ What `triton_one_shot` is for few rows, this is for hundreds and thousands: its 
 number, take twice the bytes in small writes. Here one program has one row. It writes this rank's summands into the inboxes
 of all others (`triton_row_inbox`). The summands are added in the order of the ranks, in float32: all get the same bits, and
 those of `triton_one_shot`. Many rows of more than two ranks may go in two shots instead (`triton_two_shots`), and few rows
-without a flag (`triton_flagless_sum`). What an inbox has no room for goes in several launches, each a round of its rows.
+without a flag (`triton_flagless_rows`). What an inbox has no room for goes in several launches, each a round of its rows.
 
 Rounds are counted on the device, for each row; odd and even ones use two halves of the inbox, flags too. Who sends round
 k + 1 has the peer's flag of round k, which the peer sent after its kernel of round k - 1 had ended: two halves are enough.
@@ -28,8 +28,8 @@ import triton.language as tl
 from torch import Tensor
 
 from nanochat.kernels.sizes import next_power_of_2
-from nanochat.kernels.triton_flagless_sum import ROWS as FLAGLESS_ROWS
-from nanochat.kernels.triton_flagless_sum import flagless_sum
+from nanochat.kernels.triton_flagless_rows import ROWS as FLAGLESS_ROWS
+from nanochat.kernels.triton_flagless_rows import add_flagless, send_flagless
 from nanochat.kernels.triton_inbox import next_round, time_from, time_to
 from nanochat.kernels.triton_one_shot import OneShot
 from nanochat.kernels.triton_row_inbox import (
@@ -52,11 +52,12 @@ def _wide_sum(
     delta_ptr, x_ptr, weight_ptr, sum_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, spent_ptr, eps, looks,
     stride, between, WIDTH: tl.constexpr, BLOCK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
     ADD: tl.constexpr, NORM: tl.constexpr, SEND: tl.constexpr, RECEIVE: tl.constexpr, COMPILED: tl.constexpr,
-    LINE: tl.constexpr,
+    LINE: tl.constexpr, FLAGLESS: tl.constexpr,
 ):  # fmt: skip
     """One row: send this rank's summands, add up everybody's, with ADD add the residual, with NORM norm the result too.
 
-    An inbox is bytes [2, RANKS, rows, stride], `between` of them from rank to rank; a row's last LINE begins with its flag.
+    An inbox is bytes [2, RANKS, rows, stride], `between` of them from rank to rank; but with FLAGLESS, a row's last LINE
+    begins with its flag.
     """
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
@@ -68,9 +69,12 @@ def _wide_sum(
     if RECEIVE & (row == 0):
         time_from(spent_ptr, COMPILED)
     if SEND:
-        send_row(
-            own, delta_ptr, inboxes_ptr, place, between, stride, at, mask, round_, RANK, RANKS, LINE, COMPILED
-        )
+        if FLAGLESS:
+            send_flagless(own, delta_ptr, inboxes_ptr, place, between, at, mask, RANK, RANKS)
+        else:
+            send_row(
+                own, delta_ptr, inboxes_ptr, place, between, stride, at, mask, round_, RANK, RANKS, LINE, COMPILED
+            )  # fmt: skip
     if RECEIVE:
         residual = 0.0  # it and the weight are on their way while the others are waited for
         weight = 1.0
@@ -80,22 +84,14 @@ def _wide_sum(
             weight = tl.load(weight_ptr + at, mask=mask, other=0.0).to(tl.float32)
         given_up = tl.load(failed_ptr, volatile=True)  # no branch may hang on it: threads may see it differ
         inbox = tl.load(inboxes_ptr + RANK) + place
-        total, lost = add_rows(
-            own,
-            delta_ptr,
-            inbox,
-            between,
-            stride,
-            at,
-            mask,
-            round_,
-            failed_ptr,
-            looks,
-            BLOCK,
-            RANK,
-            RANKS,
-            LINE,
-        )
+        if FLAGLESS:
+            total, lost = add_flagless(
+                own, delta_ptr, inbox, between, at, mask, failed_ptr, looks, BLOCK, RANK, RANKS
+            )  # fmt: skip
+        else:
+            total, lost = add_rows(
+                own, delta_ptr, inbox, between, stride, at, mask, round_, failed_ptr, looks, BLOCK, RANK, RANKS, LINE
+            )  # fmt: skip
         tl.store(rounds_ptr + row, round_)
         if lost > 0:
             tl.store(failed_ptr, 1)
@@ -151,29 +147,28 @@ class WideSum:
         rows = delta.numel() // width
         out = torch.empty(delta.shape, dtype=delta.dtype, device=delta.device)
         total = out if weight is None else torch.empty(delta.shape, dtype=delta.dtype, device=delta.device)
-        block, stride = next_power_of_2(width), row_stride(self.row_bytes)
+        block = next_power_of_2(width)
         threads = block * delta.element_size() // (2 * _VECTOR)  # two vectors each
-        constants = {
-            "WIDTH": width, "BLOCK": block, "RANK": self.rank, "RANKS": self.ranks, "ADD": x is not None,
-            "NORM": weight is not None, "SEND": send, "RECEIVE": receive, "COMPILED": delta.device.type != "cpu",
-            "num_warps": min(8, max(4, threads // 32)), "num_stages": 1,
-        }  # fmt: skip
-        if rows <= min(self.flagless, FLAGLESS_ROWS):
-            stride = row_bytes_in_lines(self.row_bytes)
-            flagless_sum[(rows,)](
-                delta, delta if x is None else x, delta if weight is None else weight, total, out,
-                self._flagless_inboxes, self._flagless_rounds, self.failed, self._nanoseconds, eps, self.looks, stride,
-                FLAGLESS_ROWS * stride, **constants,
-            )  # fmt: skip
-            return out, total
-        in_two = 0 < self.two_shots <= rows
-        kernel, parts = (sum_in_two_shots, {"OWN": own}) if in_two else (_wide_sum, {})
+        flagless = rows <= min(self.flagless, FLAGLESS_ROWS)
+        if flagless:
+            inboxes, rounds, stride = (
+                self._flagless_inboxes,
+                self._flagless_rounds,
+                row_bytes_in_lines(self.row_bytes),
+            )
+        else:
+            inboxes, rounds, stride = self._inboxes, self._rounds, row_stride(self.row_bytes)
+        most = rounds.shape[0]
+        in_two = not flagless and 0 < self.two_shots <= rows
+        kernel, parts = (sum_in_two_shots, {"OWN": own}) if in_two else (_wide_sum, {"FLAGLESS": flagless})
         tensors = delta, delta if x is None else x, total, out
-        for deltas, xs, totals, outs in [tensors] if rows <= self.rows else self._cut(tensors, width):
+        for deltas, xs, totals, outs in [tensors] if rows <= most else self._cut(tensors, width):
             kernel[(deltas.numel() // width,)](
                 deltas, xs, delta if weight is None else weight, totals, outs,
-                self._inboxes, self._rounds, self.failed, self._nanoseconds, eps, self.looks, stride, self.rows * stride,
-                LINE=LINE, **parts, **constants,
+                inboxes, rounds, self.failed, self._nanoseconds, eps, self.looks, stride, most * stride,
+                WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, ADD=x is not None, NORM=weight is not None,
+                SEND=send, RECEIVE=receive, COMPILED=delta.device.type != "cpu", LINE=LINE, **parts,
+                num_warps=min(8, max(4, threads // 32)), num_stages=1,
             )  # fmt: skip
         return out, total
 

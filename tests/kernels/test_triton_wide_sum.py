@@ -180,19 +180,6 @@ def test_without_flags_every_rank_gets_the_bits_of_a_wide_sum(ranks: int, dtype:
     assert group.ends[0]._flagless_rounds.any() and group.ends[0]._rounds.tolist() == [2, 2, 2, 0, 0]
 
 
-def test_without_flags_a_rank_that_is_a_round_ahead_overwrites_nothing_that_is_still_needed() -> None:
-    group, rounds = Ranks(2), [numbers(seed, 2, 2, 64, torch.float32) for seed in range(4)]
-    ahead, behind = group.ends
-    ahead.flagless = behind.flagless = ROWS
-    behind._launch(rounds[0][1], None, None, 0.0, receive=False)
-    for now, then in pairwise(rounds):
-        ahead._launch(now[0], None, None, 0.0)
-        ahead._launch(then[0], None, None, 0.0, receive=False)
-        assert torch.equal(behind._launch(now[1], None, None, 0.0, send=False)[0], now[0] + now[1])
-        behind._launch(then[1], None, None, 0.0, receive=False)
-    assert not behind.failed.item()
-
-
 def test_without_flags_a_row_of_which_one_number_is_missing_ends_in_nan() -> None:
     group = Ranks(3)
     for end in group.ends:
@@ -278,10 +265,12 @@ def test_one_row_may_be_in_many_more_rounds_than_another() -> None:
     assert torch.equal(group.sum(deltas)[0], deltas[0] + deltas[1])
 
 
-def test_a_rank_that_is_a_round_ahead_overwrites_nothing_that_is_still_needed() -> None:
+@pytest.mark.parametrize("flagless", [0, ROWS])
+def test_a_rank_that_is_a_round_ahead_overwrites_nothing_that_is_still_needed(flagless: int) -> None:
     """Neither a row nor its flag."""
     group, rounds = Ranks(2), [numbers(seed, 2, 2, 64, torch.float32) for seed in range(4)]
     ahead, behind = group.ends
+    ahead.flagless = behind.flagless = flagless
     behind._launch(rounds[0][1], None, None, 0.0, receive=False)
     for now, then in pairwise(rounds):
         ahead._launch(now[0], None, None, 0.0)

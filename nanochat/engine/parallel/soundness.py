@@ -54,7 +54,7 @@ def sound_flagless(
     collectives: Collectives, end: WideSum, device: torch.device, width: int, dtype: torch.dtype
 ) -> bool:
     """Whether a few wide sums without flags come out as NCCL's do, in time."""
-    from nanochat.kernels.triton_flagless_sum import ROWS
+    from nanochat.kernels.triton_flagless_rows import ROWS
 
     with going(end, flagless=ALL):
         return sound(collectives, end, device, width, dtype, ROWS)

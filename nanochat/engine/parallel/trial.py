@@ -69,7 +69,7 @@ def measure(
         sizes: of the messages, in rows; ascending.
         in_two, flagless: wide sums may go in two shots, or without flags.
     """
-    from nanochat.kernels.triton_flagless_sum import ROWS
+    from nanochat.kernels.triton_flagless_rows import ROWS
     from nanochat.kernels.triton_norm import add_rms_norm
 
     weight = torch.ones(width, dtype=dtype, device=device)
