@@ -47,6 +47,24 @@ def test_gates_agree_with_float64(dtype: torch.dtype, activation: str) -> None:
     assert relative_error(gate_mul(x, activation), gated(x.double(), activation)) <= TOLERANCE[dtype]
 
 
+@pytest.mark.skipif(not PDL, reason="needs programmatic dependent launches")
+def test_kernels_that_start_early_wait_for_the_products_before_them() -> None:
+    x, norm = torch.randn(48, 2048, device="cuda").bfloat16(), torch.rand(2048, device="cuda").bfloat16()
+    gate_up, down = (
+        torch.randn(shape, device="cuda").bfloat16() / 45 for shape in ((8192, 2048), (2048, 4096))
+    )
+
+    def layers(pdl: bool) -> torch.Tensor:
+        total, h = x, x
+        for _ in range(20):
+            delta = gate_mul(h @ gate_up.T, "silu", pdl=pdl) @ down.T
+            h, total = add_rms_norm(delta, total, norm, 1e-6, pdl=pdl)
+        return rms_norm(total, norm, 1e-6, pdl=pdl)
+
+    expected = layers(False)
+    assert all(torch.equal(layers(True), expected) for _ in range(20))
+
+
 KINDS = [
     {"norm": True, "bias": True},
     {"residual": True},
