@@ -72,6 +72,7 @@ async def test_the_starter_that_is_not_here_leads_the_recommended_and_enter_fetc
         await stage.open_models()
         listed_keys = [key for key in stage.keys if key.startswith("recommended:")]
         assert listed_keys[0] == "recommended:SmolLM2-135M-Instruct"
+        assert sum("SmolLM2-135M" in key for key in stage.keys) == 1, "the same model is not offered twice"
         await stage.go_to(listed_keys[0])
         await stage.press("enter")
         await stage.until(lambda: stage.app.host.model is not None, "it is fetched and loaded")
