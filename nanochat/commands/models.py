@@ -106,17 +106,18 @@ def show(name: str, revision: str, as_json: bool) -> None:
 
 @models.command()
 @click.argument("names", nargs=-1)
-@click.option("--revision", default="main", show_default=True, help="A branch, a tag or a commit.")
+@click.option("--revision", show_default="main", help="A branch, a tag or a commit.")
 @JSON
-def pull(names: tuple[str, ...], revision: str, as_json: bool) -> None:
+def pull(names: tuple[str, ...], revision: str | None, as_json: bool) -> None:
     """Fetch models, `starter` too; without a name go on with what is unfinished.
 
     Ctrl-C stops and keeps every byte: the same command goes on inside the file.
     """
-    from nanochat.commands.pull import pull_all, pull_starter
+    from nanochat.commands.pull import check_has_revisions, pull_all, pull_starter
 
     paths = Paths.find()
-    from_hub = [(_full_name(name), revision) for name in names if not starter.is_named(name)]
+    check_has_revisions(names, revision)
+    from_hub = [(_full_name(name), revision or "main") for name in names if not starter.is_named(name)]
     rows = [_starter_row(pull_starter(paths))] if any(map(starter.is_named, names)) else []
     ended = pull_all(from_hub, paths) if from_hub or not names else ()
     rows += [_download_row(one) for one in ended]

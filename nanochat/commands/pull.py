@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nanochat.commands.progress_line import ProgressLine
+from nanochat.errors import UsageError
 from nanochat.hub import cache_folder
 from nanochat.modelhub import starter
 from nanochat.modelhub.download import RESTING, Download, State
@@ -56,6 +57,16 @@ class Display:
         if new != (state, tenth) or time.monotonic() - at > PLAIN_EVERY:
             self._last[one.id] = (*new, time.monotonic())
             print(progress_line(one, 200), file=sys.stderr)
+
+
+def check_has_revisions(names: Sequence[str], revision: str | None) -> None:
+    """UsageError where a revision was given for what has none: it would be dropped without a word."""
+    if revision is not None and any(map(starter.is_named, names)):
+        raise UsageError(f"--revision {revision}: the starter model ({starter.NAME}) has only one version")
+    if revision is not None and not names:
+        raise UsageError(
+            f"--revision {revision}: give the model's name; what is unfinished keeps its version"
+        )
 
 
 def pull_starter(paths: Paths) -> Path:

@@ -211,3 +211,12 @@ def test_a_folder_of_the_users_own_is_never_removed(home: Home, tmp_path: Path) 
 def test_names_from_the_hub_reach_the_terminal_without_escapes(hub: Hub, home: Home) -> None:
     hub.add(tiny_model("org/\x1b]0;evil\x07tiny", facts=FACTS | {"cardData": {"license": "\x1b[31mred"}}))
     assert "\x1b" not in run("search", "evil").output
+
+
+@pytest.mark.parametrize("names", [["starter"], ["org/tiny", "SmolLM2-135M-Instruct"], []])
+def test_a_revision_of_what_has_none_is_refused_before_anything_is_fetched(
+    hub: Hub, home: Home, names: list[str]
+) -> None:
+    refused = run("pull", *names, "--revision", "v2").exception
+    assert isinstance(refused, UsageError) and "--revision v2" in str(refused)
+    assert not hub.requests
