@@ -26,6 +26,7 @@ from nanochat.ui.desk import Desk
 from nanochat.ui.draft import Draft
 from nanochat.ui.engine_port import Engine
 from nanochat.ui.errands import Errands
+from nanochat.ui.heartbeat import Heartbeat
 from nanochat.ui.idle_work import IdleWork
 from nanochat.ui.input_history import InputHistory
 from nanochat.ui.interrupts import Interrupts
@@ -45,8 +46,6 @@ from nanochat.ui.widgets.prompt_box import PromptBox
 
 if TYPE_CHECKING:
     from nanochat.history import History
-
-TICK_SECONDS = 0.2
 
 
 class NanochatApp(App[None], inherit_bindings=False):
@@ -91,10 +90,9 @@ class NanochatApp(App[None], inherit_bindings=False):
         self.key_turns = KeyTurns(self, self._give)
         self._interrupts, self._notices = Interrupts(self), Notices(self)
         self._errands = Errands(self, self._handle_exception)
-        self._ticks = 0
         for each in theme.THEMES:
             self.register_theme(each)
-        self._unknown_theme = not self._take_theme(self.settings.theme)
+        self._unknown_theme = not theme.use_theme(self, self.settings.theme)
         if desk.ascii_only:
             self._filters.append(AsciiFilter())
 
@@ -161,7 +159,7 @@ class NanochatApp(App[None], inherit_bindings=False):
         await self.chat_screen.add_transcript()
         self.chat_screen.show_active()
         self.begun.set()
-        self.set_interval(TICK_SECONDS, self._tick)
+        Heartbeat(self).begin()
         if self._unknown_theme:
             self.say(f"There is no theme {self.settings.theme!r}.", severity="warning")
         self.attempt(self.desk.welcome(self))
@@ -287,17 +285,6 @@ class NanochatApp(App[None], inherit_bindings=False):
         if not self.screen.has_class(OPEN):
             self.push_screen(Palette())
 
-    def use_theme(self, name: str) -> None:
-        """Look like this; an unknown theme is said and left."""
-        if not self._take_theme(name):
-            self.say(f"There is no theme {name!r}.", severity="warning")
-
-    def _take_theme(self, name: str) -> bool:
-        wanted = theme.resolve(name)
-        known = wanted in self.available_themes
-        self.theme = wanted if known else theme.DARK.name
-        return known
-
     async def chats_changed(self, chat_id: str) -> None:
         """A chat has another title, pin or place: show it so."""
         for session in self.chats:
@@ -307,35 +294,9 @@ class NanochatApp(App[None], inherit_bindings=False):
 
     # While it runs -----------------------------------------------------------------------------
 
-    def show_session(self, session: ChatSession) -> None:
-        """Bring a chat into view."""
-        self.chat_screen.keep_draft()
-        self.chats.activate(list(self.chats).index(session))
-        self.chat_screen.show_active()
-
-    def choose_tab(self, session: ChatSession, *, close: bool = False) -> None:
-        """A click on a tab: show it, or close it. One that has closed meanwhile is left alone."""
-        if session not in self.chats:
-            return
-        self.show_session(session)
-        if close:
-            self.run_registered("tab.close")
-
     def drained(self) -> None:
         """Text was taken from the engine: the figures changed."""
         self.chat_screen.refresh_status()
-
-    def _tick(self) -> None:
-        """Five times a second: figures, while something is under way; every fifth time, what can wait a second."""
-        self._ticks += 1
-        if self.chats.busy or self.desk.loading:
-            if self._ticks % 3 == 0:
-                for session in self.chats.busy:
-                    if session.reply is not None:
-                        session.reply.sample_rate()
-            self.chat_screen.refresh_chrome()
-        if self._ticks % 5 == 0:
-            self.attempt(self.desk.every_second(self))
 
     async def on_event(self, event: events.Event) -> None:
         """What the terminal sends comes in its turn; what comes up from a widget that has no use for it has had that."""

@@ -10,19 +10,17 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from textual.driver import Driver
 
 from nanochat.engine import garbage
 from nanochat.engine.config import EngineConfig
-from nanochat.errors import HistoryError, ModelError, UsageError
+from nanochat.errors import ModelError, UsageError
 from nanochat.hub import LocalModel
 from nanochat.settings import Paths, Settings
 from nanochat.storage.records import Message
 from nanochat.ui import keymap, overflow_flow
-from nanochat.ui.backups import Backups
 from nanochat.ui.chat_model import ChatModel
 from nanochat.ui.chat_settings import ChatSettings
 from nanochat.ui.engine_port import Engine
@@ -122,7 +120,7 @@ class Desk:
             titled=lambda chat_id: app.attempt(app.chats_changed(chat_id)),
         )  # fmt: skip
         self.host.before_submit = self.idle.interrupt
-        self.offers, self.sidebar, self._backups = Offers(app), SidebarFlow(app), Backups(self.history)
+        self.offers, self.sidebar = Offers(app), SidebarFlow(app)
         self.models = await asyncio.to_thread(_models_flow, app)
         await self.chats.restore()
         self.opened.set()
@@ -220,29 +218,6 @@ class Desk:
             self._is_lent = False
 
     # Tending -----------------------------------------------------------------------------------
-
-    async def every_second(self, app: NanochatApp) -> None:
-        """What another nanochat wrote, a model that nobody uses, and another day."""
-        if self._closing:
-            return
-        self.host.look()
-        self.sidebar.every_second()
-        if self.chats.busy:
-            self.host.last_used = monotonic()
-        minutes = app.settings.idle_unload_minutes
-        idle = minutes > 0 and monotonic() - self.host.last_used > 60 * minutes
-        if idle and self.host.state is HostState.READY and not self.chats.busy:
-            log.info("unloading a model that was idle for %s minutes", minutes)
-            self.host.unload()
-        if await asyncio.to_thread(self.history.changed):
-            try:
-                await asyncio.to_thread(self.history.replies.recover)
-            except HistoryError as error:
-                log.warning("replies of another nanochat could not be recovered: %s", error)
-            if not self.chats.active.busy:
-                await self.chats.active.load()
-            self.sidebar.refresh()
-        await self._backups.look(busy=bool(self.chats.busy))
 
     def _look(self, app: NanochatApp) -> None:
         """Take text from the engine: for the chat in view, and for others only their first text and their end."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nanochat.errors import NanochatError, UsageError
 from nanochat.hub import LocalModel
 from nanochat.ui import figures
+from nanochat.ui.commands import tabs
 from nanochat.ui.commands.settings import about_model
 from nanochat.ui.draft import Draft
 from nanochat.ui.overflow import Overflow
@@ -26,7 +27,7 @@ _LEAD = "Summary of the conversation before this one:"
 
 async def ask(app: NanochatApp, session: ChatSession, needed: Overflow) -> Choice | None:
     """Show the chat and ask what to do; None takes the message back into the prompt."""
-    app.show_session(session)
+    tabs.show(app, session)
     text = (
         f"This chat has {needed.prompt:,} tokens with your message; {needed.limit:,} fit into the model's context of "
         f"{needed.context:,} with room for a reply. Nothing is dropped without your word."

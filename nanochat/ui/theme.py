@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
+from textual.app import App
 from textual.theme import Theme
 
 DARK = Theme(
@@ -61,6 +63,14 @@ LIGHT = Theme(
 )
 
 THEMES = (DARK, LIGHT)
+
+
+def use_theme(app: App[Any], name: str) -> bool:
+    """Look as the settings' word says, dark where there is no such theme. Returns whether there is."""
+    wanted = resolve(name)
+    known = wanted in app.available_themes
+    app.theme = wanted if known else DARK.name
+    return known
 
 
 def resolve(name: str) -> str:

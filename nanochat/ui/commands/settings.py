@@ -14,6 +14,7 @@ from nanochat.ui.background import detached
 from nanochat.ui.chat_settings import KNOBS, ChatSettings, knob
 from nanochat.ui.screens.question import Answer, Question
 from nanochat.ui.shelf import reference
+from nanochat.ui.theme import use_theme
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
@@ -146,7 +147,8 @@ async def theme(app: NanochatApp, name: str) -> None:
         ]
         name = await app.ask(Question("Theme", "", answers)) or ""
     if name:
-        app.use_theme(name)
+        if not use_theme(app, name):
+            app.say(f"There is no theme {name!r}.", severity="warning")
         app.settings = await asyncio.to_thread(Settings.change, app.paths.settings_file, theme=name)
 
 

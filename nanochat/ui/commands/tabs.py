@@ -60,6 +60,20 @@ async def _reopen(app: NanochatApp) -> None:
     app.chat_screen.show_active()
 
 
+def show(app: NanochatApp, session: ChatSession) -> None:
+    """Bring an open chat into view."""
+    go(list(app.chats).index(session))(app, "")
+
+
+def choose(app: NanochatApp, session: ChatSession, *, close: bool = False) -> None:
+    """A click on a tab: show it, or close it. One that has closed meanwhile is left alone."""
+    if session not in app.chats:
+        return
+    show(app, session)
+    if close:
+        app.run_registered("tab.close")
+
+
 def step(by: int) -> Callable[[NanochatApp, str], None]:
     """Go to the tab to the right (1) or left (-1)."""
 

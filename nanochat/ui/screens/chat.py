@@ -14,7 +14,7 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 
 from nanochat.ui import chrome, edits, figures, links
-from nanochat.ui.commands import REGISTRY, editing, replies, settings
+from nanochat.ui.commands import REGISTRY, editing, replies, settings, tabs
 from nanochat.ui.draft import Draft
 from nanochat.ui.keymap import first_key, priority_keys
 from nanochat.ui.screens.sides import Sides
@@ -234,7 +234,7 @@ class ChatScreen(Screen[None]):
 
     @on(TabStrip.Chosen)
     def _tab(self, event: TabStrip.Chosen) -> None:
-        self.nanochat.choose_tab(event.session, close=event.close)
+        tabs.choose(self.nanochat, event.session, close=event.close)
 
     @on(TabStrip.NewRequested)
     def _new_tab(self) -> None:
