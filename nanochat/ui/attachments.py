@@ -13,6 +13,16 @@ from nanochat.errors import UsageError
 MAX_BYTES = 2_000_000
 _MENTION = re.compile(r"""(?:^|(?<=\s))@(?:"([^"\n]+)"|'([^'\n]+)'|(\S+))""")
 _SUGGESTIONS = 50
+_FENCE = re.compile(r"^ *(`{3,}|~{3,}).*?(?:^ *\1[`~]* *$|\Z)", re.MULTILINE | re.DOTALL)
+_ENDS = re.compile(r"[.,:!?]?(?:\s|$)")
+_NO_PATH = re.compile(r"[@(){}<>=*|\[\]]|//")
+_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,9}")
+# Of files that people send, and that no decorator and hardly a name ends with: `@app.route`, `@user.name`.
+_TEXT_FILE = re.compile(
+    r"[^/]+\.(?:bash|bat|c|cc|cfg|conf|cpp|cs|css|csv|cu|diff|env|go|h|hpp|html?|ini|ipynb|java|jinja|jl|jsx?|jsonl?|kt|"
+    r"lock|log|lua|md|patch|php|pl|ps1|pyi?|r|rb|rs|rst|rtf|scss|sh|sql|swift|tex|toml|tsx?|tsv|txt|vue|xml|ya?ml|zig)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,43 @@ def attach(text: str, folder: Path) -> tuple[str, tuple[Attachment, ...]]:
     if not found:
         return text, ()
     return "\n\n".join((text, *(file.block() for file in found.values()))), tuple(found.values())
+
+
+def unfound(text: str, folder: Path, *, typing: str = "") -> tuple[str, ...]:
+    """What reads as the path of a file and names none: it goes with a message as it is. Each with a word that says why.
+
+    Most of what begins with @ is no path: names, decorators, packages; fenced code is not looked at. `typing` is the
+    mention that may not be whole yet: it counts where no path begins so.
+    """
+    found: dict[str, str] = {}
+    text = _FENCE.sub("", text)
+    for match in _MENTION.finditer(text):
+        bare = match.group(3) or ""
+        name = bare.rstrip(".,;:!?)'\"") or match.group(1) or match.group(2) or ""
+        if not bare and not _ENDS.match(text, match.end()):
+            continue  # a string in code
+        if not _reads_as_path(name, folder) or resolve(bare or name, folder) is not None:
+            continue
+        if not typing or typing != bare or not suggest(typing, folder):
+            found[name] = "a folder, not a file" if _is_folder(name, folder) else "no such file"
+    return tuple(f"@{name}: {why}" for name, why in found.items())
+
+
+def _reads_as_path(name: str, folder: Path) -> bool:
+    if _NO_PATH.search(name) or not name.strip("/.~"):
+        return False
+    if "/" not in name:
+        return _TEXT_FILE.fullmatch(name) is not None
+    above = name.split("/")[0]
+    known = above in ("", ".", "..", "~") or _is_folder(above, folder)
+    return known or _SUFFIX.fullmatch(Path(name).suffix) is not None
+
+
+def _is_folder(name: str, folder: Path) -> bool:
+    try:
+        return (folder / Path(name).expanduser()).is_dir()
+    except (OSError, RuntimeError, ValueError):  # a name too long, no such home, a NUL
+        return False
 
 
 def resolve(mention: str, folder: Path) -> Path | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nanochat.errors import NanochatError, UsageError
 from nanochat.ui import edits
 from nanochat.ui.actions import Action
-from nanochat.ui.attachments import attach
+from nanochat.ui.attachments import attach, unfound
 from nanochat.ui.draft import Draft
 from nanochat.ui.session import ChatSession
 
@@ -89,6 +89,8 @@ async def _message(app: NanochatApp, session: ChatSession, draft: Draft, edited:
             if session.busy:
                 raise UsageError("a reply is on its way in this chat: wait for it, or stop it with Esc")
             full, files = await asyncio.to_thread(attach, draft.full, app.folder)
+            if missing := await asyncio.to_thread(unfound, draft.text, app.folder):
+                app.say(f"{', '.join(missing)}. The message goes as it is.", severity="warning")
             if session is app.chat_screen.shown:
                 app.chat_screen.transcript.follow()
             if edited:

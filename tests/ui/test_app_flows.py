@@ -528,6 +528,22 @@ async def test_a_file_is_sent_with_the_message(tmp_path: Path) -> None:
         await stage.settle()
 
 
+async def test_a_file_that_is_not_there_is_told_before_the_message_goes_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with on_stage(tmp_path) as stage:
+        prompt = stage.app.chat_screen.prompt
+        await stage.type("what is in @nots.txt, @someone?")
+        await stage.until(lambda: prompt.border_title, "the frame says it")
+        assert str(prompt.border_title) == "@nots.txt: no such file"
+        await stage.press("enter")
+        await stage.settle()
+        assert stage.texts()[0] == "what is in @nots.txt, @someone?"
+        assert "@nots.txt: no such file. The message goes as it is." in stage.notices
+        await stage.until(lambda: not prompt.border_title, "the frame says it no more")
+
+
 async def test_without_a_model_the_first_view_offers_the_starter_and_the_message_waits(
     tmp_path: Path,
 ) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.errors import UsageError
-from nanochat.ui.attachments import attach, dropped_file, suggest
+from nanochat.ui.attachments import attach, dropped_file, suggest, unfound
 from nanochat.ui.draft import Draft, wants_folding
 from nanochat.ui.input_history import InputHistory
 
@@ -50,6 +50,53 @@ def test_a_mentioned_file_is_sent_below_the_message(tmp_path: Path) -> None:
 def test_a_mention_that_names_no_file_is_left_alone(tmp_path: Path) -> None:
     assert attach("thank you @someone", tmp_path) == ("thank you @someone", ())
     assert attach("mail a@b.c", tmp_path) == ("mail a@b.c", ())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("see @nots.md, please", "@nots.md: no such file"),
+        ("@src/mian.py?", "@src/mian.py: no such file"),
+        ('(so) @"my notes.txt": read it', "@my notes.txt: no such file"),
+        ("@/no/such/file", "@/no/such/file: no such file"),
+        ("@~/nothing_is_here.csv", "@~/nothing_is_here.csv: no such file"),
+        ("all of @src/ and", "@src/: a folder, not a file"),
+        ("@src/Makefile", "@src/Makefile: no such file"),
+        ("@" + "x" * 300 + ".py", "@" + "x" * 300 + ".py: no such file"),
+    ],
+)
+def test_a_mention_that_reads_as_a_path_and_names_no_file_is_told(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "src").mkdir()
+    assert unfound(text, tmp_path) == (said,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "thank you @someone, and @some.one too",
+        "mail a@b.md or <x@y.txt>",
+        "@app.route('/x.html')\n@functools.cache\n@pytest.mark.slow\n@Component({})\ndef f(): ...",
+        "npm i @types/node @angular/core@17.1.0 @babel/preset-env",
+        "@import 'x.css'; @media (x) {}; load('@rules_python//python:defs.bzl')",
+        'var s = @"C:/x.txt"; [a b:@"y.txt"]',
+        "```sh\ncurl -d @data.json x\n```\nwhat does it do?",
+        "@ @. @/ @~ @src @README @notes.txt, @src/main.py",
+    ],
+)
+def test_what_begins_with_an_at_sign_and_is_no_path_is_not_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "src").mkdir()
+    for name in ("src/main.py", "notes.txt"):
+        (tmp_path / name).touch()
+    assert unfound(text, tmp_path) == ()
+
+
+def test_a_mention_that_is_being_typed_is_told_once_no_path_begins_so(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").touch()
+    assert unfound("see @note.m", tmp_path, typing="note.m") == ()  # no path by its looks
+    assert unfound("see @./no", tmp_path, typing="./no") == ()
+    assert unfound("see @./nu", tmp_path, typing="./nu") == ("@./nu: no such file",)
 
 
 @pytest.mark.parametrize(("data", "reason"), [(b"\0\1", "not a text file"), (b"\xff\xfe\xfa", "not UTF-8")])

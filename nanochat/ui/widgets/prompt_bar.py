@@ -15,7 +15,7 @@ from textual.content import Content
 from textual.message import Message
 
 from nanochat.sanitize import sanitize_line
-from nanochat.ui.attachments import suggest
+from nanochat.ui.attachments import suggest, unfound
 from nanochat.ui.draft import Draft
 from nanochat.ui.input_history import InputHistory
 from nanochat.ui.widgets.completions import Completion, Completions
@@ -42,7 +42,8 @@ class PromptBar(Vertical):
         self._history, self._commands = history, commands
         self.folder = Path.cwd()
         self.when_empty: Callable[[str], bool] = lambda _verb: False
-        self._offered_for = ""
+        self._offered_for = self._title = ""
+        self._unfound: tuple[str, ...] = ()
 
     def compose(self) -> ComposeResult:
         """The list above the box."""
@@ -61,14 +62,29 @@ class PromptBar(Vertical):
 
     def frame(self, *, title: str, figures: str, tone: str = "") -> None:
         """Write into the frame: what is being done above, the token count below."""
-        self.box.border_title = Content(sanitize_line(title)) if title else ""
+        self._title = title
+        self._show_title()
         self.box.border_subtitle = Content.styled(figures, tone) if tone else Content(figures)
+
+    def _show_title(self) -> None:
+        said = " · ".join(filter(None, (*self._unfound, self._title)))
+        self.box.border_title = Content(sanitize_line(said)) if said else ""
 
     @on(PromptBox.Typing)
     def _typing(self, event: PromptBox.Typing) -> None:
         event.stop()
         self.post_message(self.Changed(self.box.draft))
         self._suggest()
+        self._look_for_files()
+
+    @work(exclusive=True, group="mentions")
+    async def _look_for_files(self) -> None:
+        """Say in the frame which files are not there, before the message goes."""
+        text, typed = self.box.text, _MENTION.search(self.box.before_cursor)
+        found = await asyncio.to_thread(unfound, text, self.folder, typing=typed.group(1) if typed else "")
+        if found != self._unfound and self.is_attached:
+            self._unfound = found
+            self._show_title()
 
     def _suggest(self) -> None:
         """Offer what begins as the text before the cursor does now."""
