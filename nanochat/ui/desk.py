@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import sys
-import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +13,14 @@ from textual.driver import Driver
 
 from nanochat.engine import garbage
 from nanochat.engine.config import EngineConfig
-from nanochat.errors import ModelError, UsageError
+from nanochat.errors import ModelError
 from nanochat.hub import LocalModel
 from nanochat.settings import Paths, Settings
 from nanochat.storage.records import Message
-from nanochat.ui import keymap, overflow_flow
+from nanochat.ui import keymap, overflow_flow, unload_flow
 from nanochat.ui.chat_model import ChatModel
 from nanochat.ui.chat_settings import ChatSettings
+from nanochat.ui.end_signals import EndSignals
 from nanochat.ui.engine_port import Engine
 from nanochat.ui.engine_settings import screen_config
 from nanochat.ui.idle_work import IdleWork
@@ -31,12 +29,10 @@ from nanochat.ui.monitor import Monitor, Reading
 from nanochat.ui.offers import Offers
 from nanochat.ui.open_chats import OpenChats
 from nanochat.ui.pump import Pump
-from nanochat.ui.screens.question import Answer, Question
 from nanochat.ui.services import Services
 from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import Shelf
 from nanochat.ui.sidebar_flow import SidebarFlow
-from nanochat.ui.signals import on_signals
 
 if TYPE_CHECKING:
     from nanochat.history import History
@@ -72,11 +68,12 @@ class Desk:
         self.idle: IdleWork
         self.offers: Offers
         self.sidebar: SidebarFlow
+        self.signals: EndSignals
         self.models: ModelsFlow
         self._read, self._wanted, self._watch_device = read, wanted, watch_device
         self._monitor: Monitor | None = None
         self._others: tuple[int, ...] = ()
-        self._closing = self._signalled = self._is_lent = False
+        self._closing = False
 
     @property
     def is_open(self) -> bool:
@@ -101,7 +98,7 @@ class Desk:
         await asyncio.to_thread(app.inputs.load)
         self.host = ModelHost(
             self.engine, configure=lambda folder: self._configure(app, folder), find=self.shelf.find,
-            read=self._read, may_unload=lambda name: self._may_unload(app, name),
+            read=self._read, may_unload=lambda name: unload_flow.ask(app, name),
             on_change=lambda: self._host_changed(app),
         )  # fmt: skip
         pump = Pump(lambda: self._look(app), lambda: _painted(app))
@@ -120,13 +117,13 @@ class Desk:
             titled=lambda chat_id: app.attempt(app.chats_changed(chat_id)),
         )  # fmt: skip
         self.host.before_submit = self.idle.interrupt
-        self.offers, self.sidebar = Offers(app), SidebarFlow(app)
+        self.offers, self.sidebar, self.signals = Offers(app), SidebarFlow(app), EndSignals(app)
         self.models = await asyncio.to_thread(_models_flow, app)
         await self.chats.restore()
         self.opened.set()
         app.spawn(pump.run())
         app.spawn(self.idle.run())
-        self._handle_signals(app)
+        self.signals.listen()
         if self._watch_device:
             loop = asyncio.get_running_loop()
             self._monitor = Monitor(lambda reading: _call(loop, lambda: self._took_reading(app, reading)))
@@ -192,31 +189,6 @@ class Desk:
         await asyncio.to_thread(self.engine.close, ENGINE_SECONDS)
         await asyncio.to_thread(self.history.close)
 
-    def _handle_signals(self, app: NanochatApp) -> None:
-        """SIGTERM, SIGHUP and SIGINT from outside save and end; one is enough."""
-        if threading.current_thread() is not threading.main_thread() or app.is_headless:
-            return
-
-        def end(number: int) -> None:
-            if self._signalled or self._closing or not app.is_running:
-                return
-            if number == signal.SIGINT and self._is_lent:
-                return
-            self._signalled = True
-            log.info("ending on signal %s", signal.Signals(number).name)
-            app.attempt(app.leave(ask=False))
-
-        on_signals(asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGHUP, signal.SIGINT), end)
-
-    @contextmanager
-    def lent(self) -> Generator[None]:
-        """Another program has the terminal for the block: Ctrl+C there, which comes to us as well, is meant for it."""
-        self._is_lent = True
-        try:
-            yield
-        finally:
-            self._is_lent = False
-
     # Tending -----------------------------------------------------------------------------------
 
     def _look(self, app: NanochatApp) -> None:
@@ -276,32 +248,6 @@ class Desk:
         return screen_config(
             folder, app.settings, overcommit=folder in self.insisted, ranks=self.tensor_parallel_size
         )
-
-    async def _may_unload(self, app: NanochatApp, wanted: str) -> bool:
-        """Ask, where replies use the loaded model; `wanted` is what would take its place, "" for nothing."""
-        others = [
-            session
-            for session in self.chats.busy
-            if session.reply is not None and session.reply.stream is not None
-        ]
-        if not others:
-            return True
-        text = (
-            f"{len(others)} {'reply uses' if len(others) == 1 else 'replies use'} the model that is loaded. "
-        )
-        does = f"Load {wanted}" if wanted else "Unload it"
-        them, their = ("it", "its") if len(others) == 1 else ("them", "their")
-        text += f"{'Loading ' + wanted if wanted else 'Unloading'} ends {them}; {their} text so far is kept."
-        answers = [Answer("stay", "Keep the loaded model"), Answer("load", does)]
-        return await app.ask(Question("The model is in use", text, answers)) == "load"
-
-    async def unload(self, app: NanochatApp) -> None:
-        """Give the model's memory back; asks first where replies use it."""
-        if self.host.state not in (HostState.READY, HostState.LOADING):
-            raise UsageError("no model is loaded")
-        if await self._may_unload(app, ""):
-            self.host.unload()
-            app.say("Unloaded. The next message loads the model again.")
 
 
 def _open_history(folder: Path) -> History:

@@ -35,7 +35,11 @@ async def editor(app: NanochatApp, session: ChatSession, _: str) -> None:
         file = Path(folder) / "message.md"
         file.write_text(before, encoding="utf-8")
         try:
-            with app.suspend(), app.batch_update(), app.desk.lent():  # nothing may be drawn over the editor
+            with (
+                app.suspend(),
+                app.batch_update(),
+                app.desk.signals.lent(),
+            ):  # nothing may be drawn over the editor
                 await asyncio.to_thread(edit, command, file)
             text = file.read_text(encoding="utf-8", errors="replace").rstrip("\n")
         except SuspendNotSupported as error:

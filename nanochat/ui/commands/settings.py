@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from nanochat.errors import UsageError
 from nanochat.hub import LocalModel
 from nanochat.settings import Settings
-from nanochat.ui import figures
+from nanochat.ui import figures, unload_flow
 from nanochat.ui.actions import Action, on_chat
 from nanochat.ui.background import detached
 from nanochat.ui.chat_settings import KNOBS, ChatSettings, knob
+from nanochat.ui.model_host import HostState
 from nanochat.ui.screens.question import Answer, Question
 from nanochat.ui.shelf import reference
 from nanochat.ui.theme import use_theme
@@ -108,8 +109,12 @@ def about_model(model: LocalModel) -> str:
 
 
 async def unload(app: NanochatApp, _: str) -> None:
-    """Give the model's memory back until the next message."""
-    await app.desk.unload(app)
+    """Give the model's memory back until the next message; asks first where replies use it."""
+    if app.host.state not in (HostState.READY, HostState.LOADING):
+        raise UsageError("no model is loaded")
+    if await unload_flow.ask(app, ""):
+        app.host.unload()
+        app.say("Unloaded. The next message loads the model again.")
 
 
 async def idle(app: NanochatApp, minutes: str) -> None:
