@@ -117,11 +117,11 @@ class CudaKernels:
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels`."""
-        return rms_norm(x, weight, eps, pdl=self.pdl)
+        return rms_norm(x, weight, eps)
 
     def add_rms_norm(self, delta: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """See `Kernels`."""
-        return add_rms_norm(delta, x, weight, eps, pdl=self.pdl)
+        return add_rms_norm(delta, x, weight, eps)
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         """See `Kernels`."""
@@ -135,7 +135,7 @@ class CudaKernels:
         """See `Kernels`."""
         if not self.deterministic and 0 < x.shape[0] <= MAX_ROWS:
             return self._product(x, weight, activation=activation)
-        return gate_mul(self.linear(x, weight), activation, pdl=self.pdl)
+        return gate_mul(self.linear(x, weight), activation)
 
     def project_add_norm(
         self, y: Tensor, weight: Weight, x: Tensor, norm: Tensor, eps: float, reduce: Reduce | None
@@ -143,11 +143,11 @@ class CudaKernels:
         """See `Kernels`."""
         if not self.deterministic and reduce is None and 0 < y.shape[0] <= MAX_ROWS:
             x = self._product(y, weight, residual=x)
-            return rms_norm(x, norm, eps, pdl=self.pdl), x
+            return rms_norm(x, norm, eps), x
         delta = self.linear(y, weight)
         if isinstance(reduce, FusedReduce) and reduce.norms(delta):
             return reduce.add_norm(delta, x, norm, eps)
-        return self.add_rms_norm(delta if reduce is None else reduce(delta), x, norm, eps)
+        return add_rms_norm(delta if reduce is None else reduce(delta), x, norm, eps)
 
     def attention(
         self,
@@ -163,7 +163,7 @@ class CudaKernels:
         single = plan.prefill.count == 0 and plan.decode.queries == 1
         if single and qkv.shape[0] <= MAX_ROWS and not self.deterministic:
             return self._decode(qkv, spec, cache, plan, rope)
-        q = rope_and_write(qkv, spec.num_heads, rope, *cache, plan.layout.slots, pdl=self.pdl)
+        q = rope_and_write(qkv, spec.num_heads, rope, *cache, plan.layout.slots)
         return self._attend(q, spec, cache, plan)
 
     def write_kv(self, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], plan: CudaPlan) -> None:
@@ -233,7 +233,6 @@ class CudaKernels:
             query_start=layout.query_start[: span.count + 1], context_lens=layout.context_lens[: span.count],
             counters=self._counters(spec, constants.tile_heads, span.count), plan=constants, num_heads=spec.num_heads,
             scale=spec.scale, window=spec.window or None, soft_cap=spec.soft_cap or None, rope=rope, slots=layout.slots,
-            pdl=self.pdl,
         )  # fmt: skip
         return out
 
@@ -272,7 +271,6 @@ class CudaKernels:
             q, *cache, out, block_tables=layout.block_tables, query_start=layout.query_start,
             context_lens=layout.context_lens, counters=self._counters(spec, constants.tile_heads, tiles), plan=constants,
             num_heads=spec.num_heads, scale=spec.scale, window=spec.window or None, soft_cap=spec.soft_cap or None, tiled=True,
-            pdl=self.pdl,
         )  # fmt: skip
 
     def _counters(self, spec: AttentionSpec, tile_heads: int, tiles: int) -> Tensor:

@@ -24,12 +24,7 @@ def activated(gate, KIND: tl.constexpr):
 
 
 @triton.jit
-def _gate_mul(
-    x_ptr, out_ptr, x_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr
-):  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+def _gate_mul(x_ptr, out_ptr, x_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < WIDTH
@@ -40,14 +35,13 @@ def _gate_mul(
     )
 
 
-def gate_mul(gate_up: Tensor, activation: str, *, pdl: bool = False) -> Tensor:
-    """[T, 2 * I] -> activation(first half) * second half, [T, I]; "silu" or "gelu_tanh". `pdl`: a programmatic dependent launch."""
+def gate_mul(gate_up: Tensor, activation: str) -> Tensor:
+    """[T, 2 * I] -> activation(first half) * second half, [T, I]; "silu" or "gelu_tanh"."""
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(tokens, width, dtype=gate_up.dtype, device=gate_up.device)
     if tokens:
         grid = (tokens, triton.cdiv(width, 1024))
         _gate_mul[grid](
-            gate_up, out, gate_up.stride(0), WIDTH=width, BLOCK=1024, KIND=activation, PDL=pdl, num_warps=4,
-            **({"launch_pdl": True} if pdl else {}),
-        )  # fmt: skip
+            gate_up, out, gate_up.stride(0), WIDTH=width, BLOCK=1024, KIND=activation, num_warps=4
+        )
     return out

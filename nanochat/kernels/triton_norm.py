@@ -17,11 +17,8 @@ from nanochat.kernels.sizes import next_power_of_2
 @triton.jit
 def _rms_norm(
     x_ptr, delta_ptr, weight_ptr, sum_ptr, out_ptr, eps, x_stride, delta_stride,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     offs = tl.arange(0, BLOCK)
     mask = offs < WIDTH
@@ -37,35 +34,32 @@ def _rms_norm(
 
 
 def _launch(
-    x: Tensor, delta: Tensor | None, weight: Tensor, total: Tensor | None, out: Tensor, eps: float, pdl: bool
+    x: Tensor, delta: Tensor | None, weight: Tensor, total: Tensor | None, out: Tensor, eps: float
 ) -> None:
     width = x.shape[-1]
     block = next_power_of_2(width)
     _rms_norm[(x.shape[0],)](
         x, x if delta is None else delta, weight, out if total is None else total, out, eps,
         x.stride(0), x.stride(0) if delta is None else delta.stride(0),
-        WIDTH=width, BLOCK=block, ADD=delta is not None, PDL=pdl, num_warps=min(8, max(1, block // 512)),
-        **({"launch_pdl": True} if pdl else {}),
+        WIDTH=width, BLOCK=block, ADD=delta is not None, num_warps=min(8, max(1, block // 512)),
     )  # fmt: skip
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, *, pdl: bool = False) -> Tensor:
-    """`x / rms(x) * weight` over the last axis, in float32, rounded once to x's dtype. `pdl`: a programmatic dependent launch."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`x / rms(x) * weight` over the last axis, in float32, rounded once to x's dtype."""
     rows = x.reshape(-1, x.shape[-1])
     out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
     if rows.shape[0]:
-        _launch(rows, None, weight, None, out, eps, pdl)
+        _launch(rows, None, weight, None, out, eps)
     return out.view(x.shape)
 
 
-def add_rms_norm(
-    delta: Tensor, x: Tensor, weight: Tensor, eps: float, *, pdl: bool = False
-) -> tuple[Tensor, Tensor]:
-    """(the norm of x + delta, x + delta), both [T, H] in new memory. `pdl`: a programmatic dependent launch."""
+def add_rms_norm(delta: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(the norm of x + delta, x + delta), both [T, H] in new memory."""
     out, total = (
         torch.empty(x.shape, dtype=x.dtype, device=x.device),
         torch.empty(x.shape, dtype=x.dtype, device=x.device),
     )
     if x.shape[0]:
-        _launch(x, delta, weight, total, out, eps, pdl)
+        _launch(x, delta, weight, total, out, eps)
     return out, total

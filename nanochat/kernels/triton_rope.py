@@ -178,11 +178,8 @@ def _rope_and_write(
     q_weight_ptr, k_weight_ptr, eps, qkv_stride, block_stride, slot_stride, head_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     ROTARY: tl.constexpr, NORM: tl.constexpr,
-    BLOCK_Q_HEADS: tl.constexpr, BLOCK_KV_HEADS: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_Q_HEADS: tl.constexpr, BLOCK_KV_HEADS: tl.constexpr,
 ):  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + token)
     offs = tl.arange(0, BLOCK_D)
@@ -215,15 +212,14 @@ def _rope_and_write(
 
 
 def rope_and_write(
-    qkv: Tensor, num_heads: int, rope: Rope, k_cache: Tensor, v_cache: Tensor, slots: Tensor, *, pdl: bool = False
-) -> Tensor:  # fmt: skip
+    qkv: Tensor, num_heads: int, rope: Rope, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+) -> Tensor:
     """Norm and rotate a projection's rows, write keys and values to their slots, return the queries.
 
     Args:
         qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], bias already added; the row stride is free.
         k_cache, v_cache: [num_blocks, 16, num_kv_heads, head_dim].
         slots: int64 [num_tokens]; nothing is written for a negative one.
-        pdl: a programmatic dependent launch.
 
     Returns:
         [num_tokens, num_heads * head_dim].
@@ -241,7 +237,7 @@ def rope_and_write(
         HEADS=num_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_D=block_d,
         ROTARY=rope.rotary, NORM=norm,
         BLOCK_Q_HEADS=next_power_of_2(-(-num_heads // parts)), BLOCK_KV_HEADS=next_power_of_2(-(-kv_heads // parts)),
-        PDL=pdl, num_warps=4, **({"launch_pdl": True} if pdl else {}),
+        num_warps=4,
     )  # fmt: skip
     return q
 

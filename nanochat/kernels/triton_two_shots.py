@@ -40,12 +40,9 @@ def sum_in_two_shots(
     delta_ptr, x_ptr, weight_ptr, sum_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, spent_ptr, eps, looks,
     stride, between, WIDTH: tl.constexpr, BLOCK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
     ADD: tl.constexpr, NORM: tl.constexpr, SEND: tl.constexpr, OWN: tl.constexpr, RECEIVE: tl.constexpr,
-    COMPILED: tl.constexpr, LINE: tl.constexpr, PDL: tl.constexpr,
+    COMPILED: tl.constexpr, LINE: tl.constexpr,
 ):  # fmt: skip
     """One row. SEND: this rank's summands to the row's owner. OWN: what its owner does. RECEIVE: what the others do then."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     owner = (row % RANKS).to(tl.int32)
     at = tl.arange(0, BLOCK)

@@ -52,16 +52,13 @@ def _wide_sum(
     delta_ptr, x_ptr, weight_ptr, sum_ptr, out_ptr, inboxes_ptr, rounds_ptr, failed_ptr, spent_ptr, eps, looks,
     stride, between, WIDTH: tl.constexpr, BLOCK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
     ADD: tl.constexpr, NORM: tl.constexpr, SEND: tl.constexpr, RECEIVE: tl.constexpr, COMPILED: tl.constexpr,
-    LINE: tl.constexpr, FLAGLESS: tl.constexpr, PDL: tl.constexpr,
+    LINE: tl.constexpr, FLAGLESS: tl.constexpr,
 ):  # fmt: skip
     """One row: send this rank's summands, add up everybody's, with ADD add the residual, with NORM norm the result too.
 
     An inbox is bytes [2, RANKS, rows, stride], `between` of them from rank to rank; but with FLAGLESS, a row's last LINE
     begins with its flag.
     """
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     mask = at < WIDTH
@@ -112,20 +109,16 @@ class WideSum:
         rows: at most so many in a launch.
         row_bytes: at most so many in a row.
         one_shot: the end whose `failed` and `clock` this one shares.
-        pdl: programmatic dependent launches.
 
     Attributes:
         two_shots: messages of so many rows and more go in two shots; 0: none. The same on every rank.
         flagless: messages of up to so many rows go without flags instead; 0: none. The same on every rank.
     """
 
-    def __init__(
-        self, inboxes: list[int], rows: int, row_bytes: int, one_shot: OneShot, *, pdl: bool = False
-    ) -> None:
+    def __init__(self, inboxes: list[int], rows: int, row_bytes: int, one_shot: OneShot) -> None:
         self.rank, self.ranks = one_shot.rank, one_shot.ranks
         self.rows, self.row_bytes, self.looks = rows, row_bytes, one_shot.looks
         self.two_shots = self.flagless = 0
-        self._pdl = pdl
         self.failed, self._nanoseconds = one_shot.failed, one_shot.clock.nanoseconds
         self._inboxes = torch.tensor(inboxes, dtype=torch.int64, device=self.failed.device)
         self._rounds = torch.zeros(rows, dtype=torch.int32, device=self.failed.device)
@@ -169,14 +162,13 @@ class WideSum:
         in_two = not flagless and 0 < self.two_shots <= rows
         kernel, parts = (sum_in_two_shots, {"OWN": own}) if in_two else (_wide_sum, {"FLAGLESS": flagless})
         tensors = delta, delta if x is None else x, total, out
-        dependent = {"launch_pdl": True} if self._pdl else {}
         for deltas, xs, totals, outs in [tensors] if rows <= most else self._cut(tensors, width):
             kernel[(deltas.numel() // width,)](
                 deltas, xs, delta if weight is None else weight, totals, outs,
                 inboxes, rounds, self.failed, self._nanoseconds, eps, self.looks, stride, most * stride,
                 WIDTH=width, BLOCK=block, RANK=self.rank, RANKS=self.ranks, ADD=x is not None, NORM=weight is not None,
-                SEND=send, RECEIVE=receive, COMPILED=delta.device.type != "cpu", LINE=LINE, PDL=self._pdl,
-                num_warps=min(8, max(4, threads // 32)), num_stages=1, **parts, **dependent,
+                SEND=send, RECEIVE=receive, COMPILED=delta.device.type != "cpu", LINE=LINE, **parts,
+                num_warps=min(8, max(4, threads // 32)), num_stages=1,
             )  # fmt: skip
         return out, total
 

@@ -49,8 +49,7 @@ def wide_of(end):
     from nanochat.kernels.triton_wide_sum import WideSum
 
     begin = inbox_bytes(end.ranks, ROWS, CAPACITY)
-    pdl = torch.cuda.get_device_capability() >= (9, 0)
-    return WideSum([inbox + begin for inbox in end._inboxes.tolist()], WIDE_ROOM, 2 * WIDE, end, pdl=pdl)
+    return WideSum([inbox + begin for inbox in end._inboxes.tolist()], WIDE_ROOM, 2 * WIDE, end)
 
 
 def meet(store, name: str, rank: int, ranks: int) -> None:

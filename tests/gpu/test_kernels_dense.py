@@ -47,22 +47,6 @@ def test_gates_agree_with_float64(dtype: torch.dtype, activation: str) -> None:
     assert relative_error(gate_mul(x, activation), gated(x.double(), activation)) <= TOLERANCE[dtype]
 
 
-@pytest.mark.skipif(not PDL, reason="needs programmatic dependent launches")
-def test_kernels_that_start_early_wait_for_those_before_them() -> None:
-    gates = torch.randn(40, 48, 8192, device="cuda").bfloat16()
-    x, norm = torch.randn(48, 4096, device="cuda").bfloat16(), torch.rand(4096, device="cuda").bfloat16()
-
-    def chain(pdl: bool) -> torch.Tensor:
-        total = x
-        for gate in gates:
-            h, total = add_rms_norm(gate_mul(gate, "silu", pdl=pdl), total, norm, 1e-6, pdl=pdl)
-            total = rms_norm(total + h, norm, 1e-6, pdl=pdl)
-        return total
-
-    expected = chain(False)
-    assert all(torch.equal(chain(True), expected) for _ in range(20))
-
-
 KINDS = [
     {"norm": True, "bias": True},
     {"residual": True},

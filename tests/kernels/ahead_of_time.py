@@ -260,7 +260,7 @@ def exchanges(width: int, dtype: torch.dtype, pdl: bool) -> None:
         weight, outlet = empty(width, 512, dtype=dtype), end.outlet(delta[:1])
         config = GemvConfig(4, 256, prefetch=12)
         gemv(empty(1, 512, dtype=dtype), weight, config=config, pdl=pdl, late=True, to=outlet)
-        wide = WideSum([0] * ranks, ROWS, width * dtype.itemsize, end, pdl=pdl)
+        wide = WideSum([0] * ranks, ROWS, width * dtype.itemsize, end)
         for wide.two_shots, wide.flagless in ((0, 0), (1, 0), (0, 8)):
             wide.sum(delta)
             wide.add_norm(delta, delta, delta[0], 1e-6)

@@ -239,7 +239,7 @@ def test_the_row_parallel_end_of_half_a_layer_is_one_exchange(
 ) -> None:
     """Product, sum over the ranks, residual and norm; more rows than go in one shot are summed the old way."""
     chip = SimpleNamespace(
-        name="none", major=8, minor=0, multi_processor_count=4, shared_memory_per_block_optin=1
+        name="none", major=9, minor=0, multi_processor_count=4, shared_memory_per_block_optin=1
     )
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: chip)
     kernels, group, said = CudaKernels(CPU), Ranks(2), []

@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nanochat.engine.parallel.soundness import (
-    launches_dependently,
-    sound,
-    sound_flagless,
-    sound_in_two_shots,
-    sound_products,
-)
+from nanochat.engine.parallel.soundness import sound, sound_flagless, sound_in_two_shots, sound_products
 from nanochat.engine.parallel.trial import Limits, describe, measure, measure_products, sizes_up_to
 from nanochat.kernels.bundle import FusedReduce
 from nanochat.kernels.driver import DriverError
@@ -238,8 +232,7 @@ def _join(
             ]
     if _agree(collectives, device, len(inboxes) == ranks) and memory is not None:
         end = OneShot(inboxes, rank, rows, width, device, LOOKS)
-        pdl = launches_dependently(device)
-        return end, WideSum([inbox + begin for inbox in inboxes], many, row_bytes, end, pdl=pdl), memory
+        return end, WideSum([inbox + begin for inbox in inboxes], many, row_bytes, end), memory
     _part(collectives, device, memory)
     return None
 
