@@ -29,8 +29,13 @@ from nanochat.kernels.triton_attention import (
     store_split,
 )
 
+# Where these begin follows from how many sequences decode in front: no reason to compile another kernel in mid-reply.
+_ANYWHERE = ["table_ptr", "query_start_ptr", "context_ptr"]
 
-@triton.jit(do_not_specialize=["num_seqs", "table_stride", "window"])
+
+@triton.jit(
+    do_not_specialize=["num_seqs", "table_stride", "window"], do_not_specialize_on_alignment=_ANYWHERE
+)  # fmt: skip
 def _prefill(
     q_ptr, k_cache_ptr, v_cache_ptr, out_ptr, table_ptr, query_start_ptr, context_ptr, part_ptr, stat_ptr, counter_ptr,
     scale, soft_cap, window, num_seqs, table_stride, q_stride, block_stride, slot_stride, head_stride,

@@ -13,6 +13,7 @@ from attention_cases import Batch, angles, expect_written, make_batch, project, 
 from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.cuda import CudaKernels
 from nanochat.kernels.layout import AttentionLayout
+from nanochat.kernels.triton_prefill import _prefill
 from nanochat.kernels.triton_rope import Rope, write_kv
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory")]
@@ -108,6 +109,23 @@ def test_prefill_agrees_with_dense_attention_over_prefix_and_chunk(
 def test_decoding_sequences_go_in_front_of_prefilling_ones_in_one_step(kernels: CudaKernels) -> None:
     batch = make([1, 3, 1, 1, 1000, 20, 64], [17, 3, 4097, 640, 1000, 500, 64], (16, 8, 128), torch.bfloat16)
     assert relative_error(attend(batch, kernels), batch.expected()) <= 5e-3
+
+
+def test_prompts_behind_any_number_of_decoding_sequences_share_a_kernel(kernels: CudaKernels) -> None:
+    """Else a step in mid-reply waits a second for the compiler."""
+
+    def compiled() -> int:
+        return sum(len(kinds) for kinds, *_ in _prefill.device_caches.values())
+
+    def step(decoding: int) -> None:
+        lens = [1] * decoding + [40, 60]
+        attend(make(lens, [100 * n for n in lens], (16, 8, 128), torch.bfloat16), kernels)
+
+    step(1)
+    before = compiled()
+    for decoding in range(2, 10):
+        step(decoding)
+    assert compiled() == before
 
 
 def test_padded_sequences_attend_to_nothing_and_come_out_as_zeros(kernels: CudaKernels) -> None:
