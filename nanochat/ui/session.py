@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import replace
 
 from nanochat.errors import NanochatError
-from nanochat.storage.records import Chat, Message, Role, Running, Status
+from nanochat.storage.records import Chat, Message, Role, Status
 from nanochat.storage.records import Conversation as Records
 from nanochat.ui.chat_settings import ChatSettings
 from nanochat.ui.conversation import Conversation, TranscriptMessage
 from nanochat.ui.draft import Draft
+from nanochat.ui.fitting import Fitting
 from nanochat.ui.outgoing import Outgoing
-from nanochat.ui.overflow import measure
-from nanochat.ui.prompting import ask, drop_oldest
 from nanochat.ui.recall import Recall
-from nanochat.ui.reply import Prepared, Reply, Stopped
-from nanochat.ui.services import Choice, Services, Summing, TabState
+from nanochat.ui.reply import Reply
+from nanochat.ui.services import Services, Summing, TabState
 from nanochat.ui.session_view import tokens_in, view, views
 from nanochat.ui.shelf import reference
 
@@ -55,7 +53,6 @@ class ChatSession:
         self.summing: Summing | None = None
         self._task: asyncio.Task[None] | None = None
         self._starting = False
-        self._taken_back: tuple[str, Choice | None] | None = None
 
     # What it is --------------------------------------------------------------------------------
 
@@ -254,25 +251,26 @@ class ChatSession:
         self.conversation.append(
             TranscriptMessage(running.id, "assistant", running.content, running.reasoning, status="queued")
         )
+        fitting = Fitting(self, self._services, running, sent)
         self.reply = reply = Reply(
-            running, self.conversation, history, prepare=lambda: self._prepare(running, sent), submit=host.submit,
+            running, self.conversation, history, prepare=fitting.prepare, submit=host.submit,
             ring=self._services.ring, notify=self._services.notify, priority=VISIBLE if self.visible else HIDDEN,
         )  # fmt: skip
-        self._task = asyncio.create_task(self._see_through(reply))
+        self._task = asyncio.create_task(self._see_through(reply, fitting))
         self._services.changed(self)
 
-    async def _see_through(self, reply: Reply) -> None:
+    async def _see_through(self, reply: Reply, fitting: Fitting) -> None:
         record: Message | None = None
         try:
             record = await reply.run()
-            await self._settle(reply, record)
+            await self._settle(reply, record, fitting)
         except NanochatError as error:
             self._services.notify(f"The chat could not be read again: {error}")
         finally:
             self.reply = None
         self._services.ended(self, record)
 
-    async def _settle(self, reply: Reply, record: Message | None) -> None:
+    async def _settle(self, reply: Reply, record: Message | None, fitting: Fitting) -> None:
         """The reply has ended: show its message in the place of what streamed."""
         if record is None:
             fault = "not saved: the disk does not take it"
@@ -282,43 +280,8 @@ class ChatSession:
         self.unseen = not self.visible and not self.failed
         self.conversation.rename(reply.running.id, record.id)
         self.conversation.update(view(record))
-        if self._taken_back is not None:
-            await self._take_back(record, *self._taken_back)
+        await fitting.take_back(record)
         await self.load()
-
-    async def _take_back(self, record: Message, sent: str, choice: Choice | None) -> None:
-        """Undo what did not fit: hide the empty reply, and the message with it when it was just sent."""
-        self._taken_back = None
-        hidden = record.parent if sent else record.id
-        await asyncio.to_thread(self._services.history.messages.hide, self._chat_id(), hidden)
-        if sent:
-            self._services.withdrawn(self, sent, choice)
-
-    async def _prepare(self, running: Running, sent: str) -> Prepared:
-        """Wait for the model, then make the prompt; asks what to do where the chat is longer than the context."""
-        history = self._services.history
-        while True:
-            ready = await self._services.host.ready(self.settings.model)
-            asked = await asyncio.to_thread(ask, history, ready.language, running, self.settings)
-            needed = measure(len(asked.ids), len(running.token_ids), ready.context)
-            if needed is None:
-                self.context_tokens = len(asked.ids) - len(running.token_ids)  # the reply counts its own
-                params = replace(self.settings.sampling(), skip_special_tokens=asked.skip_special_tokens)
-                return Prepared(asked.ids, params, asked.reader, ready.context)
-            choice = await self._services.ask_overflow(self, needed)
-            if choice == "drop":
-                if await asyncio.to_thread(
-                    drop_oldest, history, ready.language, running, self.settings, needed.limit
-                ):
-                    await self.load()
-                    continue
-                self._services.notify(
-                    "The last message alone is longer than this model's context: shorten it."
-                )
-            if choice == "model":
-                continue  # the settings have another model now
-            self._taken_back = (sent, choice)
-            raise Stopped
 
     async def _ensure_chat(self) -> Chat:
         if self.chat is None:
