@@ -22,6 +22,7 @@ from nanochat.engine.config import EngineConfig
 from nanochat.engine.load import Load
 from nanochat.engine.outputs import EngineStats
 from nanochat.engine.request import Request, Update
+from nanochat.engine.snapshot import snapshot
 from nanochat.engine.stream import Delta, Stream
 from nanochat.errors import EngineDead, NanochatError
 
@@ -105,7 +106,7 @@ class EngineService:
             error = None if self._failure is None else str(self._failure)
             name = self._load.config.model.name if self._load is not None and self._state == "loading" else ""
             return EngineStats(state=self._state, model=name, error=error)
-        return _snapshot(core, self._state, self._load_seconds)
+        return snapshot(core, self._state, self._load_seconds)
 
     @property
     def core(self) -> EngineCore | None:
@@ -315,36 +316,3 @@ def _forget_frames(error: BaseException | None) -> None:
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = None
         error = error.__cause__ or error.__context__
-
-
-def _snapshot(core: EngineCore, state: str, load_seconds: float) -> EngineStats:
-    prefill, decode = core.statistics.rates()
-    cache, memory = core.cache, core.memory
-    return EngineStats(
-        state=state,
-        model=core.config.model.name,
-        device=str(core.device),
-        dtype=str(core.dtype).removeprefix("torch."),
-        max_model_len=core.max_model_len,
-        running=len(core.scheduler.running),
-        waiting=len(core.scheduler.waiting),
-        blocks_total=cache.num_blocks,
-        blocks_free=cache.num_free,
-        blocks_cached=cache.num_cached,
-        blocks_used=cache.num_used,
-        block_size=cache.block_size,
-        prefill_rate=prefill,
-        decode_rate=decode,
-        prefill_tokens=core.statistics.prefill_tokens,
-        cached_tokens=core.statistics.cached_tokens,
-        decode_tokens=core.statistics.decode_tokens,
-        preemptions=core.scheduler.preemptions,
-        steps=core.statistics.steps,
-        weight_bytes=memory.weights,
-        weights_held=memory.weights_held,
-        reserve_bytes=memory.reserve,
-        kv_bytes=memory.kv_bytes,
-        load_seconds=load_seconds,
-        ranks=core.ranks,
-        **({} if core.group is None else core.group.figures()),
-    )
