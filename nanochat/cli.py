@@ -179,9 +179,10 @@ def fail(error: Exception) -> NoReturn:
     logging.getLogger("nanochat").error("an unexpected error", exc_info=error)
     if isinstance(error, OSError) and disk_faults.is_of_the_disk(error):
         _complain(disk_faults.explain(error), NanochatError.exit_code)
+    log_file = Paths.find().log_file
+    where = "" if disk_faults.why_unwritable(log_file) else f" The details are in {log_file};"
     _complain(
-        f"a bug: {type(error).__name__}: {error}. The details are in {Paths.find().log_file}; "
-        "NANOCHAT_DEBUG=1 shows them here",
+        f"a bug: {type(error).__name__}: {error}.{where} NANOCHAT_DEBUG=1 shows them here".rstrip(),
         INTERNAL_ERROR,
     )
 

@@ -34,6 +34,21 @@ def explain(error: OSError, place: Path | None = None) -> str:
     return f"{what}. {remedy}{', or set NANOCHAT_HOME to another folder' if ours else ''}"
 
 
+def why_unwritable(file: Path) -> str:
+    """`explain` of why a file could not be added to; empty where it could. Nothing is made or written."""
+    try:
+        there = next(path for path in (file, *file.parents) if path.exists())
+        if there == file:
+            os.close(os.open(file, os.O_WRONLY | os.O_APPEND))
+        elif not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+        elif not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+    except OSError as error:
+        return explain(error)
+    return ""
+
+
 def _folders() -> tuple[Path, ...]:
     paths = Paths.find()
     return paths.config, paths.data, paths.cache, paths.log

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat import __version__, hub
+from nanochat.disk_faults import why_unwritable
 from nanochat.errors import NanochatError
 from nanochat.modelhub import starter, suggestion
 from nanochat.modelhub.reach import HubCheck
@@ -224,8 +225,14 @@ def _processor() -> str:
 
 def _folders() -> list[Fact]:
     paths = Paths.find()
-    named = {"config": paths.config, "data": paths.data, "cache": paths.cache, "log": paths.log}
+    named = {"config": paths.config, "data": paths.data, "cache": paths.cache}
     facts = [_folder(name, path, must=True) for name, path in named.items()]
+    unlogged = why_unwritable(paths.log_file)
+    facts.append(
+        Fact("folders", "log", f"{unlogged}. Everything else works without it", wrong=True)
+        if unlogged
+        else _folder("log", paths.log, must=True)
+    )
     facts.append(_folder("hub cache", hub.cache_folder(), must=False))
     try:
         settings = Settings.load()

@@ -304,6 +304,10 @@ def test_a_bug_of_ours_is_one_line_and_a_traceback_in_the_log(
     assert "Traceback" in log.read_text()
     debugged = subprocess.run(run, capture_output=True, text=True, env=os.environ | {"NANOCHAT_DEBUG": "1"})
     assert "Traceback" in debugged.stderr
+    log.unlink()
+    log.mkdir()
+    unlogged = subprocess.run(run, capture_output=True, text=True)
+    assert "details" not in one_line_of_complaint(unlogged, 70), "they are nowhere"
 
 
 def test_every_error_of_ours_ends_with_a_documented_code() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.disk_faults import explain, is_of_the_disk
+from nanochat.disk_faults import explain, is_of_the_disk, why_unwritable
 
 
 def fault(number: int, name: str | None = None) -> OSError:
@@ -42,3 +42,16 @@ def test_a_machine_without_a_folder_for_temporary_files_is_told_of(monkeypatch: 
     with pytest.raises(OSError) as failed:
         tempfile.mkdtemp()
     assert is_of_the_disk(failed.value) and "TMPDIR" in explain(failed.value)
+
+
+def test_whether_a_file_could_be_added_to_is_known_without_making_it(tmp_path: Path) -> None:
+    file = tmp_path / "log" / "nanochat.log"
+    assert why_unwritable(file) == "" and not file.parent.exists()
+    file.parent.write_text("")
+    assert why_unwritable(file).startswith(f"{file.parent} cannot be written: Not a directory")
+    file.parent.unlink()
+    file.mkdir(parents=True)
+    assert why_unwritable(file).startswith(f"{file} cannot be written: Is a directory")
+    file.rmdir()
+    file.write_text("x")
+    assert why_unwritable(file) == "" and file.read_text() == "x"

@@ -69,6 +69,14 @@ def test_what_is_wrong_is_marked_and_ends_with_1(starter_home: Path) -> None:
     assert "Traceback" not in result.stdout + result.stderr
 
 
+def test_a_log_that_cannot_be_written_is_wrong(starter_home: Path) -> None:
+    Paths.find().log_file.mkdir(parents=True)
+    result = run_doctor()
+    assert result.returncode == 1
+    assert f"WRONG: {Paths.find().log_file} cannot be written: Is a directory" in result.stdout
+    assert "works without it" in result.stdout
+
+
 def test_unknown_settings_are_named(starter_home: Path) -> None:
     file = Paths.find().settings_file
     file.parent.mkdir()

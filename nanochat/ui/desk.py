@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from textual.driver import Driver
 
+from nanochat.disk_faults import why_unwritable
 from nanochat.engine import garbage
 from nanochat.engine.config import EngineConfig
 from nanochat.errors import ModelError
@@ -139,6 +140,8 @@ class Desk:
                 f"Another nanochat is open on these chats (process {', '.join(map(str, self._others))}). Both may be "
                 "used; a model loaded in both takes its memory twice.", severity="warning",
             )  # fmt: skip
+        if unlogged := await asyncio.to_thread(why_unwritable, self.paths.log_file):
+            app.say(f"There is no log: {unlogged}. Everything else works without it.", severity="warning")
         if self.history.recovered:
             number = len(self.history.recovered)
             saved = "An interrupted reply was" if number == 1 else f"{number} interrupted replies were"

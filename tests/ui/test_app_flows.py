@@ -700,6 +700,13 @@ async def test_a_second_nanochat_on_the_same_chats_says_so_and_sees_what_the_fir
         await second.until(lambda: any("from the first" in str(option.prompt) for option in chats.options))
 
 
+async def test_a_log_that_cannot_be_written_is_told_and_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("a file in its place")
+    async with on_stage(tmp_path) as stage:
+        await stage.until(lambda: f"There is no log: {tmp_path / 'log'} cannot be written" in stage.notices)
+        await stage.ask("hello")
+
+
 async def test_keys_are_remapped_by_the_settings_and_the_hints_follow(tmp_path: Path) -> None:
     keymap = {"tab.new": "Ctrl+N, F9", "message.fork": "f10", "prompt.send": "f5", "chat.new": "f11"}
     async with on_stage(tmp_path, settings=Settings(theme="dark", keymap=keymap)) as stage:
