@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from nanochat.engine.outputs import EngineStats
 from nanochat.storage.records import Role
 from nanochat.ui import figures
-from nanochat.ui.conversation import Status
 from nanochat.ui.model_host import HostState, ModelHost
 from nanochat.ui.overflow import WARN_SHARE
 from nanochat.ui.services import TabState
@@ -86,25 +85,6 @@ def chat_figures(session: ChatSession, host: ModelHost, *, note: str = "") -> Ch
     )  # fmt: skip
 
 
-def waiting_footer(session: ChatSession, host: ModelHost, offers: Offers) -> str:
-    """The line under a reply that has no text yet: what it waits for."""
-    reply = session.reply
-    if reply is None:
-        return ""
-    if reply.stream is None:
-        share, what = host.progress
-        if host.state is HostState.LOADING:
-            name = short_name(host.model.name) if host.model else "the model"
-            return f"waits for {name}: {what} {round(100 * share)} %"
-        if host.model is None:
-            return f"waits for {offers.fetching or f'a model: {offers.way_out}'}"
-        return "waits for the model"
-    if session.state is TabState.WAITING:
-        return f"waits for its turn · queue {host.engine.stats().waiting}"
-    done, total = reply.stream.prefill_progress
-    return f"prefill {figures.count(done)}/{figures.count(total)}"
-
-
 def frame_title(session: ChatSession, host: ModelHost, offers: Offers, send: str) -> str:
     """What the prompt's frame says above: an edit, else that there is no model and what to press for one.
 
@@ -131,13 +111,3 @@ def frame_figures(session: ChatSession, host: ModelHost, draft_tokens: int | Non
         return own, ""
     tone = "bold $error" if used >= limit else "bold $warning" if used >= WARN_SHARE * limit else ""
     return " · ".join(filter(None, (own, figures.fill(used, limit)))), tone
-
-
-def view_status(session: ChatSession) -> Status:
-    """The state of the reply on its way, as the transcript calls it."""
-    state = session.state
-    if state is TabState.QUEUED:
-        return "queued"
-    if state is TabState.WAITING:
-        return "waiting"
-    return "prefilling" if state is TabState.PREFILLING else "streaming"

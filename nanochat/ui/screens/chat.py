@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, ClassVar, cast
@@ -13,7 +14,7 @@ from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 
-from nanochat.ui import chrome, edits, figures, links
+from nanochat.ui import chrome, edits, figures, links, waiting
 from nanochat.ui.commands import REGISTRY, editing, replies, settings, tabs
 from nanochat.ui.draft import Draft
 from nanochat.ui.keymap import first_key, priority_keys
@@ -22,7 +23,7 @@ from nanochat.ui.session import ChatSession
 from nanochat.ui.shelf import short_name
 from nanochat.ui.status_fields import fields
 from nanochat.ui.widgets.chat_panel import ChatPanel
-from nanochat.ui.widgets.completions import Completion
+from nanochat.ui.widgets.completions import slash_completions
 from nanochat.ui.widgets.prompt_bar import PromptBar
 from nanochat.ui.widgets.prompt_box import PromptBox
 from nanochat.ui.widgets.sidebar import Sidebar
@@ -59,7 +60,9 @@ class ChatScreen(Screen[None]):
             yield Sidebar(id="sidebar")
             with Vertical(id="chat"):
                 yield Welcome(id="welcome")
-                yield PromptBar(self.nanochat.inputs, self._slash_completions, id="prompt-bar")
+                yield PromptBar(
+                    self.nanochat.inputs, partial(slash_completions, self.nanochat.registry), id="prompt-bar"
+                )
             yield ChatPanel(id="panel")
         yield StatusBar(id="status")
 
@@ -164,7 +167,7 @@ class ChatScreen(Screen[None]):
         app = self.nanochat
         chat = chrome.chat_figures(self._shown, app.host, note=app.note)
         self.query_one(StatusBar).show(fields(chat, chrome.engine_figures(app.host), app.reading))
-        self._refresh_waiting(self._shown)
+        waiting.show(self._shown, app.host, app.desk.offers)
 
     def refresh_panel(self) -> None:
         """The side panel, where it is shown."""
@@ -315,28 +318,3 @@ class ChatScreen(Screen[None]):
     def on_transcript_link_requested(self, event: Transcript.LinkRequested) -> None:
         """A link was clicked."""
         self.nanochat.attempt(links.confirm(self.nanochat, event.url))
-
-    # Inside ------------------------------------------------------------------------------------
-
-    def _refresh_waiting(self, session: ChatSession) -> None:
-        """The line under a reply that has no text yet, and its state."""
-        reply = session.reply
-        if reply is None or reply.running.id not in session.conversation:
-            return
-        status = chrome.view_status(session)
-        if reply.started:
-            session.conversation.change(reply.running.id, status=status, footer="")
-        else:
-            footer = chrome.waiting_footer(session, self.nanochat.host, self.nanochat.desk.offers)
-            session.conversation.change(reply.running.id, status=status, footer=footer)
-
-    def _slash_completions(self, start: str) -> list[Completion]:
-        actions = self.nanochat.registry.complete_slash(start)
-        return [
-            Completion(
-                f"/{action.slash} {action.argument}".rstrip(), action.help,
-                f"/{action.slash} " if action.argument else f"/{action.slash}", len(start) + 1,
-                final=not action.argument,
-            )
-            for action in actions
-        ]  # fmt: skip

@@ -9,6 +9,7 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from nanochat.sanitize import sanitize
+from nanochat.ui.actions import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,18 @@ class Completion:
     text: str
     replaces: int
     final: bool = False  # choosing it with Enter also sends
+
+
+def slash_completions(registry: Registry, start: str) -> list[Completion]:
+    """The slash commands that `start`, what stands behind the slash, may become."""
+    return [
+        Completion(
+            f"/{action.slash} {action.argument}".rstrip(), action.help,
+            f"/{action.slash} " if action.argument else f"/{action.slash}", len(start) + 1,
+            final=not action.argument,
+        )
+        for action in registry.complete_slash(start)
+    ]  # fmt: skip
 
 
 class Completions(OptionList, can_focus=False):
