@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nanochat.ui.block_parser import GROWING, Block
+from nanochat.ui.block import GROWING, Block
 from nanochat.ui.blocks import BlockSplitter
 from nanochat.ui.code_view import CodeView
 from nanochat.ui.markdown import MEASURE, MarkdownRenderer, gap_before

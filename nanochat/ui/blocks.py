@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanochat.ui.block_parser import GROWING, LONGEST, Block, BlockParser
+from nanochat.ui.block import GROWING, Block
+from nanochat.ui.block_parser import LONGEST, BlockParser
 from nanochat.ui.block_syntax import HALF_MARKER
 
 __all__ = ["LONGEST", "Block", "BlockSplitter", "Tail"]

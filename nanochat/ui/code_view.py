@@ -6,7 +6,7 @@ from bisect import bisect_right
 
 from rich.cells import cell_len
 
-from nanochat.ui.block_parser import Block
+from nanochat.ui.block import Block
 from nanochat.ui.highlighting import TAB, Highlighter, find_lexer
 from nanochat.ui.inline import join
 from nanochat.ui.markdown import NARROWEST, margin_cells, margins

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rich.cells import cell_len
 
-from nanochat.ui.block_parser import Block, Container
+from nanochat.ui.block import Block, Container
 from nanochat.ui.inline import InlineParser, join
 from nanochat.ui.rows import Row, Run
 from nanochat.ui.tables import Table, render_table

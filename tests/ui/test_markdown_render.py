@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from nanochat.ui.block_parser import Block
+from nanochat.ui.block import Block
 from nanochat.ui.block_stack import BlockStack
 from nanochat.ui.code_view import CodeView
 from nanochat.ui.conversation import TranscriptMessage
