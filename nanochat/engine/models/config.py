@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat.engine.models.families import NATIVE, refuse_unsupported
+from nanochat.engine.models.families import NATIVE, refuse_unknown, refuse_unsupported
 from nanochat.engine.models.fields import Fields, read_json
 from nanochat.engine.models.generation import read_generation
 from nanochat.engine.models.layer_plan import Experts, LayerPlan, read_layers
@@ -23,6 +23,10 @@ _DTYPES = {
     "half": "float16",
     "bfloat16": "bfloat16",
 }
+_HIDDEN = ("hidden_size", "n_embd", "d_model")  # the name that most have, then older ones
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+_HEADS = ("num_attention_heads", "n_head")
+_CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +95,7 @@ class ModelConfig:
         architecture = architectures[0]
         refuse_unsupported(outer, architecture)
         _refuse_pickles(path, architecture)
+        refuse_unknown(outer, architecture, (_HIDDEN, _LAYERS, _HEADS, ("vocab_size",), _CONTEXT))
         inner = outer.section("text_config") if architecture in NATIVE else None
         return _read(outer, inner or outer, architecture, path)
 
@@ -137,9 +142,9 @@ def _refuse_pickles(path: Path, architecture: str) -> None:
 def _read(outer: Fields, config: Fields, architecture: str, path: Path) -> ModelConfig:
     family = NATIVE.get(architecture)
     default = family.defaults.get if family is not None else {}.get
-    hidden = config.integer("hidden_size", 1, 2**20, default("hidden_size"), "n_embd", "d_model")
-    num_layers = config.integer("num_hidden_layers", 1, 4096, None, "n_layer", "num_layers")
-    num_heads = config.integer("num_attention_heads", 1, 2**14, default("num_attention_heads"), "n_head")
+    hidden = config.integer(_HIDDEN[0], 1, 2**20, default("hidden_size"), *_HIDDEN[1:])
+    num_layers = config.integer(_LAYERS[0], 1, 4096, None, *_LAYERS[1:])
+    num_heads = config.integer(_HEADS[0], 1, 2**14, default("num_attention_heads"), *_HEADS[1:])
     num_kv_heads = config.integer(
         "num_key_value_heads", 1, 2**14, default("num_key_value_heads") or num_heads
     )
@@ -147,15 +152,7 @@ def _read(outer: Fields, config: Fields, architecture: str, path: Path) -> Model
         config.fail(f"{num_heads} attention heads are not a multiple of {num_kv_heads} key-value heads")
     head_dim = _head_dim(config, default("head_dim"), hidden, num_heads)
     vocab = config.integer("vocab_size", 1, 2**24, default("vocab_size"))
-    context = config.integer(
-        "max_position_embeddings",
-        1,
-        2**27,
-        default("max_position_embeddings"),
-        "n_positions",
-        "n_ctx",
-        "max_seq_len",
-    )
+    context = config.integer(_CONTEXT[0], 1, 2**27, default("max_position_embeddings"), *_CONTEXT[1:])
     intermediate = config.integer(
         "intermediate_size", 1, 2**22, 4 * hidden if family is None else None, "n_inner", "ffn_dim"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -78,6 +78,9 @@ _REFUSED = (
     (("gpt_oss",), "attention-sink"),
     (("llama4", "gemma3n", "gemma4"), "chunked or shared-cache attention"),
     (("bert", "electra", "deberta", "mpnet"), "encoder-only"),
+    (("bart", "mbart", "plbart", "mvp", "blenderbot", "pegasus", "bigbird_pegasus", "marian"), "encoder-decoder"),
+    (("t5", "mt5", "umt5", "longt5", "switch_transformers", "m2m_100", "prophetnet", "whisper", "trocr"), "encoder-decoder"),
+    (("bloom", "mpt"), "position-bias (ALiBi)"),
 )  # fmt: skip
 
 _REFUSED_KEYS = (
@@ -88,6 +91,13 @@ _REFUSED_KEYS = (
     ("state_size", "state-space (Mamba)"),
     ("num_kv_shared_layers", "shared-cache attention"),
     ("global_head_dim", "mixed head-size"),
+    ("decoder_layers", "encoder-decoder"),
+    ("num_decoder_layers", "encoder-decoder"),
+)
+
+_RUNS = (
+    "this engine runs decoders whose layers all have full or sliding-window attention (Llama, Qwen2/3, Mistral, Gemma 3, "
+    "Phi-3/4, SmolLM and kin): take one of those"
 )
 
 
@@ -139,9 +149,21 @@ def _refuse_quantized(config: Fields, architecture: str) -> None:
     )
 
 
+def refuse_unknown(config: Fields, architecture: str, sizes: Sequence[Sequence[str]]) -> None:
+    """Raise UnsupportedModel where the config of a model that is not native gives one of `sizes` by none of its names.
+
+    It is called otherwise, or there is none: the file is not damaged, it is of a model that this engine does not know.
+    """
+    missing = next((names[0] for names in sizes if not any(name in config for name in names)), None)
+    if missing is not None and architecture not in NATIVE:
+        raise UnsupportedModel(
+            f"{architecture} ({config.text('model_type') or 'no model_type'}) is not supported: its config gives no "
+            f"{missing}, which this engine must know; {_RUNS}"
+        )
+
+
 def _refuse(architecture: str, model_type: str, kind: str) -> None:
+    article = "an" if kind[0] in "aeiou" else "a"
     raise UnsupportedModel(
-        f"{architecture} ({model_type or 'no model_type'}) is a {kind} model; this engine runs decoders "
-        "whose layers all have full or sliding-window attention (Llama, Qwen2/3, Mistral, Gemma 3, Phi-3/4, SmolLM and "
-        "kin): take one of those"
+        f"{architecture} ({model_type or 'no model_type'}) is {article} {kind} model; {_RUNS}"
     )

@@ -235,6 +235,16 @@ def test_a_folder_without_a_config_is_not_found(tmp_path):
             "encoder-decoder",
         ),
         (
+            {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"},
+            "is an encoder-decoder model",
+        ),
+        (
+            {"architectures": ["BartForCausalLM"], "model_type": "bart", "is_encoder_decoder": False},
+            "is an encoder-decoder model",
+        ),
+        ({"architectures": ["NewForCausalLM"], "decoder_layers": 6}, "is an encoder-decoder model"),
+        ({"architectures": ["BloomForCausalLM"], "model_type": "bloom"}, "ALiBi"),
+        (
             {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "vision_config": {}},
             "multimodal",
         ),
@@ -259,6 +269,16 @@ def test_a_folder_without_a_config_is_not_found(tmp_path):
 )
 def test_what_is_not_supported_is_refused_by_name(read, changes, words):
     assert words in refusal(read, LLAMA | changes, UnsupportedModel)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings"],
+)
+def test_a_model_that_calls_its_sizes_otherwise_is_not_called_damaged(read, key):
+    xglm = LLAMA | {"architectures": ["XGLMForCausalLM"], "model_type": "xglm", key: None, "other_" + key: 64}
+    refused = refusal(read, xglm, UnsupportedModel)
+    assert refused.startswith("XGLMForCausalLM (xglm) is not supported") and f"no {key}" in refused
 
 
 def test_pickled_weights_are_refused_by_name(read, tmp_path):
