@@ -247,7 +247,7 @@ class Desk:
 
     def _configure(self, app: NanochatApp, folder: Path) -> EngineConfig:
         """How a model is loaded; in a worker, right before it is: then it is also measured whether it fits."""
-        self.models.measure(folder)
+        self.models.memory.measure(folder)
         return screen_config(
             folder, app.settings, overcommit=folder in self.insisted, ranks=self.tensor_parallel_size
         )

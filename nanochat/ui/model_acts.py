@@ -17,7 +17,7 @@ from nanochat.modelhub.verification import Verification, verify
 from nanochat.settings import Settings
 from nanochat.ui.background import detached
 from nanochat.ui.commands.settings import use_model
-from nanochat.ui.model_rows import Row, in_home
+from nanochat.ui.model_rows import Row, in_home, leftovers_row
 from nanochat.ui.screens.question import Answer, Question, TextQuestion
 from nanochat.ui.shelf import reference
 
@@ -83,7 +83,7 @@ class ModelActs:
             return False
         path = str(Path(typed.strip()).expanduser())
         model = await detached(lambda: hub.resolve(path if "/" in path else f"./{path}"))
-        return await self.use(model, await detached(lambda: self._flow.fit_of(model)))
+        return await self.use(model, await detached(lambda: self._flow.memory.fit_of(model)))
 
     async def fetch(self, repo_id: str, fit: Fit | None) -> str | None:
         """Queue a download; its id, or None when the user thinks better of it."""
@@ -171,7 +171,7 @@ class ModelActs:
         total = size(sum(one.size for one in found))
         answers = [Answer("clean", "Remove them"), Answer("keep", "Keep them")]
         question = Question(
-            f"Remove {len(found)} leftovers, {total}?", "\n".join(self._flow.left_about()[1:]), answers
+            f"Remove {len(found)} leftovers, {total}?", "\n".join(leftovers_row(found).about[1:]), answers
         )
         if await self._app.ask(question) == "clean":
             freed = await detached(lambda: clean(cache_folder(), found))

@@ -14,6 +14,7 @@ from nanochat.modelhub.download import Download, State
 from nanochat.modelhub.fit import Fit, tokens
 from nanochat.modelhub.text import Here, amount, duration, size, speed
 from nanochat.sanitize import sanitize_line
+from nanochat.transfer.leftovers import Leftover
 
 Kind = Literal["heading", "download", "here", "listing", "leftovers", "words"]
 Tone = Literal["", "good", "bad", "dim", "active"]
@@ -201,6 +202,16 @@ def download_row(one: Download, fit: Fit | None = None) -> Row:
     return Row(
         f"download:{one.id}", "download", one.repo_id, {"state": f"{bar} {percent}"}, mark, tone, tuple(more), fit=fit, about=about
     )  # fmt: skip
+
+
+def leftovers_row(found: Sequence[Leftover]) -> Row:
+    """What unfinished downloads left: how much, and the leftovers, one a line."""
+    total, number = size(sum(one.size for one in found)), len(found)
+    text = f"{total} in {number} leftover{'s' if number != 1 else ''} of unfinished downloads: Enter cleans"
+    lines = [f"{sanitize_line(one.repo_id)}: {size(one.size)}, {one.what}" for one in found[:8]]
+    more = [f"and {number - 8} more"] if number > 8 else []
+    about = ("Leftovers of unfinished downloads, ours and other tools':", *lines, *more)
+    return Row("leftovers", "leftovers", text, {}, "~", "dim", about=about)
 
 
 def in_home(path: Path) -> str:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanochat.engine.memory import gib
 from nanochat.errors import NanochatError
 from nanochat.hub import LocalModel, cache_folder
 from nanochat.modelhub import catalog
 from nanochat.modelhub.catalog import Listing
 from nanochat.modelhub.download import Download
-from nanochat.modelhub.fit import Fit, Reserves, Ruler
+from nanochat.modelhub.fit import Fit
 from nanochat.modelhub.inventory import Inventory, disk_free, leftovers
-from nanochat.modelhub.shape import Shape
 from nanochat.modelhub.text import Here, size
 from nanochat.sanitize import sanitize_line
 from nanochat.transfer.leftovers import Leftover
@@ -25,12 +21,11 @@ from nanochat.ui.background import detached
 from nanochat.ui.download_flow import DownloadFlow
 from nanochat.ui.model_acts import ModelActs
 from nanochat.ui.model_host import HostState
-from nanochat.ui.model_rows import Row, download_row, heading, here_row, listing_row, words
+from nanochat.ui.model_memory import ModelMemory
+from nanochat.ui.model_rows import Row, download_row, heading, here_row, leftovers_row, listing_row, words
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
-
-log = logging.getLogger("nanochat.models_flow")
 
 
 class ModelsFlow:
@@ -51,7 +46,7 @@ class ModelsFlow:
         self._found: tuple[tuple[Listing, Fit | None, str], ...] = ()
         self._facts: dict[str, tuple[str, ...]] = {}
         self.checking: dict[str, tuple[int, int]] = {}
-        self._estimate: Fit | None = None
+        self.memory = ModelMemory(app)
         self.closed = False
 
     # What it shows -----------------------------------------------------------------------------
@@ -69,19 +64,7 @@ class ModelsFlow:
         if not found.here:
             rows.append(words("none", "no model is here yet: Enter fetches one of those below"))
         if self.leftovers:
-            total, number = size(sum(one.size for one in self.leftovers)), len(self.leftovers)
-            text = f"{total} in {number} leftover{'s' if number != 1 else ''} of unfinished downloads: Enter cleans"
-            rows.append(
-                Row(
-                    "leftovers",
-                    "leftovers",
-                    text,
-                    {},
-                    "~",
-                    "dim",
-                    about=self.left_about(),
-                )
-            )
+            rows.append(leftovers_row(self.leftovers))
         going = {one.repo_id for one in self.downloads.all}
         rows.append(heading("Recommended", of="listing"))
         if not any(one.model.source == "starter" for one in found.here):
@@ -109,7 +92,7 @@ class ModelsFlow:
         known = list(self._facts.get(row.key, ()))
         lines = known or [*row.about, *(["", *row.fit.arithmetic()] if row.fit is not None else [])]
         if self._is_loaded_row(row):
-            lines += ["", *self.truth()]
+            lines += ["", *self.memory.truth()]
         return lines
 
     def head(self) -> list[str]:
@@ -125,33 +108,16 @@ class ModelsFlow:
             share, what = host.progress
             return [memory, f"{name}: {what} · {round(100 * share)} %"]
         if host.state is HostState.READY:
-            return [memory, f"{name} is loaded: {self._taken()}"]
+            return [memory, f"{name} is loaded: {self.memory.taken()}"]
         if host.state is HostState.FAILED:
             return [memory, f"{name} {host.failed}: {host.error}"]
         return [memory, f"{name} is unloaded; the next message loads it" if name else "no model is loaded"]
-
-    def truth(self) -> list[str]:
-        """Estimate and truth of the loaded model, side by side."""
-        stats = self._app.engine.stats()
-        if self._estimate is None or not stats.weights_held:
-            return [f"context       {stats.max_model_len:,} tokens possible"]
-        return self._estimate.beside(stats.weights_held, stats.max_model_len)
-
-    def _taken(self) -> str:
-        stats, estimate = self._app.engine.stats(), self._estimate
-        if estimate is None or not stats.weights_held:
-            return f"context {stats.max_model_len:,}"
-        guess = f"{estimate.context:,} estimated" if estimate.fits else "estimated not to fit"
-        return (
-            f"{gib(stats.weights_held)} of weights ({gib(estimate.weights)} estimated), "
-            f"context {stats.max_model_len:,} ({guess})"
-        )
 
     # Reading -----------------------------------------------------------------------------------
 
     async def refresh(self) -> None:
         """Look at this machine again."""
-        paths, settings, held = self._app.paths, self._app.settings, self._held()
+        paths, settings, held = self._app.paths, self._app.settings, self.memory.held()
         inventory, left, disk = await detached(
             lambda: (
                 Inventory.take(paths, settings, held=held),
@@ -208,28 +174,13 @@ class ModelsFlow:
     def host_changed(self) -> None:
         """The engine has another model, or another state."""
         if self._app.host.state is HostState.READY:
-            self._note_reserve()
+            self.memory.note_reserve()
             self._look_again()
         self.changed()
 
     async def open(self) -> None:
         """At the start: the downloads of earlier runs go on."""
         await self.downloads.open()
-
-    def measure(self, folder: Path) -> None:
-        """Right before a load: how much it should take, to be held against what it takes. Blocks; any thread."""
-        model = self._app.host.model
-        try:
-            ruler = Ruler.of(self._app.paths, self._app.settings, held=self._held())
-            self._estimate = ruler.fit(model.name if model is not None else "", Shape.in_folder(folder))
-        except (OSError, ValueError) as error:  # an estimate is never a reason not to load
-            log.warning("the memory of %s could not be estimated: %s", folder.name, error)
-            self._estimate = None
-
-    def fit_of(self, model: LocalModel) -> Fit | None:
-        """Whether a model that is on no list fits now. Blocks: reads the headers of its weights."""
-        ruler = Ruler.of(self._app.paths, self._app.settings, held=self._held())
-        return ruler.fit(model.name, Shape.in_folder(model.path))
 
     def close(self) -> None:
         """Stop what runs beside. Blocks for a moment: call from a worker."""
@@ -294,29 +245,3 @@ class ModelsFlow:
     def download_of(self, row: Row) -> Download | None:
         """The download that a row stands for."""
         return next((one for one in self.downloads.all if row.key == f"download:{one.id}"), None)
-
-    def _held(self) -> int:
-        """What the loaded model gives back when it makes room."""
-        stats = self._app.engine.stats()
-        if stats.state != "ready":
-            return 0
-        # On a host, pages of the cache that were never written take no memory.
-        return stats.weights_held + (
-            stats.kv_bytes + stats.reserve_bytes if stats.device.startswith("cuda") else 0
-        )
-
-    def _note_reserve(self) -> None:
-        """A load on a GPU has measured what a step needs: the next estimate uses it."""
-        stats, model, found = self._app.engine.stats(), self._app.host.model, self._estimate
-        if stats.reserve_bytes and model is not None and found is not None:
-            name, reserve = found.memory.name, stats.reserve_bytes
-            self._app.spawn(
-                detached(lambda: Reserves.load(self._app.paths.data).note(name, model.name, reserve))
-            )
-
-    def left_about(self) -> tuple[str, ...]:
-        """The leftovers, one a line."""
-        found = self.leftovers
-        lines = [f"{sanitize_line(one.repo_id)}: {size(one.size)}, {one.what}" for one in found[:8]]
-        more = [f"and {len(found) - 8} more"] if len(found) > 8 else []
-        return ("Leftovers of unfinished downloads, ours and other tools':", *lines, *more)

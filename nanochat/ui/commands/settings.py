@@ -90,7 +90,7 @@ async def model(app: NanochatApp, session: ChatSession, name: str) -> None:
                 return
         else:
             found = await asyncio.to_thread(app.shelf.find, name)
-        await models.acts.use(found, await detached(lambda: models.fit_of(found)), session)
+        await models.acts.use(found, await detached(lambda: models.memory.fit_of(found)), session)
     else:
         app.run_registered("models")
 
