@@ -94,7 +94,11 @@ def run(prompt: str | None, model: str | None, as_json: bool, thinking: bool | N
     from nanochat.commands.answering import Answerer
     from nanochat.commands.plain_chat import PlainChat
     from nanochat.commands.writer import Writer
+    from nanochat.engine.models.config import ModelConfig
 
+    ModelConfig.from_folder(
+        local.path
+    )  # what does not run is refused as that, not for want of a chat template
     with Answerer(config(local)) as answerer:
         chat = PlainChat(local.path, system=options["system"] or settings.system_prompt, thinking=thinking)
         if text is None:

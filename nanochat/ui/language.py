@@ -53,13 +53,15 @@ class Language:
     @classmethod
     def read(cls, model: LocalModel) -> Language:
         """Read the tokenizer and the template. Raises InvalidModel, InvalidTemplate, UnsupportedModel."""
-        from nanochat.engine.models.config import (
-            ModelConfig,
-        )  # imports torch: in a worker, after the first frame
+        # It imports torch: in a worker, after the first frame.
+        from nanochat.engine.models.config import ModelConfig
 
+        config = ModelConfig.from_folder(
+            model.path
+        )  # first: a model that does not run needs no chat template
         tokenizer = Tokenizer.from_folder(model.path)
         language = cls(model, tokenizer, ChatTemplate.from_folder(model.path, tokenizer))
-        language._defaults = ModelConfig.from_folder(model.path).generation_defaults
+        language._defaults = config.generation_defaults
         return language
 
     @property

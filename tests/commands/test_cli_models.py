@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from nanochat import cli
+from nanochat.errors import UnsupportedModel
+from nanochat.hub import LocalModel
+from nanochat.ui.language import Language
 
 Damage = Callable[[Path], object]
 
@@ -125,6 +128,16 @@ def test_a_damaged_model_is_one_line_and_exit_code_3(
 ) -> None:
     damage(folder)
     run_and_expect(capsys, ["run", "hi", "-m", str(folder)], 3, words)
+
+
+def test_a_model_that_does_not_run_is_refused_as_that_with_or_without_a_chat_template(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config(architectures=["BartForCausalLM"], model_type="bart")(folder)
+    remove("chat_template.jinja")(folder)
+    run_and_expect(capsys, ["run", "hi", "-m", str(folder)], 3, ["is an encoder-decoder model"])
+    with pytest.raises(UnsupportedModel, match="is an encoder-decoder model"):
+        Language.read(LocalModel("model", folder, source="folder", size=0))
 
 
 def test_a_prompt_longer_than_the_context_is_refused(
