@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual import on
 from textual.app import ComposeResult
@@ -22,6 +22,7 @@ from nanochat.ui import bench_text
 from nanochat.ui.bench_export import FORMATS, comparison_as_markdown, run_as
 from nanochat.ui.benchmark import Benchmark, kept_runs, plan_for
 from nanochat.ui.exporting import write_new
+from nanochat.ui.screens.bench_views import ORDER, PLACES, View, hint, names_at
 from nanochat.ui.screens.leaving import LeftOnce
 from nanochat.ui.widgets.bench_choices import BenchChoices
 from nanochat.ui.widgets.bench_results import BenchResults
@@ -30,28 +31,6 @@ from nanochat.ui.widgets.view_strip import ViewStrip
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
-
-View = Literal["measure", "run", "kept", "compare"]
-_TITLES: dict[View, str] = {
-    "measure": "1 Measure",
-    "run": "2 Results",
-    "kept": "3 Kept runs",
-    "compare": "Comparison",
-}
-_ORDER: tuple[View, ...] = ("measure", "run", "kept")
-_PLACES: dict[View, tuple[str, str]] = {  # what the switcher shows, and what has the keys then
-    "measure": ("bench-measure", "#bench-presets"),
-    "run": ("bench-run", "#bench-run"),
-    "kept": ("bench-kept-box", "#bench-kept"),
-    "compare": ("bench-compare", "#bench-compare"),
-}
-_HINTS: dict[View, tuple[str, ...]] = {  # what matters most comes first: a narrow screen shows fewer
-    "measure": ("Enter start", "Esc back", "Tab models", "+ - repeats", "t against Transformers"),
-    "run": ("Esc back", "y copy", "e export", "↑↓ scroll", "←→ views"),
-    "kept": ("Enter show", "Space mark", "c compare", "Esc back", "y copy", "e export"),
-    "compare": ("Esc back", "y copy", "e export", "↑↓ scroll"),
-}
-_RUNNING = ("Esc stops and keeps what was finished", "↑↓ scroll")
 
 
 class BenchScreen(LeftOnce, Screen[None]):
@@ -164,8 +143,8 @@ class BenchScreen(LeftOnce, Screen[None]):
     @on(ViewStrip.Chosen)
     def _view_chosen(self, event: ViewStrip.Chosen) -> None:
         event.stop()
-        if event.place < len(_ORDER):
-            self.action_show(_ORDER[event.place])
+        if event.place < len(ORDER):
+            self.action_show(ORDER[event.place])
 
     @on(OptionList.OptionSelected, "#bench-kept")
     def _kept_chosen(self, event: OptionList.OptionSelected) -> None:
@@ -202,15 +181,15 @@ class BenchScreen(LeftOnce, Screen[None]):
         if self.left:
             return
         self._view = view
-        shown, focused = _PLACES[view]
+        shown, focused = PLACES[view]
         self.query_one("#bench-views", ContentSwitcher).current = shown
         self.query_one(focused).focus()
         self._refresh()
 
     def action_turn(self, by: int) -> None:
         """Go to the view beside this one."""
-        place = _ORDER.index(self._view) if self._view in _ORDER else len(_ORDER) - 1
-        self.action_show(_ORDER[(place + by) % len(_ORDER)])
+        place = ORDER.index(self._view) if self._view in ORDER else len(ORDER) - 1
+        self.action_show(ORDER[(place + by) % len(ORDER)])
 
     def action_repeats(self, by: int) -> None:
         """More repeats or fewer."""
@@ -293,10 +272,9 @@ class BenchScreen(LeftOnce, Screen[None]):
             return
         benchmark, width = self.benchmark, self.app.size.width - 4
         self.set_class(benchmark.running, "-running")
-        views = (*_ORDER, "compare") if self._view == "compare" else _ORDER
-        self.query_one(ViewStrip).show([_TITLES[view] for view in views], views.index(self._view))
-        hints = _RUNNING if benchmark.running else _HINTS[self._view]
-        self.query_one("#bench-hint", Static).update(Content(_fitting(hints, self.app.size.width - 2)))
+        self.query_one(ViewStrip).show(*names_at(self._view))
+        keys = hint(self._view, self.app.size.width - 2, running=benchmark.running)
+        self.query_one("#bench-hint", Static).update(Content(keys))
         live = bench_text.live(
             benchmark.progress, benchmark.word, benchmark.rates, width, stopping=benchmark.stopping
         )
@@ -311,10 +289,3 @@ class BenchScreen(LeftOnce, Screen[None]):
             before, after = self._compared
             words = bench_text.comparison(before, after, compare(before, after), width)
             self.query_one("#bench-words", Static).update(words)
-
-
-def _fitting(hints: tuple[str, ...], width: int) -> str:
-    """As many of the hints as fit on one row, the first ones first."""
-    while len(hints) > 1 and len(" · ".join(hints)) > width:
-        hints = hints[:-1]
-    return " · ".join(hints)
