@@ -103,10 +103,14 @@ class CudaKernels:
         seqs, lens = layout.context_lens.shape[0], layout.query_lens
         if not lens:  # a captured graph: every sequence brings the same few queries
             return CudaPlan(layout, Span(0, seqs, layout.slots.shape[0] // seqs), Span(seqs, 0, 0))
-        decoding = next((i for i, n in enumerate(lens) if n > MAX_DECODE_QUERIES), len(lens))
+        # A prompt's last few tokens are prefilled beside others, and several queries are as good as eight: each other number
+        # of queries would be another kernel to compile in mid-reply.
+        few = MAX_DECODE_QUERIES if max(lens) <= MAX_DECODE_QUERIES else 1
+        decoding = next((i for i, n in enumerate(lens) if n > few), len(lens))
+        several = any(n > 1 for n in lens[:decoding])
         return CudaPlan(
             layout,
-            Span(0, decoding, max(lens[:decoding], default=0)),
+            Span(0, decoding, MAX_DECODE_QUERIES if several else 1),
             Span(decoding, seqs - decoding, max(lens[decoding:], default=0)),
             fresh_prompts(layout, decoding) if self.flash.installed and not layout.captured else None,
         )

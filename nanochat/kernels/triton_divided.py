@@ -18,12 +18,12 @@ from torch import Tensor
 
 from nanochat.kernels.sizes import next_power_of_2
 from nanochat.kernels.triton_noise import NO_TOKEN, best_of, gumbel, noise_word
-from nanochat.kernels.triton_sampling import SamplingRows
+from nanochat.kernels.triton_sampling import ANYWHERE, SamplingRows
 
 _CHUNK = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=ANYWHERE)
 def _offer_chunk(
     share_ptr, temperature_ptr, seed_ptr, counter_ptr, partial_ptr, stride, first, size, num_chunks,
     CHUNK: tl.constexpr, PDL: tl.constexpr,

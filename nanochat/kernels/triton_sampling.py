@@ -31,8 +31,11 @@ from nanochat.kernels.sizes import next_power_of_2
 from nanochat.kernels.triton_filters import choose_by_trying, choose_of_few, choose_of_top_k
 from nanochat.kernels.triton_noise import GROUP, NO_TOKEN, best_of, gumbel, noise_word
 
+# What one newcomer brings lies in one message, and each of it anywhere there: no reason for a kernel of its own.
+ANYWHERE = ["temperature_ptr", "seed_ptr", "counter_ptr", "top_k_ptr", "top_p_ptr", "min_p_ptr"]
 
-@triton.jit
+
+@triton.jit(do_not_specialize_on_alignment=ANYWHERE)
 def _scan(
     logits_ptr, temperature_ptr, seed_ptr, counter_ptr, partial_ptr, maxima_ptr, stride, vocab, num_chunks, num_groups,
     CHUNK: tl.constexpr, PDL: tl.constexpr,
@@ -69,7 +72,7 @@ def _scan(
     tl.store(to + 4, bad.to(tl.float32))
 
 
-@triton.jit(do_not_specialize=["word"])
+@triton.jit(do_not_specialize=["word"], do_not_specialize_on_alignment=ANYWHERE)
 def _choose(
     logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, counter_ptr,
     partial_ptr, maxima_ptr, groups_ptr, ids_ptr, finite_ptr, stride, vocab, num_chunks, num_groups, word,

@@ -80,7 +80,7 @@ def parts(model: Path | None, ranks: list[int]) -> dict[str, Part]:
         f"{HERE}/test_{name}.py"
         for name in ("engine_cuda", "adjusted_cuda", "memory_cuda", "divided_cuda", *alone)
     ]
-    few = [*PYTEST, *ONE_PROCESS, f"{HERE}/test_kernels_small.py"]
+    few = [*PYTEST, *ONE_PROCESS, f"{HERE}/test_kernels_small.py", f"{HERE}/test_exchanges_small.py"]
     random_06b = [*BENCH, "--random", "qwen3-0.6b"]
     made = {
         "tests": Part([*PYTEST, *kernels, *engines], 480),

@@ -10,7 +10,7 @@ if not torch.cuda.is_available():
 
 from sampling_cases import Rows, make_rows
 
-from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
+from nanochat.kernels.triton_sampling import SamplingRows, _choose, _scan, sample_rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory")]
 
@@ -71,3 +71,22 @@ def test_draws_follow_the_distribution() -> None:
     ids, _ = sample_rows(logits, rows)
     share = torch.bincount(ids.cpu(), minlength=4) / draws
     assert (share - probabilities).abs().max() < 0.01
+
+
+def test_what_one_newcomer_brings_needs_no_kernel_of_its_own() -> None:
+    """Its numbers are views of one message, which begin anywhere: else a first token waits seconds for the compiler."""
+
+    def compiled() -> int:
+        return sum(len(kinds) for kernel in (_scan, _choose) for kinds, *_ in kernel.device_caches.values())
+
+    def draw(first: int) -> None:
+        whole = torch.zeros(3, 2 + first, dtype=torch.int64, device="cuda")[:, first : first + 1]
+        real = torch.ones(3, 2 + first, device="cuda")[:, first : first + 1]
+        sample_rows(logits, SamplingRows(real[0], whole[0].int(), real[1], 0 * real[2], whole[1], whole[2]))
+
+    logits = torch.randn(1, 1000, device="cuda")
+    draw(0)
+    before = compiled()
+    for first in range(1, 4):
+        draw(first)
+    assert compiled() == before

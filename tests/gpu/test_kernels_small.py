@@ -1,4 +1,5 @@
-"""Each kernel once in its smallest shape, for compute-sanitizer: minutes of memcheck and racecheck have all of them.
+"""Each kernel of one device once in its smallest shape, for compute-sanitizer: minutes of memcheck and racecheck have all of
+them (those between ranks are in `test_exchanges_small`).
 
 What is expected is computed on the CPU, so that next to nothing but our own kernels runs under the tool. Where there is no GPU
 they run in Triton's interpreter, so that what a GPU session begins with is known to run.
