@@ -29,7 +29,8 @@ from nanochat.kernels.headway import MEASURING, longer
 if TYPE_CHECKING:
     from nanochat.engine.parallel.collectives import Collectives
     from nanochat.engine.parallel.divided_sampler import DividedSampler
-    from nanochat.engine.parallel.group import ParallelRunner, RankGroup
+    from nanochat.engine.parallel.group import RankGroup
+    from nanochat.engine.parallel.runner import ParallelRunner
 
 Progress = Callable[[int, int], None]
 """Called with (bytes loaded, bytes in all)."""
@@ -157,7 +158,8 @@ def _load_parallel(
     when_stuck: WhenStuck | None,
 ) -> tuple[Model, ParallelRunner, MemoryPlan]:
     from nanochat.engine.parallel.divided_sampler import divided_sampler
-    from nanochat.engine.parallel.group import ParallelRunner, RankGroup
+    from nanochat.engine.parallel.group import RankGroup
+    from nanochat.engine.parallel.runner import ParallelRunner
 
     thread = threading.get_ident()
 
