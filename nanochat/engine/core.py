@@ -13,7 +13,7 @@ from nanochat.engine.admission import Admission
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
 from nanochat.engine.kv_cache import KVCache
 from nanochat.engine.loading import Loaded
-from nanochat.engine.outputs import CompletionOutput, FinishReason
+from nanochat.engine.outputs import FinishReason
 from nanochat.engine.pace import PrefillPace
 from nanochat.engine.request import Request, Update
 from nanochat.engine.sampling_params import SamplingParams
@@ -24,13 +24,6 @@ from nanochat.engine.step import PendingStep, Token
 from nanochat.engine.steps_ahead import StepsAhead
 from nanochat.errors import NanochatError
 from nanochat.kernels.shortage import comes_from_out_of_memory, is_out_of_memory
-
-BESIDE_DECODES = {"cuda": 1024, "cpu": 128}  # prefill tokens in the first step that also decodes
-# What such a step may take: the number of tokens follows (`PrefillPace`).
-BESIDE_SECONDS = {"cuda": 0.015, "cpu": 0.1}
-
-# On a GPU what one captured graph takes: beyond that every launch is paid for.
-_MOST_BESIDE = {"cuda": 1024, "cpu": 2**31}
 
 log = logging.getLogger("nanochat.engine")
 
@@ -52,12 +45,7 @@ class EngineCore:
         self.memory = loaded.memory
         self.max_model_len = loaded.memory.max_model_len
         self.cache = KVCache(loaded.memory.num_blocks, BLOCK_SIZE)
-        fixed, kind = config.prefill_beside_decodes, loaded.device.type
-        self._pace = PrefillPace(
-            fixed or BESIDE_DECODES[kind],
-            fixed or min(config.max_num_batched_tokens, _MOST_BESIDE[kind]),
-            0.0 if fixed else BESIDE_SECONDS[kind],
-        )
+        self._pace = PrefillPace.of(config, loaded.device.type)
         budget = Budget(config.max_num_seqs, config.max_num_batched_tokens, self._pace.tokens)
         lookahead = BLOCK_SIZE if loaded.device.type == "cuda" else 0
         self.scheduler = Scheduler(self.cache, budget, lookahead)
@@ -250,7 +238,6 @@ class EngineCore:
         if not siblings:
             del self._sequences[sequence.request_id]
         detokenizer = sequence.detokenizer
-        whole = ""
         if detokenizer is not None:
             if (
                 reason is FinishReason.STOP
@@ -259,18 +246,7 @@ class EngineCore:
             ):
                 text += detokenizer.push(token_ids)  # the end-of-sequence token itself is wanted in the text
             text += detokenizer.finish()
-            whole = detokenizer.text
-        output = CompletionOutput(
-            index=sequence.index,
-            text=whole,
-            token_ids=tuple(sequence.output_ids),
-            finish_reason=reason,
-            stop_reason=stop_reason,
-            logprobs=tuple(sequence.logprobs) if sequence.params.logprobs is not None else None,
-            cumulative_logprob=sequence.cumulative_logprob if sequence.params.logprobs is not None else None,
-            metrics=sequence.metrics(),
-            error=error,
-        )
+        output = sequence.completion(reason, stop_reason, error)
         self._updates.append(
             Update(sequence.request_id, sequence.index, text, token_ids, output, last=not siblings)
         )

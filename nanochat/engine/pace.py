@@ -7,8 +7,15 @@ steps took: it starts at a default and is set anew after each step that both rea
 
 from __future__ import annotations
 
+from nanochat.engine.config import EngineConfig
 from nanochat.engine.scheduler import Chunk
 
+_START = {"cuda": 1024, "cpu": 128}  # prompt tokens in the first step that also decodes
+_SECONDS = {"cuda": 0.015, "cpu": 0.1}  # what such a step may take: the number of tokens follows
+_MOST = {
+    "cuda": 1024,
+    "cpu": 2**31,
+}  # on a GPU what one captured graph takes: beyond that every launch is paid for
 _LEAST = 32
 _GROWTH = 1.25  # at most, from step to step: the next steps may be costlier than those that were timed
 
@@ -26,6 +33,14 @@ class PrefillPace:
         self.tokens = min(start, most)
         self._most, self._seconds = most, seconds
         self._last: float | None = None  # when the step before this one was through
+
+    @classmethod
+    def of(cls, config: EngineConfig, device: str) -> PrefillPace:
+        """An engine's on this type of device; a number that the configuration gives is kept to."""
+        fixed = config.prefill_beside_decodes
+        if fixed:
+            return cls(fixed, fixed, 0.0)
+        return cls(_START[device], min(config.max_num_batched_tokens, _MOST[device]), _SECONDS[device])
 
     def took(self, chunks: list[Chunk], now: float, more_in_flight: bool) -> None:
         """A step is through. How long it took is known when others were queued on either side of it.

@@ -10,7 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from nanochat.engine.config import BLOCK_SIZE
-from nanochat.engine.outputs import Logprob, RequestMetrics
+from nanochat.engine.outputs import CompletionOutput, FinishReason, Logprob, RequestMetrics
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.seen_tokens import SeenTokens
 
@@ -139,6 +139,23 @@ class Sequence:
     def block_tokens(self, i: int) -> list[int]:
         """The token ids of block `i`."""
         return self.tokens[i * BLOCK_SIZE : (i + 1) * BLOCK_SIZE]
+
+    def completion(
+        self, reason: FinishReason, stop_reason: int | str | None, error: str | None
+    ) -> CompletionOutput:
+        """The whole reply, for its end: `detokenizer` has released all of its text."""
+        wanted = self.params.logprobs is not None
+        return CompletionOutput(
+            index=self.index,
+            text="" if self.detokenizer is None else self.detokenizer.text,
+            token_ids=tuple(self.output_ids),
+            finish_reason=reason,
+            stop_reason=stop_reason,
+            logprobs=tuple(self.logprobs) if wanted else None,
+            cumulative_logprob=self.cumulative_logprob if wanted else None,
+            metrics=self.metrics(),
+            error=error,
+        )
 
     def metrics(self) -> RequestMetrics:
         """The reply's figures so far. TTFT here is the engine's; the consumer's side may replace it."""
