@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from nanochat.engine.weights import INDEX, Checkpoint
+from nanochat.engine.tensor_files import INDEX
+from nanochat.engine.weights import Checkpoint
 from nanochat.errors import InvalidModel, ModelError, UnsupportedModel
 
 A = torch.arange(35, dtype=torch.float32).view(7, 5) / 3

@@ -15,7 +15,8 @@ from nanochat.engine.models.drawn import DrawnWeights
 from nanochat.engine.models.embedding import Embedding, EmbeddingShare, RowsOnDisk
 from nanochat.engine.models.layers import LayerReader, Piece
 from nanochat.engine.parallel.shares import refuse_unsplittable, vocabulary_share
-from nanochat.engine.weights import TORCH_DTYPES, Checkpoint
+from nanochat.engine.tensor_files import TORCH_DTYPES
+from nanochat.engine.weights import Checkpoint
 from nanochat.errors import InvalidModel
 from nanochat.kernels.bundle import Gather, Kernels, Reduce
 from nanochat.kernels.packed import PackedLinear

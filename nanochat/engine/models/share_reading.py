@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from nanochat.engine.models.division import Cut, Division
-from nanochat.engine.weights import TORCH_DTYPES, Checkpoint
+from nanochat.engine.tensor_files import TORCH_DTYPES
+from nanochat.engine.weights import Checkpoint
 
 
 def whole_model(theirs: Any, attention: str) -> nn.Module:

@@ -9,7 +9,8 @@ import pytest
 
 from nanochat.engine import llm as engine
 from nanochat.engine import weights
-from nanochat.engine.weights import Checkpoint, TensorEntry
+from nanochat.engine.tensor_files import TensorEntry
+from nanochat.engine.weights import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("rank_threads")
 
