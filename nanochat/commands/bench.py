@@ -1,16 +1,13 @@
-"""`nanochat bench`: measure, list, show, compare."""
+"""`nanochat bench`: what to measure, and a run in the terminal."""
 
 from __future__ import annotations
 
-import json
-import shutil
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,11 @@ import click
 
 from nanochat.bench import PRESETS, START, WORKLOADS, Hooks, Plan, Row, Run, Sizes, run_benchmark
 from nanochat.benchmarks.presets import readers
-from nanochat.benchmarks.report import as_csv, comparison_lines, header, markdown, table
 from nanochat.benchmarks.storage import Results
 from nanochat.commands.bench_line import BenchLine, row_line
-from nanochat.disk_faults import explain
-from nanochat.errors import NanochatError, UsageError
+from nanochat.commands.bench_output import PLOT, draw, print_json, print_run
+from nanochat.commands.bench_runs import compare, list_runs, show
+from nanochat.errors import UsageError
 
 INTERRUPTED = 130
 _DTYPES = click.Choice(["auto", "bfloat16", "float16", "float32"])
@@ -40,31 +37,6 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | N
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise click.BadParameter(f"{text!r} must be a number from 1 on, or several with commas, as 1,2,4")
     return tuple(dict.fromkeys(map(int, words)))
-
-
-def _new_file(_context: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
-    """A file that can be written: asked before anything is measured."""
-    if path is None:
-        return None
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise click.BadParameter(f"there is no folder {folder}")
-    if path.is_dir():
-        raise click.BadParameter(f"{path} is a folder: give a file's name")
-    try:
-        if path.is_file():
-            path.open("ab").close()
-        elif not path.exists():  # a pipe is not opened twice
-            with tempfile.TemporaryFile(dir=folder) as trial:
-                trial.write(b"x")  # a full disk takes a file, and nothing in it
-    except OSError as error:
-        raise click.BadParameter(explain(error, path)) from error
-    return path
-
-
-_PLOT = click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FILE", callback=_new_file, help="Draw it as SVG as well."
-)  # fmt: skip
 
 
 @click.group(invoke_without_command=True)
@@ -116,7 +88,7 @@ _PLOT = click.option(
 @click.option("--gguf", type=click.Path(exists=True, path_type=Path), help="The model for llama.cpp.")
 @click.option("--measure-limits", is_flag=True, help="Measure the device's ceilings again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
-@_PLOT
+@PLOT
 @click.option("--no-save", is_flag=True, help="Keep no file of the result.")
 @click.pass_context
 def bench(context: click.Context, **options: Any) -> None:
@@ -132,36 +104,12 @@ def bench(context: click.Context, **options: Any) -> None:
         plan = _plan(options, Path(folder))
         run = _run(plan, options["tp"], None if options["no_save"] else Results.find())
     if options["as_json"]:
-        click.echo(json.dumps(run.as_dict(), ensure_ascii=False, allow_nan=False))
+        print_json(run.as_dict())
     else:
-        _print_run(run, pictures=sys.stdout.isatty())
+        print_run(run, pictures=sys.stdout.isatty())
     if options["plot"] is not None:
-        _draw(run, options["plot"])
+        draw(run, options["plot"])
     sys.exit(_exit_code(run))
-
-
-def _draw(run: Run, path: Path) -> None:
-    from nanochat.benchmarks.plot import svg
-
-    try:
-        path.write_text(svg(run), encoding="utf-8")
-    except OSError as error:
-        raise NanochatError(f"the picture is not drawn: {explain(error, path)}") from error
-
-
-def _print_run(run: Run, *, pictures: bool) -> None:
-    """Header and table; on a terminal the pictures too."""
-    for line in (*header(run), "", *table(run)):
-        click.echo(line)
-    if not pictures:
-        return
-    from nanochat.benchmarks.charts import charts_of
-    from nanochat.benchmarks.text_plot import plain
-
-    columns = min(shutil.get_terminal_size().columns, 120)
-    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    for chart in charts_of(run):
-        click.echo("\n" + "\n".join(plain(chart, columns, 18, ascii_only=not unicode)))
 
 
 def _exit_code(run: Run) -> int:
@@ -253,49 +201,6 @@ def _interruptible() -> Generator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-@bench.command("list")
-def list_runs() -> None:
-    """The kept runs, oldest first."""
-    results = Results.find()
-    for name in results.names():
-        run = results.load(name)
-        partial = " (partial)" if run.partial else ""
-        click.echo(f"{name}  {run.preset}  {run.model['name']}  {len(run.rows)} rows{partial}")
-
-
-@bench.command()
-@click.argument("name", default="last")
-@click.option(
-    "--format", "kind", type=click.Choice(["text", "plot", "markdown", "json", "csv"]), default="text"
-)
-@_PLOT
-def show(name: str, kind: str, plot: Path | None) -> None:
-    """A kept run: its id or the beginning of it, `last`, `last-1`, or a file."""
-    run = Results.find().load(name)
-    if kind == "markdown":
-        click.echo(markdown(run), nl=False)
-    elif kind == "json":
-        click.echo(json.dumps(run.as_dict(), ensure_ascii=False, allow_nan=False))
-    elif kind == "csv":
-        click.echo(as_csv(run), nl=False)
-    else:
-        _print_run(run, pictures=sys.stdout.isatty() or kind == "plot")
-    if plot is not None:
-        _draw(run, plot)
-
-
-@bench.command()
-@click.argument("first")
-@click.argument("second")
-@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
-def compare(first: str, second: str, as_json: bool) -> None:
-    """Whether SECOND differs from FIRST by more than noise, row by row."""
-    from nanochat.benchmarks.comparison import compare as compare_runs
-
-    results = Results.find()
-    comparison = compare_runs(results.load(first), results.load(second))
-    if as_json:
-        click.echo(json.dumps(asdict(comparison), ensure_ascii=False, allow_nan=False))
-        return
-    for line in comparison_lines(comparison):
-        click.echo(line)
+bench.add_command(list_runs)
+bench.add_command(show)
+bench.add_command(compare)
