@@ -31,7 +31,7 @@ class EngineConfig:
         gpu_memory_utilization: the fraction of the device's memory that weights, cache and work space may take.
         overcommit: try even where it looks as if there were no room: take memory that is otherwise left to others, and
             swap space on a host. It still fails with OutOfMemory rather than bring the machine down.
-        kv_cache_bytes: a cap on the KV cache; `None` follows from the memory that is free.
+        kv_cache_bytes: a cap on the KV cache, over all devices together; `None` follows from the memory that is free.
         num_blocks: exactly so many KV blocks (tests, benchmarks).
         enforce_eager: no CUDA graphs.
         enable_prefix_caching: reuse the KV blocks of equal prefixes.

@@ -144,6 +144,7 @@ def load_share(
         weights=weights if collectives is None else model.num_bytes,
         reserve=reserve,
         on_cpu=not on_gpu,
+        ranks=ranks,
     )
     return model, replace(memory, weights_held=bytes_held(model, device))
 
@@ -240,9 +241,12 @@ def allocate_kv(model: Model, num_blocks: int, dtype: torch.dtype, device: torch
     try:
         return [(tensor(), tensor()) for _ in range(model.config.num_layers)]
     except RuntimeError as error:
-        size = num_blocks * _block_bytes(model, dtype)
+        if not is_out_of_memory(error):
+            raise
+        block = _block_bytes(model, dtype)
         raise OutOfMemory(
-            f"the KV cache of {size / 2**30:.2f} GiB could not be allocated: lower kv_cache_bytes"
+            f"a KV cache of {gib(num_blocks * block)} ({num_blocks * BLOCK_SIZE:,} tokens of {block // BLOCK_SIZE:,} bytes) found "
+            f"no room beside {gib(model.num_bytes)} of weights: lower num_blocks or kv_cache_bytes"
         ) from error
 
 

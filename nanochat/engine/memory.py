@@ -68,6 +68,7 @@ def plan(
     weights: int,
     reserve: int,
     on_cpu: bool,
+    ranks: int = 1,
 ) -> MemoryPlan:
     """Choose the number of KV blocks and the longest sequence.
 
@@ -77,6 +78,7 @@ def plan(
         free: bytes that are left now, after the weights.
         weights: bytes that the weights took.
         reserve: bytes to leave for the work of a step.
+        ranks: how many share what `config.kv_cache_bytes` allows; all else is of one of them.
 
     Raises:
         OutOfMemory: not one block fits, or `config.max_model_len` was asked for and does not fit. With
@@ -84,14 +86,15 @@ def plan(
     """
     wanted = min(config.max_model_len or context, context)
     room = max(int(free * _CPU_SHARE) if on_cpu else free - reserve, 0)
-    if config.kv_cache_bytes is not None:
-        room = min(room, config.kv_cache_bytes)
+    cap = None if config.kv_cache_bytes is None else config.kv_cache_bytes // ranks
+    if cap is not None:
+        room = min(room, cap)
     elif on_cpu:
         per_context = -(-wanted // BLOCK_SIZE) * block_bytes
         room = min(room, max(_CPU_CONTEXTS * per_context, _CPU_LEAST))
     if config.overcommit:
         least = -(-min(wanted, LEAST_CONTEXT) // BLOCK_SIZE) * block_bytes
-        least = min(least, config.kv_cache_bytes or least)
+        least = min(least, cap or least)
         room = max(room, least if least <= free * _OVERCOMMIT_SHARE else 0)
     num_blocks = config.num_blocks if config.num_blocks is not None else room // block_bytes
     fits = num_blocks * BLOCK_SIZE

@@ -53,7 +53,7 @@ class FlashAttention:
 
     def __init__(self, function: Callable[..., Any] | None, why: str) -> None:
         self._function = function
-        self._faster: dict[tuple[int, int, int], bool] = {}
+        self._faster: dict[tuple[int, int, int, int, float], bool] = {}
         self.why = why
 
     @classmethod
@@ -87,7 +87,7 @@ class FlashAttention:
 
     def faster(self, spec: AttentionSpec, theirs: Callable[[], object], ours: Callable[[], object]) -> bool:
         """Whether `theirs` beat `ours` when this shape was first met."""
-        shape = (spec.num_heads, spec.num_kv_heads, spec.head_dim)
+        shape = (spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.window, spec.soft_cap)
         if shape not in self._faster:
             seconds, own = _seconds(theirs), _seconds(ours)
             self._faster[shape] = seconds < own

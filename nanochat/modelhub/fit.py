@@ -116,12 +116,17 @@ class Limits:
         cap = int(settings.kv_cache_gib * 2**30) or None
         return cls(settings.dtype, settings.max_model_len or None, cap, settings.tensor_parallel_size or None)
 
-    def least(self, model_context: int, kv_bytes_per_token: int) -> int:
-        """The smallest context of use: what the user asks for, which the engine gives whole or not at all."""
+    def least(self, model_context: int, kv_bytes_per_token: int, devices: int = 1) -> int:
+        """The smallest context of use: what the user asks for, which the engine gives whole or not at all.
+
+        `kv_bytes_per_token`: on one of so many devices.
+        """
         wanted = min(self.max_model_len, model_context) if self.max_model_len else least(model_context)
         if self.kv_cache_bytes is None:
             return wanted
-        return max(min(wanted, self.kv_cache_bytes // (BLOCK_SIZE * kv_bytes_per_token) * BLOCK_SIZE), 1)
+        return max(
+            min(wanted, self.kv_cache_bytes // devices // (BLOCK_SIZE * kv_bytes_per_token) * BLOCK_SIZE), 1
+        )
 
 
 def fit(
@@ -146,7 +151,7 @@ def fit(
     per_token = shape.kv_bytes_per_token(dtype) // min(devices, shape.kv_heads)
     known = reserves.of(memory.name, key) if reserves is not None else None
     reserve = 0 if on_cpu else known if known is not None else step_bytes(shape, dtype)
-    wanted = limits.least(shape.context, per_token)
+    wanted = limits.least(shape.context, per_token, devices)
     # The engine's own plan decides, so that what is promised here is what a load gives.
     try:
         room = plan(
@@ -159,6 +164,7 @@ def fit(
             weights=weights,
             reserve=reserve,
             on_cpu=on_cpu,
+            ranks=devices,
         ).max_model_len
     except OutOfMemory:
         room = 0

@@ -16,11 +16,14 @@ LEAST_BLOCKS = LEAST_CONTEXT // BLOCK_SIZE
 BLOCK = 1000
 
 
-def planned(free_blocks: float, *, on_cpu: bool = True, reserve: int = 0, **options: object) -> MemoryPlan:
+def planned(
+    free_blocks: float, *, on_cpu: bool = True, reserve: int = 0, ranks: int = 1, **options: object
+) -> MemoryPlan:
     config = EngineConfig(model=Path(), overcommit=True, **options)  # type: ignore[arg-type]
     free = int(free_blocks * BLOCK)
     return plan(
-        config, context=40960, block_bytes=BLOCK, free=free, weights=1, reserve=reserve, on_cpu=on_cpu
+        config, context=40960, block_bytes=BLOCK, free=free, weights=1, reserve=reserve, on_cpu=on_cpu,
+        ranks=ranks,
     )  # fmt: skip
 
 
@@ -35,6 +38,23 @@ def test_a_gpus_reserve_is_taken_for_the_least_context() -> None:
 
 def test_a_context_that_was_asked_for_and_does_not_fit_becomes_shorter() -> None:
     assert planned(4 * LEAST_BLOCKS, max_model_len=30_000).max_model_len == 2 * LEAST_CONTEXT
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_ranks_together_take_no_more_kv_cache_than_was_asked_for(on_cpu: bool) -> None:
+    """And it holds as many tokens as on one device, whose blocks are as many times larger."""
+    cap = 3 * LEAST_BLOCKS * BLOCK
+    assert planned(100 * LEAST_BLOCKS, on_cpu=on_cpu, kv_cache_bytes=cap).kv_bytes == cap
+    assert planned(100 * LEAST_BLOCKS, on_cpu=on_cpu, kv_cache_bytes=cap, ranks=3).kv_bytes == cap // 3
+
+
+def test_a_kv_cache_without_room_is_told_with_its_arithmetic(starter_model: Path) -> None:
+    blocks = 10**9
+    config = EngineConfig(model=starter_model, device="cpu", skip_tokenizer=True, num_blocks=blocks)
+    with pytest.raises(
+        OutOfMemory, match=r"a KV cache of [\d.]+ GiB \([\d,]+ tokens of [\d,]+ bytes\) found no room"
+    ):
+        loading.load(config)
 
 
 def test_where_not_even_that_is_left_it_says_so() -> None:
