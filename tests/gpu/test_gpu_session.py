@@ -34,11 +34,17 @@ def test_divergence_is_the_mean_over_positions() -> None:
 
 
 def test_divergence_passes_up_to_a_quarter_more_and_two_tenths_of_a_point() -> None:
-    passes = script("divergence").passes
-    theirs = {"mean KL": 1e-3, "same top token %": 97.0}
-    assert passes({"mean KL": 1.25e-3, "same top token %": 96.8}, theirs)
-    assert not passes({"mean KL": 1.26e-3, "same top token %": 97.0}, theirs)
-    assert not passes({"mean KL": 1e-3, "same top token %": 96.7}, theirs)
+    module = script("divergence")
+
+    def tally(kl: float, agreed: int, positions: int = 10_000) -> object:
+        return module.Tally(positions, kl * positions, agreed)
+
+    theirs = tally(1e-3, 9700)
+    assert module.passes(tally(1.25e-3, 9680), theirs)
+    assert not module.passes(tally(1.26e-3, 9700), theirs)
+    assert not module.passes(tally(1e-3, 9679), theirs)
+    few = tally(1e-3, 98, 100)  # one position is a point there
+    assert module.passes(tally(1e-3, 97, 100), few) and not module.passes(tally(1e-3, 96, 100), few)
 
 
 def test_a_part_is_summed_up_in_one_line(tmp_path: Path) -> None:
