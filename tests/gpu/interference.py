@@ -2,8 +2,9 @@
 
     python tests/gpu/interference.py --shape qwen3-0.6b [--device cuda] [--tokens 2000]
 
-Decode must lose at most 3 %, a new request must start within 10 ms, and a stop must be there within 20. The interpreter
-is asked for its lock as often as in the application (`--switch`). Prints one line of JSON.
+Decode must lose at most 3 %, and of 20 new requests 19 must start within 10 ms, of 20 stops 19 be there within 20: while the
+lock is held for 20, nobody can see one. The interpreter is asked for its lock as often as in the application (`--switch`). Prints
+one line of JSON.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def measure(engine: Engine, tokens: int, repeats: int, requests: int) -> dict[st
         }  # fmt: skip
         found["ok"] = (
             found["ok"] and 1 - rate / alone <= MOST_LOST
-            and statistics.median(starts) <= MOST_TO_START and statistics.median(stops) <= MOST_TO_STOP
+            and most_of(starts) <= MOST_TO_START and most_of(stops) <= MOST_TO_STOP
         )  # fmt: skip
     return found
 
@@ -153,7 +154,14 @@ def say(text: str) -> None:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    return {"median": round(statistics.median(values), 2), "worst": round(max(values), 2)}
+    return {
+        "median": round(statistics.median(values), 2), "most": round(most_of(values), 2), "worst": round(max(values), 2)
+    }  # fmt: skip
+
+
+def most_of(values: list[float]) -> float:
+    """What 95 of 100 do not exceed."""
+    return sorted(values)[-(-95 * len(values) // 100) - 1]
 
 
 def main() -> int:
