@@ -84,3 +84,19 @@ def test_what_computes_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(flash.importlib.util, "find_spec", lambda name: there("torch"))
     assert described(deterministic=True).endswith("batch-invariant; flash-attn is not used in this mode")
     assert not kernels(monkeypatch, deterministic=True).flash.installed
+
+
+@pytest.mark.parametrize(
+    ("query_lens", "decode", "prefill"),
+    [
+        ([1, 1, 1], (3, 1), 0), ([1, 3, 1], (3, 8), 0), ([1, 1, 500], (2, 1), 1),
+        ([1, 1, 3, 500], (2, 1), 2), ([3, 500, 1], (0, 1), 3),
+    ],
+)  # fmt: skip
+def test_the_last_tokens_of_a_prompt_need_no_kernel_of_their_own(
+    query_lens: list[int], decode: tuple[int, int], prefill: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Single queries decode beside prompts, up to eight where there are none: each number is a kernel that is compiled."""
+    plan = kernels(monkeypatch).plan(layout_of(query_lens, 600))
+    assert (plan.decode.count, plan.decode.queries) == decode
+    assert (plan.prefill.first, plan.prefill.count) == (decode[0], prefill)
