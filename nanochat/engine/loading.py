@@ -100,37 +100,21 @@ def load_share(
     progress: Progress | None = None,
 ) -> tuple[Model, MemoryPlan]:
     """One rank's share of a model (all of it, without collectives), and how many KV blocks fit beside it."""
-    rank, ranks = (0, 1) if collectives is None else (collectives.rank, collectives.ranks)
+    ranks = 1 if collectives is None else collectives.ranks
     free = memory_free(device, config)
     on_gpu = device.type == "cuda"
     demand = Demand.of(model_config, config.model.name, device, dtype, ranks)
     weights, no_room = demand.weights, demand.weights_refused(free, model_config)
     if weights > free and not (config.overcommit and _may_overcommit(weights, device)):
         raise no_room
-    if collectives is not None and device.type == "cuda" and not config.deterministic:
+    if collectives is not None and on_gpu and not config.deterministic:
         from nanochat.engine.parallel.one_shot import connect
 
         with longer(MEASURING):
             most = max(config.max_num_batched_tokens, config.max_num_seqs)
             collectives.one_shot = connect(collectives, device, model_config.hidden_size, dtype, most)
     try:
-        model = load_model(
-            config.model,
-            model_config,
-            dtype=dtype,
-            device=device,
-            rank=rank,
-            world_size=ranks,
-            progress=progress,
-            reduce=None if collectives is None else collectives.sums,
-            gather=None
-            if collectives is None
-            else partial(collectives.gather, vocabulary=model_config.vocab_size),
-            drawn=config.random_weights,
-            deterministic=config.deterministic,
-        )
-        if collectives is None and not model_config.native:
-            refuse_unrunnable(model, device, dtype)
+        model = _read_share(config, model_config, device, dtype, collectives, progress)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -147,6 +131,26 @@ def load_share(
         ranks=ranks,
     )
     return model, replace(memory, weights_held=bytes_held(model, device))
+
+
+def _read_share(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    collectives: Collectives | None,
+    progress: Progress | None,
+) -> Model:
+    rank, ranks = (0, 1) if collectives is None else (collectives.rank, collectives.ranks)
+    gather = None if collectives is None else partial(collectives.gather, vocabulary=model_config.vocab_size)
+    model = load_model(
+        config.model, model_config, dtype=dtype, device=device, rank=rank, world_size=ranks, progress=progress,
+        reduce=None if collectives is None else collectives.sums, gather=gather, drawn=config.random_weights,
+        deterministic=config.deterministic,
+    )  # fmt: skip
+    if collectives is None and not model_config.native:
+        refuse_unrunnable(model, device, dtype)
+    return model
 
 
 def _load_parallel(

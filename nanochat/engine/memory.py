@@ -98,21 +98,26 @@ def plan(
         room = max(room, least if least <= free * _OVERCOMMIT_SHARE else 0)
     num_blocks = config.num_blocks if config.num_blocks is not None else room // block_bytes
     fits = num_blocks * BLOCK_SIZE
+    found = MemoryPlan(weights, reserve, free, block_bytes, num_blocks, min(wanted, fits))
     if num_blocks < 1 or (config.max_model_len is not None and fits < wanted and not config.overcommit):
-        needed = -(-wanted // BLOCK_SIZE) * block_bytes
-        light = LEAST_CONTEXT // BLOCK_SIZE * block_bytes
-        lighter = weights + free - (int(light / _CPU_SHARE) if on_cpu else light + reserve)
-        if fits:
-            then = (
-                "Set max_model_len (--max-model-len) to at most that, free memory, or take a smaller model."
-            )
-        elif config.kv_cache_bytes is not None or config.num_blocks is not None or lighter <= 0:
-            then = "Free memory, or take a smaller model."
-        else:
-            then = f"Free memory, or take a smaller model: beside {gib(lighter)} of weights, {LEAST_CONTEXT:,} such tokens fit."
-        raise OutOfMemory(
-            f"a context of {wanted:,} tokens needs {gib(needed)} of KV cache "
-            f"({block_bytes // BLOCK_SIZE:,} bytes a token), but {gib(max(room, 0))} is left of {gib(free)} free "
-            f"after {gib(weights)} of weights and a reserve of {gib(reserve)}: {fits:,} tokens fit. {then}"
-        )
-    return MemoryPlan(weights, reserve, free, block_bytes, num_blocks, min(wanted, fits))
+        raise _refused(found, config, wanted, room, on_cpu)
+    return found
+
+
+def _refused(found: MemoryPlan, config: EngineConfig, wanted: int, room: int, on_cpu: bool) -> OutOfMemory:
+    """The arithmetic of a plan with too few blocks for `wanted` tokens, `room` bytes of them, and what would fit."""
+    fits = found.num_blocks * BLOCK_SIZE
+    needed = -(-wanted // BLOCK_SIZE) * found.block_bytes
+    light = LEAST_CONTEXT // BLOCK_SIZE * found.block_bytes
+    lighter = found.weights + found.free - (int(light / _CPU_SHARE) if on_cpu else light + found.reserve)
+    if fits:
+        then = "Set max_model_len (--max-model-len) to at most that, free memory, or take a smaller model."
+    elif config.kv_cache_bytes is not None or config.num_blocks is not None or lighter <= 0:
+        then = "Free memory, or take a smaller model."
+    else:
+        then = f"Free memory, or take a smaller model: beside {gib(lighter)} of weights, {LEAST_CONTEXT:,} such tokens fit."
+    return OutOfMemory(
+        f"a context of {wanted:,} tokens needs {gib(needed)} of KV cache "
+        f"({found.block_bytes // BLOCK_SIZE:,} bytes a token), but {gib(max(room, 0))} is left of {gib(found.free)} free "
+        f"after {gib(found.weights)} of weights and a reserve of {gib(found.reserve)}: {fits:,} tokens fit. {then}"
+    )

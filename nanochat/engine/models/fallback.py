@@ -6,7 +6,8 @@ the paged cache. It is imported here and nowhere else in the engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -92,35 +93,17 @@ def paged_attention(
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: query [1, heads, T, head_dim], key and value [1, kv_heads, T, head_dim].
 
-    Returns [1, T, heads, head_dim] and no weights.
+    Returns [1, T, heads, head_dim] and no weights. Raises UnsupportedModel for attention that ours is not.
     """
-    config = paged_step.config if paged_step is not None else None
     odd = [name for name in _UNKNOWN_ARGUMENTS if rest.get(name) is not None]
-    if (
-        paged_step is None
-        or config is None
-        or odd
-        or attention_mask is not None
-        or rest.get("is_causal") is False
-    ):
+    if paged_step is None or odd or attention_mask is not None or rest.get("is_causal") is False:
         what = (
             f"its attention takes {', '.join(odd)}" if odd else "its attention is not plain causal attention"
         )
         raise UnsupportedModel(
             f"{type(module).__name__} does not run in the paged cache ({what}): take another model"
         )
-    kv_shape = (key.shape[1], key.shape[3])
-    if kv_shape != (paged_step.num_kv_heads, config.head_dim) or value.shape != key.shape:
-        raise UnsupportedModel(
-            f"{config.architecture} has {key.shape[1]} key heads of {key.shape[3]} and value heads of "
-            f"{value.shape[3]} where its config has {paged_step.num_kv_heads} of {config.head_dim}: take another model"
-        )
-    index = int(cast(Any, module.layer_idx))
-    if index in paged_step.attended:  # the cache of a layer holds one set of keys and values
-        raise UnsupportedModel(
-            f"{config.architecture} does not run in the paged cache (layer {index} attends more than once in a step): "
-            "take another model"
-        )
+    config, index = paged_step.config, _layer_of(module, paged_step, key, value)
     paged_step.attended.add(index)
     cache = paged_step.kv_cache[index]
     spec = AttentionSpec(
@@ -135,6 +118,23 @@ def paged_attention(
     made()
     kernels.write_kv(key[0].transpose(0, 1), value[0].transpose(0, 1), cache, plan)
     return kernels.attend(query[0].transpose(0, 1), spec, cache, plan)[None], None
+
+
+def _layer_of(module: nn.Module, step: PagedStep, key: Tensor, value: Tensor) -> int:
+    """The layer that attends. Raises UnsupportedModel where its cache has no place for these keys and values."""
+    config = step.config
+    if (key.shape[1], key.shape[3]) != (step.num_kv_heads, config.head_dim) or value.shape != key.shape:
+        raise UnsupportedModel(
+            f"{config.architecture} has {key.shape[1]} key heads of {key.shape[3]} and value heads of "
+            f"{value.shape[3]} where its config has {step.num_kv_heads} of {config.head_dim}: take another model"
+        )
+    index = int(cast(Any, module.layer_idx))
+    if index in step.attended:  # the cache of a layer holds one set of keys and values
+        raise UnsupportedModel(
+            f"{config.architecture} does not run in the paged cache (layer {index} attends more than once in a step): "
+            "take another model"
+        )
+    return index
 
 
 def load_fallback(
@@ -215,22 +215,20 @@ def _read_weights(
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        causal, report = cast(Any, model_class or AutoModelForCausalLM).from_pretrained(
-            folder if share is None else None,
-            state_dict=share,
-            config=theirs,
-            dtype=dtype,
-            attn_implementation=ATTENTION,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with _no_progress_bar():
+            causal, report = cast(Any, model_class or AutoModelForCausalLM).from_pretrained(
+                folder if share is None else None,
+                state_dict=share,
+                config=theirs,
+                dtype=dtype,
+                attn_implementation=ATTENTION,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         if share is not None:
             raise UnsupportedModel(
@@ -240,9 +238,6 @@ def _read_weights(
         raise InvalidModel(
             f"Transformers cannot load {folder.name} ({_short(error)}): fetch the model again, or take another"
         ) from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     wrong = sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in report.get(key, ()))
     if wrong:
         raise InvalidModel(
@@ -250,6 +245,20 @@ def _read_weights(
             "config and weights disagree; fetch the model again"
         )
     return cast(nn.Module, causal)
+
+
+@contextmanager
+def _no_progress_bar() -> Generator[None]:
+    """Inside, Transformers draws none: nothing but the screen writes to the terminal."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _short(error: Exception) -> str:

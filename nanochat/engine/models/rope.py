@@ -130,19 +130,7 @@ def read_rope(
     if kind == "linear":
         return Rope(kind=kind, theta=theta, dim=dim, factor=factor)
     if kind == "llama3":
-        low = section.number("low_freq_factor", 1e-6, 1e6)
-        high = section.number("high_freq_factor", 1e-6, 1e6)
-        if high <= low:
-            section.fail(f"high_freq_factor is {high:g} and must be above low_freq_factor, {low:g}")
-        return Rope(
-            kind=kind,
-            theta=theta,
-            dim=dim,
-            factor=factor,
-            original_context=original,
-            low_freq_factor=low,
-            high_freq_factor=high,
-        )
+        return _llama3(section, theta, dim, factor, original)
     if kind == "yarn":
         return _yarn(section, theta, dim, factor, original)
     return _longrope(section, theta, dim, factor, original)
@@ -152,6 +140,22 @@ def _original_context(config: Fields, section: Fields, context: int) -> int:
     key = "original_max_position_embeddings"
     holder = config if key in config else section
     return holder.integer(key, 2, _LARGEST_POSITION, context)
+
+
+def _llama3(section: Fields, theta: float, dim: int, factor: float, original: int) -> Rope:
+    low = section.number("low_freq_factor", 1e-6, 1e6)
+    high = section.number("high_freq_factor", 1e-6, 1e6)
+    if high <= low:
+        section.fail(f"high_freq_factor is {high:g} and must be above low_freq_factor, {low:g}")
+    return Rope(
+        kind="llama3",
+        theta=theta,
+        dim=dim,
+        factor=factor,
+        original_context=original,
+        low_freq_factor=low,
+        high_freq_factor=high,
+    )
 
 
 def _yarn(section: Fields, theta: float, dim: int, factor: float, original: int) -> Rope:

@@ -29,6 +29,10 @@ from nanochat.kernels.headway import DEVICE, IMPORTING, JOINING, longer, witness
 if TYPE_CHECKING:
     import torch
 
+    from nanochat.engine.parallel.collectives import Collectives
+    from nanochat.engine.parallel.messages import StepReader
+    from nanochat.engine.runner import ModelRunner
+
 _BEAT = 0.2  # seconds
 _ASKED_SECONDS = (
     1.0  # between two looks at whether the device waited in vain, each of which waits for the device
@@ -120,6 +124,16 @@ def _serve(
     receiver, steps = Receiver(shared, rank, line.socket), StepReader()
     settle()
     line.send(word="ready")
+    _do_steps(runner, receiver, steps, collectives)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        runner.close()
+        gc.collect()
+        collectives.part()
+
+
+def _do_steps(runner: ModelRunner, receiver: Receiver, steps: StepReader, collectives: Collectives) -> None:
+    """Every step that comes, until rank 0 has closed. Raises EngineDead when another rank missed a sum."""
     asked = time.monotonic()
     while (message := receiver.receive()) is not None:
         runner.dispatch(steps.read(message))
@@ -128,11 +142,6 @@ def _serve(
             asked = now
             if one_shot.lost:  # its sums are NaN from then on, which rank 0 cannot tell from a model's
                 raise EngineDead("another rank did not come to a sum")
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        runner.close()
-        gc.collect()
-        collectives.part()
 
 
 def _take(device: torch.device, threads: int) -> None:
