@@ -7,12 +7,13 @@ import os
 import secrets
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from nanochat import __version__
 from nanochat.commands.answering import Answerer
 from nanochat.commands.plain_chat import PlainChat
+from nanochat.commands.typed_ahead import is_terminal, kept_for_the_prompt
 from nanochat.commands.writer import Writer
 from nanochat.engine.outputs import FinishReason
 from nanochat.engine.sampling_params import SamplingParams
@@ -38,7 +39,7 @@ class Repl:
     def __init__(self, answerer: Answerer, chat: PlainChat, model: str, params: SamplingParams) -> None:
         """`params` hold the first seed; every further reply has one of its own, drawn after it."""
         self._answerer, self._chat, self._model, self._params = answerer, chat, model, params
-        self._over = False
+        self._over = self._edits = False
         self._commands = (
             _Command(("/help", "/?"), "show this", self._help),
             _Command(("/regenerate", "/again"), "answer the last message anew", self._regenerate),
@@ -52,7 +53,7 @@ class Repl:
         self._say(
             f"nanochat {__version__}, {sanitize_line(self._model)}. /help lists the commands, Ctrl-D leaves."
         )
-        _enable_line_editing()
+        self._edits = _enable_line_editing()
         while not self._over:
             try:
                 text = self._read()
@@ -78,7 +79,8 @@ class Repl:
         try:
             prompt_ids = prompt()
             writer = Writer(self._chat.splitter())
-            reply = self._answerer.answer(prompt_ids, self._chat.decoding(self._params), writer.write)
+            with kept_for_the_prompt() if self._edits else nullcontext():
+                reply = self._answerer.answer(prompt_ids, self._chat.decoding(self._params), writer.write)
         except _FATAL:
             raise
         except NanochatError as error:
@@ -140,15 +142,21 @@ class Repl:
         print(text, file=sys.stderr, flush=True)
 
 
-def _enable_line_editing() -> None:
-    """Arrow keys, pastes as one message and a history where the terminal can; nothing is written to disk."""
-    if os.environ.get("TERM", "dumb") != "dumb":
-        with suppress(ImportError):  # a Python built without it: plain lines
-            readline = importlib.import_module("readline")  # importing it is what turns it on
-            if "libedit" not in (readline.__doc__ or ""):
-                readline.parse_and_bind(
-                    "set enable-bracketed-paste on"
-                )  # Python turns it off for its own prompt
+def _enable_line_editing() -> bool:
+    """Arrow keys, pastes as one message and a history where the terminal can; nothing is written to disk.
+
+    Returns whether pastes are one message.
+    """
+    if os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    try:
+        readline = importlib.import_module("readline")  # importing it is what turns it on
+    except ImportError:  # a Python built without it: plain lines
+        return False
+    if "libedit" in (readline.__doc__ or ""):
+        return False
+    readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off for its own prompt
+    return is_terminal()
 
 
 def _read_line(prompt: str) -> str:

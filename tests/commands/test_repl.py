@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -48,6 +49,12 @@ class Terminal:
         """Paste as a terminal does: in brackets where the program asked for them."""
         self._tmux("set-buffer", text)
         self._tmux("paste-buffer", "-p", "-d")
+
+    @property
+    def child(self) -> int:
+        """The process that the shell runs."""
+        shell = int(self._tmux("list-panes", "-F", "#{pane_pid}"))
+        return int(Path(f"/proc/{shell}/task/{shell}/children").read_text())
 
     @property
     def screen(self) -> str:
@@ -136,6 +143,41 @@ def test_a_paste_of_several_lines_is_one_message(terminal: Terminal, starter_mod
     screen = terminal.wait_for(lambda screen: len(turns(screen)) == 1)
     assert turns(screen)[0][0] == len(PlainChat(starter_model).ask(text)), screen
     assert "there is no command" not in screen
+
+
+def test_a_paste_while_a_reply_streams_is_one_message_at_the_next_prompt(terminal: Terminal) -> None:
+    start(terminal, "--temperature 0 --repetition-penalty 1.3 --max-tokens 200")
+    terminal.type("Tell a very long story.")
+    terminal.wait_for(lambda text: words_after("story.", text) > 12)
+    terminal.paste("Name a fruit.\n  And a colour.")
+    screen = terminal.wait_for(lambda text: turns(text) and text.endswith("And a colour."))
+    assert screen.count("Name a fruit.") == 1, "it was not shown inside the reply"
+    terminal.type("")
+    screen = terminal.wait_for(lambda text: len(turns(text)) > 1 and text.endswith(">"))
+    assert len(turns(screen)) == 2, screen
+    terminal.type("", "C-d")
+    terminal.wait_for(lambda text: "left=0" in text)
+    terminal.type("echo seen")
+    terminal.wait_for(lambda text: "echo seen" in text)
+
+
+@pytest.mark.parametrize(("number", "left"), [(signal.SIGTERM, "left=143"), (signal.SIGTSTP, "left=148")])
+def test_who_is_killed_or_stopped_while_a_reply_streams_gives_the_terminal_back(
+    terminal: Terminal, number: signal.Signals, left: str
+) -> None:
+    terminal.type("set -m; stty -a | md5sum")
+    before = terminal.wait_for(lambda text: text.endswith(" -\n$")).split("md5sum")[1].split()[0]
+    start(terminal, "--temperature 0 --repetition-penalty 1.3")
+    terminal.type("Tell a very long story.")
+    terminal.wait_for(lambda text: words_after("story.", text) > 12)
+    os.kill(terminal.child, number)
+    terminal.wait_for(lambda text: left in text)
+    terminal.type("stty -a | md5sum")
+    terminal.wait_for(lambda text: text.count(before) == 2)
+    if number == signal.SIGTSTP:
+        terminal.type("fg")
+        terminal.type("", "C-c")
+        terminal.wait_for(lambda text: "stopped" in text and text.endswith(">"))
 
 
 def test_ctrl_c_stops_the_reply_and_at_the_prompt_leaves(terminal: Terminal) -> None:
