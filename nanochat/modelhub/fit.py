@@ -221,7 +221,7 @@ class Reserves:
 
     def note(self, device: str, key: str, reserve: int) -> None:
         """A load has measured its reserve (`MemoryPlan.reserve`)."""
-        from nanochat.transfer.repository import write_whole
+        from nanochat.transfer.durable import write_whole
 
         self._known.setdefault(device, {})[key] = reserve
         write_whole(self.file, json.dumps(self._known))

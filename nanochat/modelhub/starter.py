@@ -26,6 +26,7 @@ from nanochat.modelhub.starter_wheel import (
     unpack_gguf,
 )
 from nanochat.settings import Paths, private_folder
+from nanochat.transfer.durable import sync
 
 NAME = "SmolLM2-135M-Instruct"
 MANIFEST = "nanochat-manifest.json"
@@ -160,7 +161,7 @@ def _not_written(error: OSError, models: Path) -> DownloadError:
 def write_manifest(model: Path) -> None:
     """Record every file's size and sha256, on disk; written last, so a folder with a manifest is complete."""
     for path in model.iterdir():
-        _sync(path)
+        sync(path)
     files = {
         path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(model.iterdir())
@@ -168,8 +169,8 @@ def write_manifest(model: Path) -> None:
     source = {"package": PACKAGE, "wheel_sha256": WHEEL_SHA256, "license": "Apache-2.0"}
     manifest = model / MANIFEST
     manifest.write_text(json.dumps({"version": _VERSION, "source": source, "files": files}, indent=2) + "\n")
-    _sync(manifest)
-    _sync(model)
+    sync(manifest)
+    sync(model)
 
 
 def _publish(model: Path, final: Path, working: Path) -> None:
@@ -177,15 +178,7 @@ def _publish(model: Path, final: Path, working: Path) -> None:
     if final.is_symlink() or final.exists():
         final.rename(working / "damaged")
     model.rename(final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(final.parent)
 
 
 def _check_space(where: Path) -> None:

@@ -59,6 +59,7 @@ def convert(gguf_file: Path, folder: Path, progress: Callable[[int, int], None])
     _write_json(folder / "config.json", _config(fields))
     _write_json(folder / "generation_config.json", _generation_config(fields))
     _write_tokenizer(fields, folder)
+    _write_tokenizer_config(fields, folder)
     weights = list(
         _weights(reader, fields["llama.attention.head_count"], fields["llama.attention.head_count_kv"])
     )
@@ -135,6 +136,10 @@ def _write_tokenizer(fields: _Fields, folder: Path) -> None:
             f"the tokenizer came out with {tokenizer.get_vocab_size()} tokens instead of {len(tokens)}"
         )
     tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _write_tokenizer_config(fields: _Fields, folder: Path) -> None:
+    tokens: list[str] = fields["tokenizer.ggml.tokens"]
     names = {
         name: tokens[fields[f"tokenizer.ggml.{key}_token_id"]]
         for name, key in (

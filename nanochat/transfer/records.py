@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat.transfer.repository import Repository, write_whole
+from nanochat.transfer.durable import write_whole
+from nanochat.transfer.repository import Repository
 
 
 @dataclass(frozen=True, slots=True)

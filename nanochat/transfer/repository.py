@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from filelock import FileLock
 
 from nanochat.errors import InvalidModel, UsageError
+from nanochat.transfer.durable import sync, write_whole
 
 ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -167,8 +168,8 @@ class Repository:
                 staged.parent.rmdir()
         for name in names:
             self._link(target / name, files[name])
-        _sync_folder(target)
-        _sync_folder(target.parent)
+        sync(target)
+        sync(target.parent)
         if not COMMIT.fullmatch(revision):
             write_whole(self.folder / "refs" / revision, commit)
         return target
@@ -184,23 +185,3 @@ class Repository:
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(target)
         os.replace(fresh, link)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that a reader, or a crash, sees the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.nanochat")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

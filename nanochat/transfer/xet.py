@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from nanochat.errors import DownloadError, NanochatError
@@ -44,19 +45,20 @@ def fetch_by_hub_client(
         except Exception as error:
             raise _failed(error, wanted) from error
         for file in wanted:
-            path = folder / file.name
-            with tally.hashing(file) as seen:
-                if (
-                    not path.exists()
-                    or path.stat().st_size != file.size
-                    or hash_of(path, file, seen) != file.etag
-                ):
-                    shutil.rmtree(folder, ignore_errors=True)
-                    raise DownloadError(
-                        f"{file.name} came through Xet with the wrong content; nothing of it was kept"
-                    )
-            store.adopt(path, file, tally)
+            _verify(folder, file, tally)
+            store.adopt(folder / file.name, file, tally)
     shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+def _verify(folder: Path, file: RemoteFile, tally: Tally) -> None:
+    """Raise DownloadError where it is not what the hub says; then nothing in the folder is kept."""
+    path = folder / file.name
+    with tally.hashing(file) as seen:
+        if not path.exists() or path.stat().st_size != file.size or hash_of(path, file, seen) != file.etag:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise DownloadError(
+                f"{file.name} came through Xet with the wrong content; nothing of it was kept"
+            )
 
 
 def _failed(error: Exception, files: list[RemoteFile]) -> NanochatError:
