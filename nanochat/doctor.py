@@ -15,6 +15,7 @@ from typing import Any
 
 from nanochat import __version__, hub
 from nanochat.disk_faults import why_unwritable
+from nanochat.engine.host import processor, usable_cores
 from nanochat.errors import NanochatError
 from nanochat.modelhub import starter, suggestion
 from nanochat.modelhub.reach import HubCheck
@@ -206,21 +207,12 @@ def _machine() -> list[Fact]:
     from nanochat.engine.memory import host_memory_free
 
     memory = psutil.virtual_memory()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return [
         Fact("machine", "memory", f"{host_memory_free() / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"),
-        Fact("machine", "processor", f"{_processor()}, {usable} of {psutil.cpu_count()} threads usable"),
+        Fact(
+            "machine", "processor", f"{processor()}, {usable_cores()} of {psutil.cpu_count()} threads usable"
+        ),
     ]
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux: the platform module's word is all there is
-    return platform.processor() or platform.machine()
 
 
 def _folders() -> list[Fact]:

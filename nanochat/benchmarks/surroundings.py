@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from importlib import metadata
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from nanochat import __version__
+from nanochat.engine.host import processor, usable_cores
 from nanochat.engine.models.config import ModelConfig
 
 _PACKAGES = ("torch", "triton", "transformers", "flash-attn")
@@ -28,7 +28,7 @@ def surroundings(device: torch.device) -> dict[str, Any]:
     found |= {
         "system": platform.platform(),
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "device": device_name(device),
     }
@@ -61,17 +61,6 @@ def driver() -> str | None:
         return str(pynvml.nvmlSystemGetDriverVersion())
     except Exception:  # no NVML, or none that answers: then it is not known
         return None
-
-
-def processor() -> str:
-    """The CPU's name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux: the platform module's word is all there is
-    return platform.processor() or platform.machine()
 
 
 def commit() -> str | None:

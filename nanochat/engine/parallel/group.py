@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
+from nanochat.engine.host import usable_cores
 from nanochat.engine.memory import MemoryPlan
 from nanochat.engine.parallel.channel import Sender
 from nanochat.engine.parallel.collectives import join
@@ -229,5 +230,4 @@ def device_of(first: torch.device, rank: int) -> str:
 
 def threads_for(ranks: int) -> int:
     """Threads for each rank on a CPU: together as many as there are cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores // ranks, 1)
+    return max(usable_cores() // ranks, 1)
