@@ -15,7 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from nanochat.bench import Hooks, Plan, Progress, Run, Sizes, run_benchmark
 from nanochat.environment import own_module
@@ -191,38 +191,47 @@ def main() -> None:
     plan = plan_from_dict(json.loads(_first_line()))
     stopped = threading.Event()
     threading.Thread(target=_await_end, args=(stopped,), daemon=True).start()
-    results, told = Results.find(), 0
-
-    def send(event: str, value: Any) -> None:
-        out.write(json.dumps({"event": event, "value": value}, allow_nan=False) + "\n")
-        out.flush()
-
-    def send_run(event: str, run: Run) -> None:
-        nonlocal told
-        data = run.as_dict()
-        data["rows"] = data["rows"][told:]
-        told = len(run.rows)
-        send(event, data)
+    results, telling = Results.find(), _Telling(out)
 
     def grown(run: Run, _row: object) -> None:
         results.keep(run)
-        send_run("row", run)
+        telling.send_run("row", run)
 
     try:
         hooks = Hooks(
-            lambda progress: send("progress", asdict(progress)),
+            lambda progress: telling.send("progress", asdict(progress)),
             grown,
-            lambda what: send("doing", what),
+            lambda what: telling.send("doing", what),
             stopped.is_set,
         )
         run = run_benchmark(plan, hooks)
     except NanochatError as error:
-        send("refused", str(error))
+        telling.send("refused", str(error))
         return
     lost = results.keep(run) if run.rows else None
-    send_run("ended", run)
+    telling.send_run("ended", run)
     if lost is not None:
-        send("refused", lost)
+        telling.send("refused", lost)
+
+
+class _Telling:
+    """Events on the way to the process that asked; of a run's rows each goes once."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._told = 0
+
+    def send(self, event: str, value: Any) -> None:
+        """One event, on a line of its own."""
+        self._out.write(json.dumps({"event": event, "value": value}, allow_nan=False) + "\n")
+        self._out.flush()
+
+    def send_run(self, event: str, run: Run) -> None:
+        """A run, with the rows that have come since the last time."""
+        data = run.as_dict()
+        data["rows"] = data["rows"][self._told :]
+        self._told = len(run.rows)
+        self.send(event, data)
 
 
 def _first_line() -> bytes:

@@ -230,6 +230,11 @@ def append(
             "UPDATE chats SET title = ?, title_by = 'first' WHERE seq = ? AND title_by = 'none' AND ? <> ''",
             (title, chat, title),
         )
+    return _read(connection, chat, seq)
+
+
+def _read(connection: sqlite3.Connection, chat: int, seq: int) -> Message:
+    """A message that was written, in its place among what the chat shows."""
     row = connection.execute(
         f"SELECT {MESSAGE_COLUMNS} FROM messages m JOIN messages p ON p.seq = m.parent WHERE m.seq = ?",
         (seq,),

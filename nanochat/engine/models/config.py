@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,13 +145,7 @@ def _read(outer: Fields, config: Fields, architecture: str, path: Path) -> Model
     default = family.defaults.get if family is not None else {}.get
     hidden = config.integer(_HIDDEN[0], 1, 2**20, default("hidden_size"), *_HIDDEN[1:])
     num_layers = config.integer(_LAYERS[0], 1, 4096, None, *_LAYERS[1:])
-    num_heads = config.integer(_HEADS[0], 1, 2**14, default("num_attention_heads"), *_HEADS[1:])
-    num_kv_heads = config.integer(
-        "num_key_value_heads", 1, 2**14, default("num_key_value_heads") or num_heads
-    )
-    if num_heads % num_kv_heads:
-        config.fail(f"{num_heads} attention heads are not a multiple of {num_kv_heads} key-value heads")
-    head_dim = _head_dim(config, default("head_dim"), hidden, num_heads)
+    num_heads, num_kv_heads, head_dim = _heads(config, default, hidden)
     vocab = config.integer("vocab_size", 1, 2**24, default("vocab_size"))
     context = config.integer(_CONTEXT[0], 1, 2**27, default("max_position_embeddings"), *_CONTEXT[1:])
     intermediate = config.integer(
@@ -158,9 +153,6 @@ def _read(outer: Fields, config: Fields, architecture: str, path: Path) -> Model
     )
     eos, bos, defaults = read_generation(path, outer, config, vocab)
     layers, experts = read_layers(config, family, num_layers=num_layers, head_dim=head_dim, context=context)
-    saved = (
-        config.text("dtype") or config.text("torch_dtype") or outer.text("dtype") or outer.text("torch_dtype")
-    )
     common: dict[str, Any] = {
         "architecture": architecture,
         "model_type": config.text("model_type"),
@@ -173,7 +165,7 @@ def _read(outer: Fields, config: Fields, architecture: str, path: Path) -> Model
         "intermediate_size": intermediate,
         "vocab_size": vocab,
         "max_position_embeddings": context,
-        "dtype": _DTYPES.get(saved.removeprefix("torch.") or "float32", "bfloat16"),
+        "dtype": _saved_dtype(outer, config),
         "eos_token_ids": eos,
         "bos_token_id": bos,
         "generation_defaults": defaults,
@@ -183,6 +175,25 @@ def _read(outer: Fields, config: Fields, architecture: str, path: Path) -> Model
     return ModelConfig(
         **common, **_traits(outer, config, architecture, hidden, head_dim, path, common["dtype"])
     )
+
+
+def _heads(config: Fields, default: Callable[[str], int | None], hidden: int) -> tuple[int, int, int]:
+    """Attention heads, key-value heads, and the values in a head."""
+    num_heads = config.integer(_HEADS[0], 1, 2**14, default("num_attention_heads"), *_HEADS[1:])
+    num_kv_heads = config.integer(
+        "num_key_value_heads", 1, 2**14, default("num_key_value_heads") or num_heads
+    )
+    if num_heads % num_kv_heads:
+        config.fail(f"{num_heads} attention heads are not a multiple of {num_kv_heads} key-value heads")
+    return num_heads, num_kv_heads, _head_dim(config, default("head_dim"), hidden, num_heads)
+
+
+def _saved_dtype(outer: Fields, config: Fields) -> str:
+    """The dtype that the weights were saved in; bfloat16 where it is none that this engine computes in."""
+    saved = (
+        config.text("dtype") or config.text("torch_dtype") or outer.text("dtype") or outer.text("torch_dtype")
+    )
+    return _DTYPES.get(saved.removeprefix("torch.") or "float32", "bfloat16")
 
 
 def _head_dim(config: Fields, default: int | None, hidden: int, num_heads: int) -> int:
