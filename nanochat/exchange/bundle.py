@@ -23,6 +23,15 @@ from nanochat.storage.records import (
     TitleBy,
     storable,
 )
+from nanochat.storage.rows import (
+    MESSAGE_COLUMNS,
+    NewMessage,
+    as_json,
+    chat_at,
+    insert_message,
+    running_in,
+    to_message,
+)
 
 MAX_DEPTH = 32  # of settings, parameters and figures
 _CHAT_ID = re.compile(r"[0-9a-f]{8,64}")
@@ -80,19 +89,19 @@ def gather(database: Database, chat: str) -> ChatBundle:
     """The chat with everything it shows, in one snapshot."""
     with database.read() as connection:
         seq = tree.chat_seq(connection, chat)
-        info = tree.to_chat(connection.execute(f"{tree.CHATS} WHERE c.seq = ?", (seq,)).fetchone())
+        info = chat_at(connection, seq)
         rows = connection.execute(
-            f"SELECT {tree.MESSAGE_COLUMNS}, 1, 1 FROM members k JOIN messages m ON m.seq = k.message "
+            f"SELECT {MESSAGE_COLUMNS}, 1, 1 FROM members k JOIN messages m ON m.seq = k.message "
             "LEFT JOIN messages p ON p.seq = m.parent WHERE k.chat = ? AND k.hidden_at IS NULL ORDER BY m.seq",
             (seq,),
         )
-        messages = tuple(tree.to_message(row) for row in rows)
+        messages = tuple(to_message(row) for row in rows)
         marks = connection.execute(
             "SELECT hex(m.id), d.turns, d.created FROM dropped d JOIN messages m ON m.seq = d.first_kept "
             "WHERE d.chat = ? ORDER BY d.seq",
             (seq,),
         )
-        running = tree.running_in(connection, seq, database.owner.token)
+        running = running_in(connection, seq, database.owner.token)
         shown = {message.id for message in messages}
         dropped = tuple(
             Dropped(mark[0].lower(), mark[1], mark[2]) for mark in marks if mark[0].lower() in shown
@@ -156,7 +165,7 @@ def _store(connection: sqlite3.Connection, bundle: ChatBundle) -> str:
         ).fetchone()
         parent = seqs.get(message.parent)
         seqs[message.id] = (
-            row[0] if row else tree.insert(connection, message.id, parent, message.nonce, _new(message))
+            row[0] if row else insert_message(connection, message.id, parent, message.nonce, _new(message))
         )
     root, head = seqs[bundle.messages[0].id], seqs[bundle.head]
     found = connection.execute("SELECT seq, root, head FROM chats WHERE id = ?", (bundle.id,)).fetchone()
@@ -191,7 +200,7 @@ def _insert_chat(connection: sqlite3.Connection, name: str, bundle: ChatBundle, 
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             name, storable(bundle.title), bundle.title_by.value, int(bundle.pinned), bundle.created, bundle.updated,
-            root, root, tree.as_json(bundle.settings),
+            root, root, as_json(bundle.settings),
         ),
     )  # fmt: skip
     return int(cursor.lastrowid or 0)
@@ -215,8 +224,8 @@ def _unfinished(reply: Running) -> Message:
     return replace(message, id=message.expected_id())
 
 
-def _new(message: Message) -> tree.NewMessage:
-    return tree.NewMessage(
+def _new(message: Message) -> NewMessage:
+    return NewMessage(
         role=message.role, content=message.content, created=message.created, reasoning=message.reasoning,
         packed_ids=message.packed_ids, model=message.model, params=message.params, metrics=message.metrics,
         status=message.status, finish_reason=message.finish_reason, error=message.error,

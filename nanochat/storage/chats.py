@@ -15,6 +15,7 @@ from nanochat.errors import ChatNotFound, UsageError
 from nanochat.storage import tree
 from nanochat.storage.database import Database
 from nanochat.storage.records import Chat, TitleBy, storable
+from nanochat.storage.rows import CHATS, as_json, chat_at, to_chat
 
 KEPT_DAYS = 30  # after this, what was deleted is gone
 _DAY = 86_400.0
@@ -94,7 +95,7 @@ class Chats:
         """The one chat whose id starts with `start`. Raises ChatNotFound for none, UsageError for several."""
         with self._database.read() as connection:
             rows = connection.execute(
-                f"{tree.CHATS} WHERE substr(c.id, 1, length(?)) = ? AND c.deleted IS NULL LIMIT 5",
+                f"{CHATS} WHERE substr(c.id, 1, length(?)) = ? AND c.deleted IS NULL LIMIT 5",
                 (start, start),
             ).fetchall()
         if not rows or not start:
@@ -106,16 +107,16 @@ class Chats:
                 f"Several chats start with {start!r}: {', '.join(row[0] for row in rows)}. Give more of "
                 "the id."
             )
-        return tree.to_chat(rows[0])
+        return to_chat(rows[0])
 
     def list(self, *, deleted: bool = False) -> tuple[Chat, ...]:
         """All chats, pinned first, then by their last change; with `deleted`, those awaiting the purge."""
         which = "c.deleted IS NOT NULL" if deleted else "c.deleted IS NULL"
         with self._database.read() as connection:
             rows = connection.execute(
-                f"{tree.CHATS} WHERE {which} ORDER BY c.pinned DESC, c.updated DESC, c.seq DESC"
+                f"{CHATS} WHERE {which} ORDER BY c.pinned DESC, c.updated DESC, c.seq DESC"
             )
-            return tuple(tree.to_chat(row) for row in rows)
+            return tuple(to_chat(row) for row in rows)
 
     def rename(self, chat: str, title: str, *, by: TitleBy = TitleBy.USER) -> bool:
         """Give a chat its title. One by the model (`AUTO`) never replaces the user's; returns whether it was
@@ -135,7 +136,7 @@ class Chats:
 
     def set_settings(self, chat: str, settings: Mapping[str, Any]) -> None:
         """Replace the chat's own settings: system prompt, sampling, thinking, model; any JSON object."""
-        self._set(chat, "settings", tree.as_json(settings))
+        self._set(chat, "settings", as_json(settings))
 
     def set_draft(self, chat: str, draft: str) -> None:
         """Keep the unsent text of a chat, also when its tab is closed."""
@@ -205,13 +206,13 @@ def _insert(
     cursor = connection.execute(
         "INSERT INTO chats (id, title, title_by, created, updated, root, head, settings) VALUES (?, ?, ?, "
         "?, ?, ?, ?, ?)",
-        (secrets.token_hex(8), title, by.value, now, now, root, root, tree.as_json(settings)),
+        (secrets.token_hex(8), title, by.value, now, now, root, root, as_json(settings)),
     )
     return int(cursor.lastrowid or 0)
 
 
 def _chat(connection: sqlite3.Connection, seq: int) -> Chat:
-    return tree.to_chat(connection.execute(f"{tree.CHATS} WHERE c.seq = ?", (seq,)).fetchone())
+    return chat_at(connection, seq)
 
 
 def _derived(connection: sqlite3.Connection, word: str, title: str) -> str:

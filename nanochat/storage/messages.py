@@ -10,6 +10,7 @@ from typing import Any
 from nanochat.storage import tree
 from nanochat.storage.database import Database
 from nanochat.storage.records import Conversation, Dropped, Message, Role, Status, pack_ids
+from nanochat.storage.rows import MESSAGE_COLUMNS, NewMessage, chat_at, running_in, to_message
 
 # From the head up to the root, then in order; each with its place among the siblings that this chat shows.
 _PATH = f"""
@@ -18,7 +19,7 @@ WITH RECURSIVE path (seq, depth) AS (
     UNION ALL
     SELECT m.parent, depth + 1 FROM path JOIN messages m ON m.seq = path.seq WHERE m.parent IS NOT NULL
 )
-SELECT {tree.MESSAGE_COLUMNS},
+SELECT {MESSAGE_COLUMNS},
     (SELECT count(*) FROM messages s CROSS JOIN members k ON k.chat = :chat AND k.message = s.seq
      WHERE s.parent = m.parent AND s.seq <= m.seq AND k.hidden_at IS NULL),
     (SELECT count(*) FROM messages s CROSS JOIN members k ON k.chat = :chat AND k.message = s.seq
@@ -27,7 +28,7 @@ FROM path JOIN messages m ON m.seq = path.seq JOIN messages p ON p.seq = m.paren
 ORDER BY depth DESC"""
 
 _VARIANTS = f"""
-SELECT {tree.MESSAGE_COLUMNS}, row_number() OVER (ORDER BY m.seq), count(*) OVER ()
+SELECT {MESSAGE_COLUMNS}, row_number() OVER (ORDER BY m.seq), count(*) OVER ()
 FROM messages m JOIN messages p ON p.seq = m.parent JOIN members k ON k.chat = :chat AND k.message = m.seq
 WHERE m.parent = (SELECT parent FROM messages WHERE seq = :message) AND k.hidden_at IS NULL ORDER BY m.seq"""
 
@@ -48,9 +49,9 @@ class Messages:
         """The chat as its tab shows it: one snapshot; 500 messages take a few milliseconds."""
         with self._database.read() as connection:
             seq = tree.chat_seq(connection, chat)
-            shown = tree.to_chat(connection.execute(f"{tree.CHATS} WHERE c.seq = ?", (seq,)).fetchone())
-            messages = tuple(tree.to_message(row) for row in connection.execute(_PATH, {"chat": seq}))
-            running = tree.running_in(connection, seq, self._database.owner.token)
+            shown = chat_at(connection, seq)
+            messages = tuple(to_message(row) for row in connection.execute(_PATH, {"chat": seq}))
+            running = running_in(connection, seq, self._database.owner.token)
             dropped = connection.execute(
                 "SELECT hex(m.id), d.turns, d.created FROM dropped d JOIN messages m ON m.seq = d.first_kept "
                 "WHERE d.chat = ? ORDER BY d.seq",
@@ -75,7 +76,7 @@ class Messages:
             above = (
                 tree.head_seq(connection, seq) if parent is None else tree.member_seq(connection, seq, parent)
             )
-            new = tree.NewMessage(
+            new = NewMessage(
                 role=role, content=content, reasoning=reasoning, packed_ids=pack_ids(token_ids), model=model,
                 params=params or {}, status=status, created=self._database.clock(),
             )  # fmt: skip
@@ -89,7 +90,7 @@ class Messages:
             old = tree.member_seq(connection, seq, message)
             above = tree.parent_seq(connection, old)
             role = Role(connection.execute("SELECT role FROM messages WHERE seq = ?", (old,)).fetchone()[0])
-            new = tree.NewMessage(role=role, content=content, created=self._database.clock())
+            new = NewMessage(role=role, content=content, created=self._database.clock())
             return tree.append(connection, seq, above, new)
 
     def variants(self, chat: str, message: str) -> tuple[Message, ...]:
@@ -98,7 +99,7 @@ class Messages:
             seq = tree.chat_seq(connection, chat)
             top = tree.member_seq(connection, seq, message)
             return tuple(
-                tree.to_message(row) for row in connection.execute(_VARIANTS, {"chat": seq, "message": top})
+                to_message(row) for row in connection.execute(_VARIANTS, {"chat": seq, "message": top})
             )
 
     def step(self, chat: str, message: str, by: int) -> str:

@@ -18,6 +18,7 @@ from nanochat.errors import ChatNotFound
 from nanochat.storage import tree
 from nanochat.storage.database import Database
 from nanochat.storage.records import Message, Role, Running, Status, pack_ids, storable
+from nanochat.storage.rows import NewMessage, as_json
 
 
 class Replies:
@@ -52,7 +53,7 @@ class Replies:
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     running.id, seq, above, self._database.owner.token, running.model,
-                    tree.as_json(running.params), running.content, running.reasoning, running.packed_ids,
+                    as_json(running.params), running.content, running.reasoning, running.packed_ids,
                     running.started,
                 ),
             )  # fmt: skip
@@ -86,7 +87,7 @@ class Replies:
             row = connection.execute(f"{_RUNNING} WHERE id = ?", (running,)).fetchone()
             if row is None:
                 raise _not_running(running)
-            new = tree.NewMessage(
+            new = NewMessage(
                 role=Role.ASSISTANT, content=content, reasoning=reasoning, packed_ids=pack_ids(token_ids),
                 metrics=metrics or {}, status=status, finish_reason=finish_reason, error=error,
                 created=self._database.clock(),
@@ -114,8 +115,8 @@ class Replies:
 _RUNNING = "SELECT seq, chat, parent, model, params, content, reasoning, token_ids FROM running"
 
 
-def _interrupted(row: tuple[Any, ...], now: float) -> tree.NewMessage:
-    return tree.NewMessage(
+def _interrupted(row: tuple[Any, ...], now: float) -> NewMessage:
+    return NewMessage(
         role=Role.ASSISTANT,
         content=row[5],
         reasoning=row[6],
@@ -125,7 +126,7 @@ def _interrupted(row: tuple[Any, ...], now: float) -> tree.NewMessage:
     )
 
 
-def _settle(connection: sqlite3.Connection, row: tuple[Any, ...], new: tree.NewMessage) -> Message:
+def _settle(connection: sqlite3.Connection, row: tuple[Any, ...], new: NewMessage) -> Message:
     """Move a running row into the tree: model and parameters from the row, the rest from `new`."""
     seq, chat, parent, model, params = row[:5]
     stand = tree.head_seq(connection, chat) == parent

@@ -11,9 +11,9 @@ import re
 import sqlite3
 from typing import Any
 
-from nanochat.storage import tree
 from nanochat.storage.database import Database
 from nanochat.storage.records import Chat, Found, Hit, Role, Snippet, storable
+from nanochat.storage.rows import chat_at
 
 _INDEXED = 3  # characters: a trigram
 _WORDS = 16
@@ -94,7 +94,7 @@ def _statement(words: tuple[str, ...]) -> tuple[str, tuple[Any, ...]]:
 
 
 def _chat(connection: sqlite3.Connection, seq: int) -> Chat:
-    return tree.to_chat(connection.execute(f"{tree.CHATS} WHERE c.seq = ?", (seq,)).fetchone())
+    return chat_at(connection, seq)
 
 
 def _found(chat: Chat, hits: tuple[Hit, ...], words: tuple[str, ...]) -> Found:

@@ -5,42 +5,21 @@ Here rows go by their sequence numbers, which grow in the order of writing; ids 
 
 from __future__ import annotations
 
-import json
 import secrets
 import sqlite3
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from nanochat.errors import ChatNotFound, HistoryError
 from nanochat.storage.records import (
     NONCE_BYTES,
-    Chat,
     Message,
     Role,
-    Running,
-    Status,
-    TitleBy,
     message_id,
     storable,
 )
+from nanochat.storage.rows import MESSAGE_COLUMNS, NewMessage, insert_message, to_message
 
 TITLE_LENGTH = 80  # characters of a first line that become a title
 ROOT_NONCE_BYTES = 16
-
-MESSAGE_COLUMNS = (
-    "hex(m.id), hex(p.id), m.role, m.content, m.reasoning, m.token_ids, hex(m.nonce), m.model, m.params, "
-    "m.metrics, "
-    "m.status, m.finish_reason, m.error, m.created"
-)
-CHAT_COLUMNS = (
-    "c.id, c.title, c.title_by, c.pinned, c.created, c.updated, c.deleted, hex(h.id), hex(r.id), "
-    "c.settings, c.draft, "
-    "(SELECT count(*) - 1 FROM members k WHERE k.chat = c.seq AND k.hidden_at IS NULL)"
-)
-CHATS = (
-    f"SELECT {CHAT_COLUMNS} FROM chats c JOIN messages h ON h.seq = c.head JOIN messages r ON r.seq = c.root"
-)
 
 # What a chat shows at a message and below it.
 BELOW = """
@@ -58,37 +37,6 @@ WITH RECURSIVE above (seq) AS (
     UNION ALL
     SELECT m.parent FROM above JOIN messages m ON m.seq = above.seq WHERE m.parent IS NOT NULL
 )"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewMessage:
-    """A message before it has a place and a name."""
-
-    role: Role
-    content: str
-    created: float
-    reasoning: str = ""
-    packed_ids: bytes = b""
-    model: str = ""
-    params: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    metrics: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    status: Status = Status.DONE
-    finish_reason: str = ""
-    error: str = ""
-
-
-def as_json(values: Mapping[str, Any]) -> str:
-    """Settings, parameters or figures as they are stored. Raises HistoryError for what JSON cannot hold."""
-    try:
-        return storable(
-            json.dumps(
-                dict(values), ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False
-            )
-        )
-    except (TypeError, ValueError, RecursionError) as error:
-        raise HistoryError(
-            f"These values cannot be stored with a chat ({error}): only JSON's own types can."
-        ) from error
 
 
 def chat_seq(connection: sqlite3.Connection, chat: str) -> int:
@@ -192,7 +140,9 @@ def plant_root(connection: sqlite3.Connection, created: float) -> int:
     """A new tree: its root, which says nothing and is like no other."""
     nonce = secrets.token_hex(ROOT_NONCE_BYTES)
     name = message_id(parent="", role=Role.ROOT, content="", reasoning="", packed_ids=b"", nonce=nonce)
-    return insert(connection, name, None, nonce, NewMessage(role=Role.ROOT, content="", created=created))
+    return insert_message(
+        connection, name, None, nonce, NewMessage(role=Role.ROOT, content="", created=created)
+    )
 
 
 def append(
@@ -209,7 +159,7 @@ def append(
         packed_ids=new.packed_ids,
         nonce=nonce,
     )
-    seq = insert(connection, name, parent, nonce, new)
+    seq = insert_message(connection, name, parent, nonce, new)
     if stand:
         reveal(connection, chat, parent)
     # Under a deleted message it is deleted too, and comes back with it: what a chat shows is closed under
@@ -244,60 +194,7 @@ def _read(connection: sqlite3.Connection, chat: int, seq: int) -> Message:
     return to_message((*row, place + 1, max(place + 1, len(siblings))))
 
 
-def insert(connection: sqlite3.Connection, name: str, parent: int | None, nonce: str, new: NewMessage) -> int:
-    """The row itself; returns its number."""
-    cursor = connection.execute(
-        "INSERT INTO messages (id, parent, role, content, reasoning, token_ids, nonce, model, params, "
-        "metrics, status, "
-        "finish_reason, error, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            bytes.fromhex(name), parent, new.role.value, storable(new.content), storable(new.reasoning),
-            new.packed_ids, bytes.fromhex(nonce), storable(new.model), as_json(new.params),
-            as_json(new.metrics), new.status.value, storable(new.finish_reason), storable(new.error),
-            new.created,
-        ),
-    )  # fmt: skip
-    return int(cursor.lastrowid or 0)
-
-
 def first_title(content: str) -> str:
     """The first line that says something, cut to a title's length."""
     line = next((line.strip() for line in content.splitlines() if line.strip()), "")
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"
-
-
-def to_message(row: tuple[Any, ...]) -> Message:
-    """A record from `MESSAGE_COLUMNS`, then its place among its siblings and their number."""
-    return Message(
-        id=row[0].lower(), parent=row[1].lower(), role=Role(row[2]), content=row[3], reasoning=row[4],
-        packed_ids=row[5], nonce=row[6].lower(), model=row[7], params=json.loads(row[8]),
-        metrics=json.loads(row[9]), status=Status(row[10]), finish_reason=row[11], error=row[12],
-        created=row[13], variant=row[14], variants=row[15],
-    )  # fmt: skip
-
-
-def to_chat(row: tuple[Any, ...]) -> Chat:
-    """A record from `CHAT_COLUMNS`."""
-    return Chat(
-        id=row[0], title=row[1], title_by=TitleBy(row[2]), pinned=bool(row[3]), created=row[4],
-        updated=row[5], deleted=row[6], head=row[7].lower(), root=row[8].lower(), settings=json.loads(row[9]),
-        draft=row[10], messages=row[11],
-    )  # fmt: skip
-
-
-def running_in(connection: sqlite3.Connection, chat: int, owner: str) -> tuple[Running, ...]:
-    """The replies of a chat that are being written, oldest first; `mine` are those of `owner`."""
-    rows = connection.execute(
-        "SELECT r.id, c.id, hex(p.id), r.model, r.params, r.content, r.reasoning, r.token_ids, r.started, "
-        "r.owner = ? "
-        "FROM running r JOIN chats c ON c.seq = r.chat JOIN messages p ON p.seq = r.parent WHERE r.chat = "
-        "? ORDER BY r.seq",
-        (owner, chat),
-    )
-    return tuple(
-        Running(
-            id=row[0], chat=row[1], parent=row[2].lower(), model=row[3], params=json.loads(row[4]),
-            content=row[5], reasoning=row[6], packed_ids=row[7], started=row[8], mine=bool(row[9]),
-        )
-        for row in rows
-    )  # fmt: skip
