@@ -75,16 +75,18 @@ class PromptBar(Vertical):
         event.stop()
         self.post_message(self.Changed(self.box.draft))
         self._suggest()
-        self._look_for_files()
+        if self._unfound or "@" in self.box.text:  # else there is nothing to look for
+            self._look_for_files()
 
     @work(exclusive=True, group="mentions")
     async def _look_for_files(self) -> None:
         """Say in the frame which files are not there, before the message goes."""
         text, typed = self.box.text, _MENTION.search(self.box.before_cursor)
         found = await asyncio.to_thread(unfound, text, self.folder, typing=typed.group(1) if typed else "")
-        if found != self._unfound and self.is_attached:
-            self._unfound = found
-            self._show_title()
+        for box in self.query(PromptBox):  # none where the application has ended meanwhile
+            if box.text == text and found != self._unfound:
+                self._unfound = found
+                self._show_title()
 
     def _suggest(self) -> None:
         """Offer what begins as the text before the cursor does now."""
