@@ -16,12 +16,11 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from nanochat.errors import AccessDenied, DownloadError, ModelError, Offline, UnsupportedModel
 from nanochat.modelhub.fetch import MAX_CONFIG, MAX_INDEX, run_child
 from nanochat.modelhub.shape import Shape
-from nanochat.transfer.connection import Session, origin
+from nanochat.transfer.connection import Session, origin, proxy_for
 from nanochat.transfer.events import Answer, Event, Note, Policy
 from nanochat.transfer.headers import Tensors, count, dtypes, remote_tensors
 from nanochat.transfer.records import Records
@@ -52,7 +51,7 @@ PAGE = 4
 def reach(url: str) -> None:
     """Offline, within CONNECT seconds, unless the hub (or the proxy on the way) can be connected to."""
     scheme, host, port = origin(url)
-    proxy = None if proxy_bypass(f"{host}:{port}") else getproxies().get(scheme) or getproxies().get("all")
+    proxy = proxy_for(scheme, host, port)
     if proxy is not None:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         host, port = parts.hostname or host, parts.port or 80

@@ -27,6 +27,11 @@ def origin(url: str) -> tuple[str, str, int]:
     )
 
 
+def proxy_for(scheme: str, host: str, port: int) -> str | None:
+    """The proxy that this machine's settings put before a host; None for the way without one."""
+    return None if proxy_bypass(f"{host}:{port}") else getproxies().get(scheme) or getproxies().get("all")
+
+
 def is_loopback(url: str) -> bool:
     """Whether an address never leaves this machine."""
     host = origin(url)[1]
@@ -146,9 +151,7 @@ class Session:
 
     def _connect(self, parts: SplitResult) -> http.client.HTTPConnection:
         scheme, host, port = origin(parts.geturl())
-        proxy = (
-            None if proxy_bypass(f"{host}:{port}") else getproxies().get(scheme) or getproxies().get("all")
-        )
+        proxy = proxy_for(scheme, host, port)
         connection = _open_connection(scheme, host, port, proxy, self.connect_timeout)
         connection.connect()
         assert connection.sock is not None

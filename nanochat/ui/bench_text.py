@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from textual.content import Content
 
 from nanochat.bench import Progress, Run
 from nanochat.benchmarks.comparison import Comparison, Difference
 from nanochat.benchmarks.report import duration, header, number
 from nanochat.sanitize import sanitize_line
+from nanochat.ui.cells import fixed
 from nanochat.ui.figures import sparkline
 
 _VERDICTS = {"faster": "bold $success", "slower": "bold $error"}
@@ -89,20 +90,16 @@ def kept_line(run: Run | str, marked: bool, width: int) -> Content:
     when = run.started[:16].replace("T", " ")
     name = sanitize_line(str(run.model["name"])).rpartition("/")[2]
     rows = f"{len(run.rows)} row{'' if len(run.rows) == 1 else 's'}"
-    preset = _fixed(sanitize_line(run.preset), 13)
+    preset = fixed(sanitize_line(run.preset), 13)
     parts: list[str | tuple[str, str]] = [sign, when if width >= 70 else when[5:], "  ", (preset, "bold")]
     if width >= 70:
-        parts += ["  ", _fixed(name, max(width - 56, 16))]
+        parts += ["  ", fixed(name, max(width - 56, 16))]
     parts += [(f" {rows:>8}", _DIM)]
     if run.partial:
         parts.append(("  partial", "$warning"))
     elif any(row.error is not None for row in run.rows):
         parts.append(("  errors", "$error"))
     return Content.assemble(*parts)
-
-
-def _fixed(text: str, width: int) -> str:
-    return set_cell_size(text, width - 1) + "…" if cell_len(text) > width else set_cell_size(text, width)
 
 
 def comparison(before: Run, after: Run, found: Comparison, width: int) -> Content:

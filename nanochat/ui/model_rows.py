@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 
 from nanochat.modelhub.catalog import Listing
 from nanochat.modelhub.download import Download, State
@@ -15,6 +15,7 @@ from nanochat.modelhub.fit import Fit, tokens
 from nanochat.modelhub.text import Here, amount, duration, size, speed
 from nanochat.sanitize import sanitize_line
 from nanochat.transfer.leftovers import Leftover
+from nanochat.ui.cells import fixed
 
 Kind = Literal["heading", "download", "here", "listing", "leftovers", "words"]
 Tone = Literal["", "good", "bad", "dim", "active"]
@@ -83,9 +84,9 @@ def lines_of(row: Row, width: int) -> list[list[Piece]]:
     """A row at this width, as lines of pieces; every piece is cleaned: names and errors come from outside."""
     columns = columns_for(width)
     if row.kind == "words":
-        return [[(_fixed("  " + sanitize_line(row.name), width), "more")]]
+        return [[(fixed("  " + sanitize_line(row.name), width), "more")]]
     if row.kind == "leftovers":
-        return [[(f"{row.mark:<2}", "mark"), (_fixed(sanitize_line(row.name), width - 2), "more")]]
+        return [[(f"{row.mark:<2}", "mark"), (fixed(sanitize_line(row.name), width - 2), "more")]]
     room = width - 2 - sum(column.width + _GAP for column in columns)
     if row.kind == "download":
         room = max(width - 2 - 40, 24)
@@ -97,11 +98,11 @@ def lines_of(row: Row, width: int) -> list[list[Piece]]:
     else:
         for column in columns:
             cell = sanitize_line(row.cells.get(column.name, ""))
-            first += [(" " * _GAP, ""), (_fixed(cell, column.width, right=column.right), column.name)]
+            first += [(" " * _GAP, ""), (fixed(cell, column.width, right=column.right), column.name)]
         left = width - 2 - min(room, most) - sum(column.width + _GAP for column in columns) - _GAP
         if left >= _NOTE_LEAST and row.cells.get("note"):
-            first += [(" " * _GAP, ""), (_fixed(sanitize_line(row.cells["note"]), left).rstrip(), "note")]
-    further = [[(_fixed("  " + sanitize_line(text), width), "more")] for text in row.more]
+            first += [(" " * _GAP, ""), (fixed(sanitize_line(row.cells["note"]), left).rstrip(), "note")]
+    further = [[(fixed("  " + sanitize_line(text), width), "more")] for text in row.more]
     return [first, *further]
 
 
@@ -239,20 +240,13 @@ def _tone(fit: Fit | None) -> Tone:
     return "" if fit is None else "good" if fit.fits else "bad"
 
 
-def _fixed(text: str, width: int, *, right: bool = False) -> str:
-    cells = cell_len(text)
-    if cells > width:
-        return set_cell_size(text, max(width - 1, 0)) + "…"
-    return " " * (width - cells) + text if right else text + " " * (width - cells)
-
-
 def _named(name: str, width: int, *, from_left: bool) -> str:
     """A name in its column; of one that is too long the end stays: that is where the sizes stand."""
     if cell_len(name) <= width or from_left:
-        return _fixed(name, width)
+        return fixed(name, width)
     while cell_len(name) >= width:
         name = name[1:]
-    return _fixed("…" + name, width)
+    return fixed("…" + name, width)
 
 
 def plain(rows: Sequence[Row], width: int) -> str:

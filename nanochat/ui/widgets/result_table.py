@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from textual.content import Content
 from textual.geometry import Size
 from textual.widget import Widget
@@ -10,6 +10,7 @@ from textual.widget import Widget
 from nanochat.bench import Row, Run
 from nanochat.benchmarks.report import cells
 from nanochat.sanitize import sanitize_line
+from nanochat.ui.cells import cut, fixed
 
 _GAP = 2
 _BAR = 10
@@ -58,7 +59,7 @@ class ResultTable(Widget):
         if not self._rows:
             return []
         widths = self._fitting(width)
-        head = [_cell(name, widths[name], name in _LEFT) for name in widths]
+        head = [fixed(name, widths[name], right=name not in _LEFT) for name in widths]
         lines = [Content.styled((" " * _GAP).join(head), "bold $foreground 60%")]
         lines += [self._line(row, found, widths, width) for row, found in self._rows]
         return lines
@@ -91,23 +92,12 @@ class ResultTable(Widget):
                 used = sum(cell_len(text) for text, _ in parts)
                 said = row.error or row.skipped or "not finished"
                 parts.append(
-                    (_shortened(sanitize_line(said), width - used), "$error" if row.error else "dim italic")
+                    (cut(sanitize_line(said), width - used), "$error" if row.error else "dim italic")
                 )
                 break
-            cell = _cell(self._text(row, found, name), widths[name], name in _LEFT)
+            cell = fixed(self._text(row, found, name), widths[name], right=name not in _LEFT)
             parts.append((cell, _STYLES.get(name, "")))
         return Content.assemble(*parts)
-
-
-def _cell(text: str, width: int, left: bool) -> str:
-    if cell_len(text) > width:
-        return _shortened(text, width)
-    blank = " " * (width - cell_len(text))
-    return text + blank if left else blank + text
-
-
-def _shortened(text: str, width: int) -> str:
-    return text if cell_len(text) <= width else set_cell_size(text, max(width - 1, 0)) + "…"
 
 
 def _bar(share: float) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.cells import cell_len, set_cell_size
 from textual import events
 from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
 
 from nanochat.sanitize import sanitize_line
+from nanochat.ui.cells import fixed
 from nanochat.ui.status_fields import Field, fitting
 
 _GAP = " │ "
@@ -40,14 +40,10 @@ class StatusBar(Widget):
         for place, field in enumerate(fitting(self._fields, self.size.width - 2, gap=len(_GAP))):
             if place:
                 parts.append((_GAP, "$foreground 25%"))
-            parts.append((_fixed(sanitize_line(field.text), field.width), _TONES.get(field.tone, "")))
+            parts.append((fixed(sanitize_line(field.text), field.width), _TONES.get(field.tone, "")))
         return Content.assemble(*parts)
 
     def on_click(self, event: events.Click) -> None:
         """Ask for the words."""
         event.stop()
         self.post_message(self.Clicked())
-
-
-def _fixed(text: str, width: int) -> str:
-    return set_cell_size(text, width - 1) + "…" if cell_len(text) > width else set_cell_size(text, width)
