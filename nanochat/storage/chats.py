@@ -138,10 +138,6 @@ class Chats:
         """Replace the chat's own settings: system prompt, sampling, thinking, model; any JSON object."""
         self._set(chat, "settings", as_json(settings))
 
-    def set_draft(self, chat: str, draft: str) -> None:
-        """Keep the unsent text of a chat, also when its tab is closed."""
-        self._set(chat, "draft", storable(draft), durable=False)
-
     def delete(self, chat: str) -> None:
         """Delete a chat; `restore` undoes it until the purge 30 days later."""
         self._set(chat, "deleted", self._database.clock())
@@ -178,8 +174,8 @@ class Chats:
                 "DELETE FROM messages WHERE NOT EXISTS (SELECT 1 FROM members WHERE message = messages.seq)"
             ).rowcount
 
-    def _set(self, chat: str, column: str, value: object, *, durable: bool = True) -> None:
-        with self._database.write(durable=durable) as connection:
+    def _set(self, chat: str, column: str, value: object) -> None:
+        with self._database.write() as connection:
             connection.execute(
                 f"UPDATE chats SET {column} = ? WHERE seq = ?", (value, tree.chat_seq(connection, chat))
             )

@@ -247,9 +247,3 @@ def _named(name: str, width: int, *, from_left: bool) -> str:
     while cell_len(name) >= width:
         name = name[1:]
     return fixed("…" + name, width)
-
-
-def plain(rows: Sequence[Row], width: int) -> str:
-    """Rows as text, for tests."""
-    lines = (line for row in rows for line in lines_of(row, width))
-    return "\n".join("".join(text for text, _ in line).rstrip() for line in lines)

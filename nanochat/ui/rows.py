@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -49,8 +48,3 @@ class Row:
 
 
 BLANK = Row(())
-
-
-def plain(rows: Iterable[Row]) -> str:
-    """Rows as text, for tests and for the raw view."""
-    return "\n".join(row.text.rstrip() for row in rows)

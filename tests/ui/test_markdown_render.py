@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from nanochat.ui.highlighting import Highlighter, find_lexer
 from nanochat.ui.inline import InlineParser, complete, is_web_address
 from nanochat.ui.markdown import MarkdownRenderer
 from nanochat.ui.message_view import MessageView
-from nanochat.ui.rows import Row, Run, plain
+from nanochat.ui.rows import Row, Run
 from nanochat.ui.wrapping import cut_runs, wrap
 
 RENDERER = MarkdownRenderer()
@@ -49,6 +50,10 @@ def stack(*pieces: str, width: int = 60) -> BlockStack:
 
 def rows(blocks: BlockStack) -> list[Row]:
     return [blocks.row(y) for y in range(blocks.height)]
+
+
+def plain(rows: Iterable[Row]) -> str:
+    return "\n".join(row.text.rstrip() for row in rows)
 
 
 def drawn(text: str, width: int = 60) -> str:

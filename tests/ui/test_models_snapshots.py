@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic
 
@@ -22,7 +22,7 @@ from nanochat.modelhub.download import Download, State
 from nanochat.modelhub.shape import Shape
 from nanochat.settings import Settings
 from nanochat.ui.app import NanochatApp
-from nanochat.ui.model_rows import plain
+from nanochat.ui.model_rows import Row, lines_of
 from nanochat.ui.screens.models import ModelsScreen
 from nanochat.ui.screens.question import Question
 from nanochat.ui.widgets.model_list import ModelList
@@ -34,6 +34,11 @@ SHAPE = Shape(
     vocabulary=151936, context=40960,
 )  # fmt: skip
 SIZES = [(60, 20), (80, 24), (120, 40), (200, 60)]
+
+
+def plain(rows: Sequence[Row], width: int) -> str:
+    lines = (line for row in rows for line in lines_of(row, width))
+    return "\n".join("".join(text for text, _ in line).rstrip() for line in lines)
 
 
 @pytest.fixture
