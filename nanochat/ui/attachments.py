@@ -32,6 +32,12 @@ class Attachment:
     name: str
     text: str
 
+    @property
+    def size(self) -> str:
+        """How many lines it has, in words."""
+        lines = self.text.count("\n") + (not self.text.endswith("\n"))
+        return f"{lines:,} line{'s' if lines != 1 else ''}"
+
     def block(self) -> str:
         """The file as the model reads it: its name and its text in a fence that the text cannot close."""
         longest = max((len(run) for run in re.findall(r"`{3,}", self.text)), default=2)

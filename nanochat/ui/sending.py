@@ -103,10 +103,7 @@ async def _message(app: NanochatApp, session: ChatSession, draft: Draft, edited:
     app.inputs.add(draft.full)
     app.spawn(asyncio.to_thread(app.inputs.save))
     if files:
-        app.say(
-            "Sent with "
-            + ", ".join(f"{file.name} ({file.text.count(chr(10)) + 1:,} lines)" for file in files)
-        )
+        app.say(f"Sent with {', '.join(f'{file.name} ({file.size})' for file in files)}")
     app.chats.save_soon()
 
 

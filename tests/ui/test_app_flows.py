@@ -526,6 +526,7 @@ async def test_a_file_is_sent_with_the_message(tmp_path: Path) -> None:
         await stage.until(lambda: stage.texts())
         assert "buy milk" in stage.texts()[0]
         await stage.settle()
+        assert "Sent with notes.txt (1 line)" in stage.notices
 
 
 async def test_a_file_that_is_not_there_is_told_before_the_message_goes_as_it_is(
