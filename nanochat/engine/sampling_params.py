@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, cast
 
 from nanochat.errors import InvalidSampling
 
 MAX_LOGPROBS = 1024
+_MOST = 2**31 - 1
 _GREEDY = 1e-5  # temperatures below; vLLM's bound
 _TUNABLE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -20,7 +21,11 @@ class SamplingParams:
     """How the tokens of one request are chosen and when the reply ends.
 
     The five tunable values may be `None`: then the model's `generation_config.json` decides, and where
-    it is silent the neutral value (temperature 1, top_p 1, top_k 0, min_p 0, repetition_penalty 1).
+    it is silent the neutral value (temperature 1, top_p 1, top_k 0, min_p 0, repetition_penalty 1). `None` for
+    presence_penalty, frequency_penalty, min_tokens, stop_token_ids or logit_bias is their default, as in vLLM.
+
+    Threads share these, so they stay as they are made: where vLLM's examples say `params.max_tokens = 5`, say
+    `params = params.clone(max_tokens=5)`.
 
     Args:
         temperature: 0 is greedy, and so is less than 1e-5; otherwise the logits are divided by it. 0 to 100.
@@ -44,6 +49,9 @@ class SamplingParams:
             the sampled one. 0 to 1024; `None` reports none. Raw, before any of the above.
         skip_special_tokens: leave special tokens out of the text.
         include_stop_str_in_output: keep the stop string in the text.
+
+    Raises:
+        InvalidSampling: a value of another kind or outside its range; the text names both.
     """
 
     temperature: float | None = None
@@ -66,39 +74,61 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
-        stop = self.stop
-        object.__setattr__(
-            self, "stop", () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
-        )
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        if self.top_k == -1:
-            object.__setattr__(self, "top_k", 0)
-        self._check()
-        if self.temperature is not None and self.temperature < _GREEDY:
-            object.__setattr__(self, "temperature", 0.0)  # logits over less would overflow
-
-    def _check(self) -> None:
-        for name, low, high in (
-            ("temperature", 0, 100), ("top_p", 0, 1), ("min_p", 0, 1), ("repetition_penalty", 0, 10),
-            ("presence_penalty", -2, 2), ("frequency_penalty", -2, 2),
-        ):  # fmt: skip
-            _number(name, getattr(self, name), low, high, above=name in ("top_p", "repetition_penalty"))
-        for name, low, high, optional in (
-            ("top_k", 0, 2**31 - 1, True), ("seed", -(2**63), 2**64 - 1, True), ("n", 1, 128, False),
-            ("max_tokens", 0, 2**31 - 1, True), ("min_tokens", 0, 2**31 - 1, False),
-            ("logprobs", 0, MAX_LOGPROBS, True),
-        ):  # fmt: skip
-            _integer(name, getattr(self, name), low, high, optional=optional)
+        for name, value in (self._numbers() | self._collections()).items():
+            object.__setattr__(self, name, value)
+        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidSampling(f"{name} must be True or False, not {getattr(self, name)!r}")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidSampling(f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}")
-        for text in self.stop_strings:
-            if not isinstance(text, str) or not text:  # pyright: ignore[reportUnnecessaryIsInstance]
+
+    def _numbers(self) -> dict[str, int | float | None]:
+        """The fields that hold one number, checked, as Python's own."""
+        kept: dict[str, int | float | None] = {}
+        for name, low, high, none in (
+            ("temperature", 0, 100, None), ("top_p", 0, 1, None), ("min_p", 0, 1, None),
+            ("repetition_penalty", 0, 10, None), ("presence_penalty", -2, 2, 0.0), ("frequency_penalty", -2, 2, 0.0),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            above = name in ("top_p", "repetition_penalty")
+            kept[name] = none if value is None else _number(name, value, low, high, above=above)
+        for name, low, high, none in (
+            ("seed", -(2**63), 2**64 - 1, None), ("max_tokens", 0, _MOST, None), ("min_tokens", 0, _MOST, 0),
+            ("logprobs", 0, MAX_LOGPROBS, None),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            kept[name] = none if value is None else _integer(name, value, low, high)
+        kept["n"] = _integer("n", self.n, 1, 128)
+        if self.top_k is not None:
+            top_k = _integer("top_k", self.top_k, -1, _MOST)
+            kept["top_k"] = max(top_k, 0)  # -1 is vLLM's word for all
+        if kept["temperature"] is not None and kept["temperature"] < _GREEDY:
+            kept["temperature"] = 0.0  # logits over less would overflow
+        return kept
+
+    def _collections(self) -> dict[str, Any]:
+        """The fields that hold several values, checked, as tuples and a dict that nobody else holds."""
+        stop: Any = (self.stop,) if isinstance(self.stop, str) else self.stop
+        texts = _items("stop", stop, "a string or a list of strings")
+        for text in texts:
+            if not isinstance(text, str) or not text:
                 raise InvalidSampling(f"stop must hold non-empty strings, not {text!r}")
-        for token in self.stop_token_ids:
-            _integer("stop_token_ids", token, 0, 2**31 - 1, optional=False)
-        for token, bias in (self.logit_bias or {}).items():
-            _integer("logit_bias token", token, 0, 2**31 - 1, optional=False)
-            _number("logit_bias", bias, -100, 100)
+        ids = _items("stop_token_ids", self.stop_token_ids, "a list of token ids")
+        biases: Any = self.logit_bias
+        if biases is not None and not isinstance(biases, Mapping):
+            raise InvalidSampling(f"logit_bias must be a dict of token id -> bias, not {biases!r}")
+        return {
+            "stop": texts,
+            "stop_token_ids": tuple(_integer("a token of stop_token_ids", token, 0, _MOST) for token in ids),
+            "logit_bias": None if biases is None else {
+                _integer("a token of logit_bias", token, 0, _MOST): _number("a bias of logit_bias", bias, -100, 100)
+                for token, bias in cast("Mapping[object, object]", biases).items()
+            },
+        }  # fmt: skip
+
+    def clone(self, **changes: Any) -> SamplingParams:
+        """A copy with some fields changed, and checked anew: `params.clone(max_tokens=5)`."""
+        return replace(self, **changes)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -133,20 +163,33 @@ class SamplingParams:
         return replace(self, **chosen) if chosen else self
 
 
-def _number(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+def _number(name: str, value: object, low: float, high: float, *, above: bool = False) -> float:
+    """Any library's real number as Python's own."""
+    if isinstance(value, bool) or not isinstance(value, Real) or value != value:
         raise InvalidSampling(f"{name} must be a number, not {value!r}")
-    if value < low or value > high or (above and value == low):
+    number = cast("float", value)  # not made one yet: a whole number may be too large
+    if not low <= number <= high or (above and number == low):
         span = f"above {low} and at most {high}" if above else f"from {low} to {high}"
         raise InvalidSampling(f"{name} must be {span}, not {value}")
+    return float(number)
 
 
-def _integer(name: str, value: object, low: int, high: int, *, optional: bool) -> None:
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
+def _integer(name: str, value: object, low: int, high: int) -> int:
+    """Any library's whole number as Python's own."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise InvalidSampling(f"{name} must be a whole number, not {value!r}")
-    if not low <= value <= high:
-        raise InvalidSampling(f"{name} must be from {low} to {high}, not {value}")
+    if not low <= (number := int(value)) <= high:
+        raise InvalidSampling(f"{name} must be from {low} to {high}, not {number}")
+    return number
+
+
+def _items(name: str, value: object, expected: str) -> tuple[object, ...]:
+    """What a list, or whatever else gives its items one by one, holds; nothing where it is `None`."""
+    if value is None:
+        return ()
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        return tuple(cast("Iterable[object]", value))
+    except TypeError:
+        raise InvalidSampling(f"{name} must be {expected}, not {value!r}") from None
