@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,10 @@ class LLM(llm.LLM):
     """
 
     def _find(self, model: str | Path) -> Path:
+        if not str(model):
+            raise UsageError(
+                'a model is a folder, the name of one on this machine, or "starter", not an empty text'
+            )
         if str(model) == "starter":
             return starter.ensure()
         return hub.resolve(str(model)).path
@@ -58,22 +62,34 @@ class LLM(llm.LLM):
         Raises:
             UsageError: a message that is not one; and whatever `generate` raises.
         """
-        chats = [messages] if _is_chat(messages) else messages
         options = Options(thinking=thinking)
-        prompts = [
-            list(self.template.render([_message(turn) for turn in cast(Chat, chat)], options).ids)
-            for chat in chats
+        rendered = [
+            self.template.render([_message(turn) for turn in chat], options) for chat in _chats(messages)
         ]
+        prompts = [{"prompt": prompt.text, "prompt_token_ids": prompt.ids} for prompt in rendered]
         return self.generate(prompts, sampling_params, use_tqdm)
 
 
-def _is_chat(messages: Chat | Sequence[Chat]) -> bool:
-    return bool(messages) and isinstance(messages[0], (Message, Mapping))
+def _chats(messages: Chat | Sequence[Chat]) -> list[list[Any]]:
+    """One chat or several, each a list of what should be messages."""
+    many = _listed(messages)
+    return [many] if many and isinstance(many[0], (Message, Mapping)) else [_listed(chat) for chat in many]
 
 
-def _message(turn: Turn) -> Message:
+def _listed(given: object) -> list[Any]:
+    if isinstance(given, (str, bytes, Mapping, Message)) or not isinstance(given, Iterable):
+        raise UsageError(
+            f'a chat is a list of messages such as {{"role": "user", "content": "Hi"}}, not {given!r:.80}'
+        )
+    return list(cast(Iterable[Any], given))
+
+
+def _message(turn: object) -> Message:
     if isinstance(turn, Message):
         return turn
+    if not isinstance(turn, Mapping):
+        raise UsageError(f"a message needs a role and a content that are texts, not {turn!r:.200}")
+    turn = cast(Mapping[str, Any], turn)
     role, content = turn.get("role"), turn.get("content")
     if not isinstance(role, str) or not isinstance(content, str):
         raise UsageError(f"a message needs a role and a content that are texts, not {dict(turn)!r:.200}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,13 +18,11 @@ from nanochat.engine.config import STEP_TOKENS, EngineConfig
 from nanochat.engine.core import EngineCore
 from nanochat.engine.loading import load
 from nanochat.engine.outputs import CompletionOutput, FinishReason, RequestOutput
+from nanochat.engine.prompts import Given, Prompt, Prompts, read_prompts
 from nanochat.engine.request import Request, Update
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.tokenizer import Tokenizer
-from nanochat.errors import EngineDead, InvalidModel, InvalidSampling, NanochatError
-
-Prompt = str | Sequence[int] | dict[str, Any]
-Prompts = Prompt | Sequence[Prompt]
+from nanochat.errors import EngineDead, InvalidModel, InvalidSampling, NanochatError, UsageError
 
 
 class LLM:
@@ -41,6 +41,7 @@ class LLM:
         options: more fields of `EngineConfig`, such as `deterministic=True`: the same bits whatever else runs.
 
     Raises:
+        UsageError: an option that there is not, or a value outside its range.
         ModelNotFound, InvalidModel, UnsupportedModel, OutOfMemory: the model cannot be loaded.
     """
 
@@ -54,6 +55,7 @@ class LLM:
         seed: int | None = None,
         **options: Any,
     ) -> None:
+        _refuse_unknown(options)
         # Nobody watches single tokens here: prompts are read as fast as they can be.
         options.setdefault("prefill_beside_decodes", options.get("max_num_batched_tokens", STEP_TOKENS))
         self.config = EngineConfig(
@@ -104,30 +106,30 @@ class LLM:
             use_tqdm: show a progress bar with prefill and decode rates on stderr.
 
         Raises:
+            UsageError: what is no prompt, or no SamplingParams.
             EmptyPrompt, ContextOverflow, InvalidSampling: a prompt that can never run; none was started then.
             EngineDead: it was closed.
         """
+        given = read_prompts(prompts)  # before the lock: what makes prompts on demand may ask this model
+        params = self._one_each(sampling_params, len(given))
         with self._lock:
             if self._closed:
                 raise EngineDead("this model was closed: load it again")
             with self._device():
-                return self._generate(prompts, sampling_params, use_tqdm)
+                return self._generate(given, params, use_tqdm)
 
     def _generate(
-        self,
-        prompts: Prompts,
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-        use_tqdm: bool,
+        self, given: list[Given], params: list[SamplingParams], use_tqdm: bool
     ) -> list[RequestOutput]:
-        batch = [self._tokenize(prompt) for prompt in _as_list(prompts)]
-        params = self._one_each(sampling_params, len(batch))
-        requests = [Request(ids, p) for (_, ids), p in zip(batch, params, strict=True)]
+        requests = [Request(self._ids_of(prompt), each) for prompt, each in zip(given, params, strict=True)]
         for request in requests:
             self.core.check(request)
         outputs = self._run(requests, use_tqdm)
         return [
-            RequestOutput(request.request_id, text, tuple(request.prompt_ids), outputs[request.request_id])
-            for request, (text, _) in zip(requests, batch, strict=True)
+            RequestOutput(
+                request.request_id, prompt.text, tuple(request.prompt_ids), outputs[request.request_id]
+            )
+            for request, prompt in zip(requests, given, strict=True)
         ]
 
     def _one_each(
@@ -137,28 +139,25 @@ class LLM:
             params = self.get_default_sampling_params()
         if isinstance(params, SamplingParams):
             return [params] * number
+        if not _are_params(params):
+            raise InvalidSampling(
+                f"sampling_params is a SamplingParams, or a list of them, not {params!r:.60}"
+            )
         if len(params) != number:
             raise InvalidSampling(
                 f"{number} prompts and {len(params)} sampling_params: give one for all, or one for each"
             )
         return list(params)
 
-    def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
-        if isinstance(prompt, dict):
-            prompt = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else str(prompt["prompt"])
-        if isinstance(prompt, str):
-            return prompt, self.tokenizer.encode(prompt, special=True)
-        return None, [int(token) for token in prompt]
+    def _ids_of(self, prompt: Given) -> list[int]:
+        return self.tokenizer.encode(prompt.text or "", special=True) if prompt.ids is None else prompt.ids
 
-    def _run(self, requests: Iterable[Request], use_tqdm: bool) -> dict[str, tuple[CompletionOutput, ...]]:
-        done: dict[str, list[CompletionOutput]] = {}
-        wanted = 0
-        for request in requests:
-            self.core.add(request)
-            done[request.request_id] = []
-            wanted += request.params.n
-        bar = _Bar(wanted, use_tqdm)
+    def _run(self, requests: list[Request], use_tqdm: bool) -> dict[str, tuple[CompletionOutput, ...]]:
+        done: dict[str, list[CompletionOutput]] = {request.request_id: [] for request in requests}
+        bar = _Bar(sum(request.params.n for request in requests), use_tqdm)
         try:
+            for request in requests:
+                self.core.add(request)
             with garbage.of_before_left_alone():
                 while self.core.has_work:
                     for output in _finished(self.core.step(), done):
@@ -199,12 +198,17 @@ class LLM:
         self.close()
 
 
-def _as_list(prompts: Prompts) -> list[Prompt]:
-    """One prompt or many: a text, a dict and a sequence of ids are one."""
-    if isinstance(prompts, (str, dict)):
-        return [prompts]
-    many = list(prompts)
-    return [many] if many and all(isinstance(item, int) for item in many) else many  # type: ignore[list-item]
+def _are_params(given: object) -> bool:
+    return isinstance(given, (list, tuple)) and all(isinstance(each, SamplingParams) for each in given)
+
+
+def _refuse_unknown(options: dict[str, Any]) -> None:
+    known = [field.name for field in fields(EngineConfig)]
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=2)
+            hint = f": did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known)}"
+            raise UsageError(f"LLM has no option {name}{hint}")
 
 
 def _finished(updates: list[Update], done: dict[str, list[CompletionOutput]]) -> list[CompletionOutput]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nanochat import LLM, SamplingParams
 from nanochat.engine.config import EngineConfig
@@ -136,6 +137,90 @@ def test_what_cannot_run_is_refused_and_nothing_was_started(llm: LLM) -> None:
         assert not llm.core.has_work
     with pytest.raises(ModelNotFound):
         LLM("no-such/model")
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        None, 5, b"Hello", bytearray(b"Hello"), [b"Hello"], [None], [1.5, 2.0], [[1.5]], [True, False], [[5], [True]],
+        "caf\udce9", {}, {"text": "x"}, {"prompt": None}, {"prompt": ["a", "b"]}, {"prompt_token_ids": "123"},
+        {"prompt_token_ids": [1.5]}, {"input_ids": [5, 6], "attention_mask": [1, 1]}, [COUNT, {"prompt": b"x"}],
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_prompt_is_refused(prompts: object, llm: LLM) -> None:
+    """A script for another library meets an error, not a reply to something else."""
+    with pytest.raises(UsageError, match=r"prompt|token ids"):
+        llm.generate(prompts, use_tqdm=False)  # type: ignore[arg-type]
+    assert not llm.core.has_work
+
+
+def test_arrays_and_what_is_made_on_demand_are_prompts(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=3, **GREEDY)
+    ids = llm.tokenizer.encode(COUNT, special=True)
+    expected = llm.generate(COUNT, params, use_tqdm=False)[0].token_ids
+    for prompts in (
+        np.array(ids),
+        np.array([ids, ids]),
+        torch.tensor(ids),
+        [np.array(ids)],
+        {"prompt": COUNT},
+    ):
+        assert llm.generate(prompts, params, use_tqdm=False)[0].token_ids == expected  # type: ignore[arg-type]
+    both = {"prompt": "as the caller wrote it", "prompt_token_ids": ids}
+    (output,) = llm.generate(both, params, use_tqdm=False)
+    assert output.prompt == "as the caller wrote it" and output.token_ids == expected
+    asking = (llm.generate(text, params, use_tqdm=False)[0].text for text in (COUNT, "Hello"))
+    assert len(llm.generate(asking, params, use_tqdm=False)) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, [{"temperature": 0}], "greedy", [None]], ids=repr)
+def test_what_is_no_sampling_params_is_refused(params: object, llm: LLM) -> None:
+    with pytest.raises(InvalidSampling, match="a SamplingParams, or a list of them"):
+        llm.generate([COUNT], params, use_tqdm=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "chat", ["Hi", {"role": "user", "content": "Hi"}, 5, ["Hi"], [["Hi"]], [5]], ids=repr
+)
+def test_what_is_no_chat_is_refused(chat: object, llm: LLM) -> None:
+    with pytest.raises(UsageError, match=r"a chat is a list of messages|a message needs"):
+        llm.chat(chat, use_tqdm=False)  # type: ignore[arg-type]
+
+
+def test_a_chat_tells_its_prompt_as_it_was_rendered(llm: LLM) -> None:
+    chat = [{"role": "user", "content": "Name a colour."}]
+    (output,) = llm.chat((turn for turn in chat), SamplingParams(max_tokens=2), use_tqdm=False)  # type: ignore[arg-type]
+    assert output.prompt is not None and "Name a colour." in output.prompt
+    assert output.prompt.startswith("<|im_start|>") and len(output.prompt_token_ids) < len(output.prompt)
+
+
+def test_an_interrupt_while_requests_are_queued_leaves_a_model_that_answers(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, added = llm.core.add, 0
+
+    def interrupted(*arguments: object) -> None:
+        nonlocal added
+        added += 1
+        if added == 3:
+            raise KeyboardInterrupt
+        add(*arguments)  # type: ignore[arg-type]
+
+    params = SamplingParams(max_tokens=2, **GREEDY)
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.core, "add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([COUNT] * 5, params, use_tqdm=False)
+    assert not llm.core.has_work
+    assert len(llm.generate(COUNT, params, use_tqdm=False)[0].token_ids) == 2
+
+
+def test_an_option_that_there_is_not_is_named_with_what_comes_near() -> None:
+    with pytest.raises(UsageError, match="LLM has no option max_num_seq: did you mean max_num_seqs"):
+        LLM("starter", max_num_seq=4)
+    with pytest.raises(UsageError, match="not an empty text"):
+        LLM("")
 
 
 def test_threads_may_share_a_model(llm: LLM) -> None:

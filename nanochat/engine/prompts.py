@@ -1,0 +1,83 @@
+"""What scripts give as prompts: texts, token ids, dicts of vLLM's shape, one or many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any, NamedTuple, TypeGuard
+
+from nanochat.errors import UsageError
+
+Prompt = str | Sequence[int] | dict[str, Any]
+Prompts = Prompt | Sequence[Prompt]
+
+_SHAPES = 'a text, a list of token ids, {"prompt": text} or {"prompt_token_ids": ids}'
+
+
+class Given(NamedTuple):
+    """One prompt: its text, its token ids, or both; the ids count."""
+
+    text: str | None = None
+    ids: list[int] | None = None
+
+
+def read_prompts(prompts: Prompts) -> list[Given]:
+    """One prompt or many, each looked at. What is made on demand is made here.
+
+    Raises:
+        UsageError: one of them is no prompt.
+    """
+    given = _plain(prompts)
+    if isinstance(given, (str, Mapping)):
+        return [_read(given)]
+    if isinstance(given, (bytes, bytearray)) or not isinstance(given, Iterable):
+        raise UsageError(f"a prompt is {_SHAPES}, not {_told(given)}")
+    many = list(given)
+    return [_read(many)] if many and all(_is_id(item) for item in many) else [_read(item) for item in many]
+
+
+def _read(prompt: object) -> Given:
+    if isinstance(prompt, str):
+        return Given(_text(prompt))
+    if not isinstance(prompt, Mapping):
+        return Given(ids=_ids(prompt))
+    text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+    if (text is None and ids is None) or not (text is None or isinstance(text, str)):
+        what = (
+            f"not one with the keys {', '.join(map(str, prompt))}" if text is None else f"not {_told(text)}"
+        )
+        raise UsageError(f"a prompt is {_SHAPES}, {what}")
+    return Given(None if text is None else _text(text), None if ids is None else _ids(ids))
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"a prompt has a half character at {error.start}: {text[error.start]!r}") from error
+    return text
+
+
+def _ids(values: object) -> list[int]:
+    values = _plain(values)
+    if isinstance(values, (str, bytes, bytearray, Mapping)) or not isinstance(values, Iterable):
+        raise UsageError(f"a prompt is {_SHAPES}, not {_told(values)}")
+    ids = list(values)
+    wrong = next((item for item in ids if not _is_id(item)), None)
+    if wrong is not None:
+        raise UsageError(f"token ids are whole numbers, not {_told(wrong)}")
+    return [int(token) for token in ids]
+
+
+def _plain(values: object) -> object:
+    """Arrays and tensors as lists."""
+    tolist = getattr(values, "tolist", None)
+    return tolist() if callable(tolist) else values
+
+
+def _is_id(value: object) -> TypeGuard[int]:
+    return not isinstance(value, bool) and isinstance(value, Integral)
+
+
+def _told(value: object) -> str:
+    return f"{type(value).__name__} {value!r:.60}"
