@@ -81,7 +81,10 @@ class RequestMetrics:
 
 @dataclass(frozen=True, slots=True)
 class CompletionOutput:
-    """One reply to one prompt."""
+    """One reply to one prompt.
+
+    `token_ids` is a tuple, which equals no list: compare `list(output.token_ids)`.
+    """
 
     index: int
     text: str
@@ -96,7 +99,10 @@ class CompletionOutput:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """What `LLM.generate` returns for one prompt: vLLM's attributes, and Nano-vLLM's keys (`output["text"]`)."""
+    """What `LLM.generate` returns for one prompt: vLLM's attributes, and Nano-vLLM's keys (`output["text"]`).
+
+    `prompt_token_ids` and `token_ids` are tuples, which equal no list: compare `list(output.token_ids)`.
+    """
 
     request_id: str
     prompt: str | None

@@ -90,11 +90,11 @@ class Tokenizer:
             raise InvalidModel(f"{file} is damaged: {error}. Fetch the model again.") from error
         return cls(backend, config)
 
-    def encode(self, text: str, *, special: bool) -> list[int]:
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of `text`.
 
-        `special=True` is for text that we trust: added tokens in it become their ids, and what the
-        post-processor adds (BOS) is added, but never a second BOS. `special=False` is for text from
+        `special=True`, as in Transformers, is for text that we trust: added tokens in it become their ids, and
+        what the post-processor adds (BOS) is added, but never a second BOS. `special=False` is for text from
         outside: no added token, special or not, comes out of it, and nothing is added around it.
         """
         if not special:
@@ -106,11 +106,15 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; ids outside the vocabulary are skipped."""
-        return self.backend.decode(cast("list[int]", ids), skip_special_tokens=skip_special_tokens)
+        try:
+            return self.backend.decode(cast("list[int]", ids), skip_special_tokens=skip_special_tokens)
+        except OverflowError:  # the library's ids have 32 bits and no sign
+            known = [index for index in ids if 0 <= index < 2**32]
+            return self.backend.decode(known, skip_special_tokens=skip_special_tokens)
 
     def token(self, index: int) -> str | None:
         """The vocabulary's spelling of one id, or `None` outside the vocabulary."""
-        return self.backend.id_to_token(index)
+        return self.backend.id_to_token(index) if 0 <= index < 2**32 else None
 
     def token_bytes(self, index: int) -> bytes:
         """The bytes of one id in a byte-level vocabulary; nothing for an id outside it."""

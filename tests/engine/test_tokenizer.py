@@ -88,6 +88,21 @@ def test_trusted_text_is_what_the_library_makes_of_it(kind: str) -> None:
         assert tok.encode(text, special=True) == library.encode(text).ids
 
 
+@every_kind
+def test_text_is_encoded_as_transformers_does_where_nothing_else_is_said(kind: str) -> None:
+    tok = tokenizer(kind)
+    assert tok.encode("<|im_start|>hi") == tok.encode("<|im_start|>hi", special=True)
+
+
+@every_kind
+def test_ids_that_no_vocabulary_has_are_skipped(kind: str) -> None:
+    tok = tokenizer(kind)
+    a, b = tok.encode("ab", special=False)[-1], tok.encode("b", special=False)[-1]
+    for stranger in (-1, 2**31, 2**32, 10**30):
+        assert tok.decode([stranger]) == "" and tok.decode([a, stranger, b]) == tok.decode([a, b])
+        assert tok.token(stranger) is None and tok.token_bytes(stranger) == b""
+
+
 @pytest.mark.parametrize("kind", ["byte_level", "sentencepiece_legacy", "sentencepiece_first", "gemma_like"])
 def test_a_text_that_starts_with_bos_gets_no_second_one(kind: str) -> None:
     tok = tokenizer(kind)
