@@ -11,6 +11,7 @@ from nanochat.errors import UsageError
 
 BLOCK_SIZE = 16
 STEP_TOKENS = 8192
+_DTYPES = {"half": "float16", "float": "float32"}  # vLLM's other names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,10 +20,12 @@ class EngineConfig:
 
     Args:
         model: a model's folder (config.json, tokenizer.json, *.safetensors).
-        dtype: "auto" (the model's on CUDA; bfloat16 on a CPU), "bfloat16", "float16" or "float32".
+        dtype: "auto" (the model's on CUDA; bfloat16 on a CPU), "bfloat16", "float16" or "float32". "half", "float" and
+            torch's own, such as `torch.float16`, are taken too, and stored as these names.
         device: "auto" (cuda if there is one), "cpu", "cuda", "cuda:1".
         max_model_len: the longest prompt plus reply, in tokens; `None` is the model's own context, or as
-            much of it as the KV cache holds.
+            much of it as the KV cache holds. More than the model's own context is that, with a warning in the log: one
+            setting may be for models of all sizes.
         max_num_seqs: sequences in one step at most.
         max_num_batched_tokens: tokens in one step at most: decode tokens first, prefill chunks in the rest.
         prefill_beside_decodes: prefill tokens at most in a step that also decodes: this bounds the gap between two
@@ -69,6 +72,8 @@ class EngineConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        dtype = str(self.dtype).removeprefix("torch.")
+        object.__setattr__(self, "dtype", _DTYPES.get(dtype, dtype))
         for name in ("max_num_seqs", "max_num_batched_tokens"):
             _whole(name, getattr(self, name), least=1)
         for name in (

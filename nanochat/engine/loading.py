@@ -12,7 +12,7 @@ import torch
 
 from nanochat.engine.config import BLOCK_SIZE, EngineConfig
 from nanochat.engine.first_step import refuse_unrunnable
-from nanochat.engine.memory import MemoryPlan, gib, host_memory_free, is_out_of_memory, plan
+from nanochat.engine.memory import MemoryPlan, gib, host_memory_free, is_out_of_memory, plan, warn_if_shorter
 from nanochat.engine.models import Model, load_model
 from nanochat.engine.models.alone import give_up
 from nanochat.engine.models.config import ModelConfig
@@ -68,6 +68,7 @@ def load(
     tokenizer = None if config.skip_tokenizer else Tokenizer.from_folder(config.model)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, model_config, device)
+    warn_if_shorter(config, model_config.max_position_embeddings)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # this thread's, for whatever asks for the current stream
     ranks = choose_ranks(config, model_config, device, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from nanochat.engine.config import BLOCK_SIZE, EngineConfig
 from nanochat.engine.host import memory_available, swap_free
 from nanochat.errors import OutOfMemory
 from nanochat.kernels.shortage import is_out_of_memory as is_out_of_memory
+
+log = logging.getLogger("nanochat.engine")
 
 GIB = 2**30
 LEAST_CONTEXT = 2048
@@ -57,6 +60,18 @@ def host_memory_free(*, swap: bool = False) -> int:
     except OSError:
         return free
     return free if limit == "max" else min(free, max(int(limit) - int(used), 0))
+
+
+def warn_if_shorter(config: EngineConfig, context: int) -> None:
+    """Say in the log that a model was made for fewer tokens than were asked for.
+
+    It is loaded with its own context all the same: one setting may be for models of all sizes.
+    """
+    if config.max_model_len is not None and config.max_model_len > context:
+        log.warning(
+            "max_model_len %s is more than %s was made for: its own context of %s tokens is used",
+            f"{config.max_model_len:,}", config.model.name, f"{context:,}",
+        )  # fmt: skip
 
 
 def plan(

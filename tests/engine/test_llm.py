@@ -274,6 +274,17 @@ def test_numbers_of_other_libraries_are_numbers_too() -> None:
     assert config.max_model_len == 64
 
 
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("half", "float16"), ("float", "float32"), (torch.float32, "float32"), (torch.bfloat16, "bfloat16"),
+        (torch.half, "float16"), ("bfloat16", "bfloat16"), ("auto", "auto"),
+    ],
+)  # fmt: skip
+def test_vllms_names_of_a_dtype_are_stored_as_the_plain_ones(given: object, stored: str) -> None:
+    assert EngineConfig(model=Path("nowhere"), dtype=given).dtype == stored  # type: ignore[arg-type]
+
+
 def test_a_context_that_does_not_fit_is_refused_with_the_arithmetic(starter_model: Path) -> None:
     with pytest.raises(OutOfMemory, match=r"8,192 tokens needs .* tokens fit"):
         LLM(str(starter_model), max_model_len=8192, kv_cache_bytes=10 * 2**20)

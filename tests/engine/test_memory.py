@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,21 @@ def test_a_kv_cache_without_room_is_told_with_its_arithmetic(starter_model: Path
         OutOfMemory, match=r"a KV cache of [\d.]+ GiB \([\d,]+ tokens of [\d,]+ bytes\) found no room"
     ):
         loading.load(config)
+
+
+@pytest.mark.parametrize(("asked", "said"), [(10**9, True), (256, False), (64, False), (None, False)])
+def test_a_model_of_a_shorter_context_than_asked_for_is_loaded_with_its_own_and_says_so(
+    asked: int | None, said: bool, tiny_folder: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_folder("qwen3")
+    config = EngineConfig(
+        model=folder, device="cpu", skip_tokenizer=True, max_model_len=asked, kv_cache_bytes=2**24
+    )
+    assert loading.load(config).memory.max_model_len == min(asked or 256, 256)
+    words = (
+        f"max_model_len 1,000,000,000 is more than {folder.name} was made for: its own context of 256 tokens"
+    )
+    assert [words in message for message in caplog.messages] == [True] * said
 
 
 def test_where_not_even_that_is_left_it_says_so() -> None:
