@@ -36,7 +36,7 @@ class LLM:
         tensor_parallel_size: over how many devices the model is split; by default as few as hold it.
         max_model_len: the longest prompt plus reply in tokens; by default the model's own context, or as
             much of it as fits.
-        dtype: "auto", "bfloat16", "float16" or "float32".
+        dtype: "auto", "bfloat16", "float16" or "float32", or one of torch.
         seed: where the seeds of requests without one are drawn from.
         options: more fields of `EngineConfig`, such as `deterministic=True`: the same bits whatever else runs.
 
@@ -89,7 +89,7 @@ class LLM:
         return self.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What the model's generation_config.json recommends."""
+        """What the model's generation_config.json recommends; `.clone(max_tokens=5)` makes another of it."""
         return SamplingParams().resolved(self.core.model_config.generation_defaults)
 
     def generate(
