@@ -85,13 +85,16 @@ def chat_figures(session: ChatSession, host: ModelHost, *, note: str = "") -> Ch
     )  # fmt: skip
 
 
-def frame_title(session: ChatSession, host: ModelHost, offers: Offers, send: str) -> str:
-    """What the prompt's frame says above: an edit, else that there is no model and what to press for one.
+def frame_title(session: ChatSession, host: ModelHost, offers: Offers, *, send: str, up: str) -> str:
+    """What the prompt's frame says above: an edit, what waits to be sent, or that no model is here and which key gets one.
 
     An empty chat shows the offers, and a reply that waits says it itself.
     """
     if session.editing:
         return f"Editing · {send} sends it as a new version · Esc leaves it"
+    if number := len(session.queue.drafts):
+        waits = f"{number:,} wait{'s' if number == 1 else ''} for the reply"
+        return f"{waits} · {up} takes the last back" if up else waits
     if (
         host.model is not None
         or not offers.began

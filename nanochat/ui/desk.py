@@ -18,7 +18,7 @@ from nanochat.errors import ModelError
 from nanochat.hub import LocalModel
 from nanochat.settings import Paths, Settings
 from nanochat.storage.records import Message
-from nanochat.ui import keymap, overflow_flow, unload_flow
+from nanochat.ui import keymap, overflow_flow, queue_flow, sending, unload_flow
 from nanochat.ui.chat_model import ChatModel
 from nanochat.ui.chat_settings import ChatSettings
 from nanochat.ui.end_signals import EndSignals
@@ -109,6 +109,8 @@ class Desk:
             ended=lambda session, record: self._reply_ended(app, session, record),
             ask_overflow=lambda session, needed: overflow_flow.ask(app, session, needed),
             withdrawn=lambda session, text, choice: overflow_flow.taken_back(app, session, text, choice),
+            go_on=lambda session: sending.send_next(app, session),
+            give_back=lambda session: queue_flow.give_back(app, session),
         )  # fmt: skip
         self.chats = OpenChats(
             services, defaults=ChatSettings(system_prompt=app.settings.system_prompt), keep=app.chat_screen.keep_draft

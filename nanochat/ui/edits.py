@@ -63,6 +63,15 @@ def resume(app: NanochatApp, session: ChatSession, message_id: str, draft: Draft
     app.chat_screen.refresh_frame()
 
 
+def put_back(app: NanochatApp, session: ChatSession, draft: Draft) -> None:
+    """Put what was not sent before what is typed; where a message is edited, before what waits aside."""
+    app.chat_screen.keep_draft()
+    if session.editing and session in app.chats:
+        session.aside = Draft.joined(draft, session.aside)
+    else:
+        app.chat_screen.put_draft(session, Draft.joined(draft, session.draft))
+
+
 def _bring_back(app: NanochatApp, session: ChatSession) -> None:
     aside, session.aside = session.aside, Draft()
     app.chat_screen.put_draft(session, aside)

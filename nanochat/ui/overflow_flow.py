@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nanochat.errors import NanochatError, UsageError
 from nanochat.hub import LocalModel
-from nanochat.ui import figures
+from nanochat.ui import edits, figures, queue_flow
 from nanochat.ui.commands import tabs
 from nanochat.ui.commands.settings import about_model
 from nanochat.ui.draft import Draft
@@ -85,8 +85,8 @@ def taken_back(app: NanochatApp, session: ChatSession, text: str, choice: Choice
         )  # at once: it is unsent again
         app.attempt(fork_with_summary(app, session, session.summing))
         return
-    app.chat_screen.keep_draft()
-    app.chat_screen.put_draft(session, Draft.joined(Draft.of(text), session.draft))
+    queue_flow.give_back(app, session)  # it was written before those that waited for its reply
+    edits.put_back(app, session, Draft.of(text))
 
 
 async def fork_with_summary(app: NanochatApp, session: ChatSession, summing: Summing) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from nanochat.errors import NanochatError, UsageError
-from nanochat.ui import edits
+from nanochat.ui import edits, queue_flow
 from nanochat.ui.actions import Action
 from nanochat.ui.attachments import attach, unfound
 from nanochat.ui.draft import Draft
@@ -30,8 +30,22 @@ def send(app: NanochatApp, draft: Draft) -> Coroutine[Any, Any, None]:
         return _when_begun(app, draft)
     if is_command(draft):
         return _command(app, session, draft, _begin(app, draft.text))
+    if queue_flow.must_wait(session):
+        return queue_flow.add(app, session, draft)
     session.outgoing.add(draft)
+    app.chat_screen.transcript.follow()
     return _message(app, session, draft, edits.finish(app, session))
+
+
+def send_next(app: NanochatApp, session: ChatSession) -> None:
+    """Send the first message that waits, once nothing is on its way. The view stays: the user may read elsewhere."""
+    if session.summing is not None:  # the chat goes on in another one
+        queue_flow.give_back(app, session)
+    if session.queue and not (session.busy or session.outgoing or app.desk.is_closing):
+        draft = session.queue.take_first()
+        session.outgoing.add(draft)
+        app.chat_screen.refresh_frame()
+        app.attempt(_message(app, session, draft, ""))
 
 
 def is_command(draft: Draft) -> bool:
@@ -91,8 +105,6 @@ async def _message(app: NanochatApp, session: ChatSession, draft: Draft, edited:
             full, files = await asyncio.to_thread(attach, draft.full, app.folder)
             if missing := await asyncio.to_thread(unfound, draft.text, app.folder):
                 app.say(f"{', '.join(missing)}. The message goes as it is.", severity="warning")
-            if session is app.chat_screen.shown:
-                app.chat_screen.transcript.follow()
             if edited:
                 await session.edit(edited, full)
             else:
@@ -100,6 +112,7 @@ async def _message(app: NanochatApp, session: ChatSession, draft: Draft, edited:
         except NanochatError:
             _give_back(app, session, draft, edited)
             raise
+    send_next(app, session)  # where no reply came of this one
     app.inputs.add(draft.full)
     app.spawn(asyncio.to_thread(app.inputs.save))
     if files:
@@ -108,9 +121,10 @@ async def _message(app: NanochatApp, session: ChatSession, draft: Draft, edited:
 
 
 def _give_back(app: NanochatApp, session: ChatSession, draft: Draft, edited: str) -> None:
-    """Put what was not sent back where it came from, before what was typed there since."""
+    """Put what was not sent back where it came from, before what was typed there since; and what waits behind it."""
+    if not edited or session.reply is None:  # else that waits for a reply, as before
+        queue_flow.give_back(app, session)
     if edited and not session.editing:
         edits.resume(app, session, edited, draft)
         return
-    app.chat_screen.keep_draft()
-    app.chat_screen.put_draft(session, Draft.joined(draft, session.draft))
+    edits.put_back(app, session, draft)

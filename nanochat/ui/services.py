@@ -53,3 +53,5 @@ class Services:
     ended: Callable[[ChatSession, Message | None], None]
     ask_overflow: Callable[[ChatSession, Overflow], Awaitable[Choice | None]]
     withdrawn: Callable[[ChatSession, str, Choice | None], None]  # a message that did not fit was taken back
+    go_on: Callable[[ChatSession], None]  # the next message that waits may be sent
+    give_back: Callable[[ChatSession], None]  # what waits is not to be sent

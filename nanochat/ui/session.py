@@ -13,6 +13,7 @@ from nanochat.ui.chat_settings import ChatSettings
 from nanochat.ui.conversation import Conversation, TranscriptMessage
 from nanochat.ui.draft import Draft
 from nanochat.ui.fitting import Fitting
+from nanochat.ui.message_queue import MessageQueue
 from nanochat.ui.outgoing import Outgoing
 from nanochat.ui.recall import Recall
 from nanochat.ui.reply import Reply
@@ -41,7 +42,7 @@ class ChatSession:
         self.chat = chat
         self.settings = settings or ChatSettings()
         self.draft = Draft.of(draft)
-        self.recall, self.outgoing = Recall(), Outgoing()
+        self.recall, self.outgoing, self.queue = Recall(), Outgoing(), MessageQueue()
         self.conversation = Conversation(chat.id if chat else "new")
         self.records: Records | None = None
         self.reply: Reply | None = None
@@ -81,7 +82,8 @@ class ChatSession:
     @property
     def unsent(self) -> str:
         """What would be lost with the tab: the draft, and before it what waits to be sent or to be written on."""
-        waiting = [*self.outgoing.texts, self.summing.text if self.summing else "", self.aside.full]
+        summing = self.summing.text if self.summing else ""
+        waiting = [*self.outgoing.texts, summing, *self.queue.texts, self.aside.full]
         return "\n\n".join(filter(None, (*waiting, *self.recall.texts(self.draft))))
 
     @property
@@ -209,7 +211,8 @@ class ChatSession:
             self._services.changed(self)
 
     def stop(self) -> bool:
-        """Stop the reply, whose text stays, or the summary. Returns whether there was one."""
+        """Stop the reply, whose text stays, or the summary; what waits for it is not sent. Returns whether there was one."""
+        self._services.give_back(self)
         if self.summing is not None:
             self.summing.task.cancel()
         if self.reply is not None:
@@ -269,6 +272,10 @@ class ChatSession:
         finally:
             self.reply = None
         self._services.ended(self, record)
+        if reply.stopping or (record is not None and record.status is Status.DONE):
+            self._services.go_on(self)  # what waits for a stopped one was entered after the stop
+        else:
+            self._services.give_back(self)
 
     async def _settle(self, reply: Reply, record: Message | None, fitting: Fitting) -> None:
         """The reply has ended: show its message in the place of what streamed."""

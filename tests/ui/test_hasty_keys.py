@@ -12,7 +12,8 @@ from textual import events
 from textual.command import CommandList
 from textual.widgets import Input
 
-from nanochat.ui import key_turns
+from nanochat.errors import UsageError
+from nanochat.ui import key_turns, sending
 from nanochat.ui.draft import Draft
 from nanochat.ui.screens.bench import BenchScreen
 from nanochat.ui.screens.help import help_page
@@ -117,13 +118,28 @@ async def test_esc_gives_the_prompt_the_keys_when_nothing_has_them(tmp_path: Pat
         assert stage.app.chat_screen.prompt.text == "here"
 
 
-async def test_what_could_not_be_sent_stands_before_what_was_typed_since(tmp_path: Path) -> None:
-    engine = FakeEngine(manual=True)
-    async with on_stage(tmp_path, engine) as stage:
-        await stage.send("first")
-        await stage.until(lambda: engine.requests)
+async def test_what_could_not_be_sent_stands_before_what_was_typed_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(text: str, folder: Path) -> tuple[str, tuple[()]]:
+        raise UsageError("the file cannot be read")
+
+    monkeypatch.setattr(sending, "attach", unreadable)
+    async with on_stage(tmp_path) as stage:
         at_once(stage, *"one", "enter", *"two")
         await stage.until(lambda: stage.app.chat_screen.prompt.text == "one\n\ntwo")
+
+
+async def test_what_is_typed_behind_an_enter_does_not_wait_with_the_message(tmp_path: Path) -> None:
+    engine = FakeEngine(manual=True)
+    async with on_stage(tmp_path, engine) as stage:
+        at_once(stage, *"one", "enter", *"two", "enter", *"three", "enter", *"four")
+        queue = stage.app.chats.active.queue
+        await stage.until(lambda: queue.texts == ["two", "three"])
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "four")
+        await stage.until(lambda: engine.requests)
+        at_once(stage, "escape", *"!")
+        await stage.until(lambda: stage.app.chat_screen.prompt.text == "two\n\nthree\n\nfour!")
 
 
 async def test_what_the_prompt_told_before_another_tab_came_is_not_taken_for_that_tabs(

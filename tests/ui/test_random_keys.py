@@ -226,7 +226,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def test_whatever_is_pressed_nothing_ends_and_no_text_is_lost(
     home: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send = sending.send
+    send, message = sending.send, sending._message
 
     async def watch(sent: Awaitable[None], session: ChatSession, draft: Draft) -> None:
         try:
@@ -239,9 +239,17 @@ async def test_whatever_is_pressed_nothing_ends_and_no_text_is_lost(
     def watched(app: NanochatApp, draft: Draft) -> Awaitable[None]:
         assert app.chat_screen.shown is not None  # a command may show another at once
         session = app.chat_screen.shown
-        return watch(send(app, draft), session, draft)
+        sent = send(app, draft)
+        if sending.is_command(draft):
+            return watch(sent, session, draft)
+        assert sanitize(draft.full) in sanitize(session.unsent), monkey.story  # it is being sent, or waits
+        return sent
+
+    def watched_message(app: NanochatApp, session: ChatSession, draft: Draft, edited: str) -> Awaitable[None]:
+        return watch(message(app, session, draft, edited), session, draft)
 
     monkeypatch.setattr(sending, "send", watched)
+    monkeypatch.setattr(sending, "_message", watched_message)
     async with on_stage(home, FakeEngine(script=replies), size=SIZES[seed]) as stage:
         process = runs.DrivenProcess()
         process.tell(*runs.under_way())

@@ -63,6 +63,7 @@ class Room:
             changed=lambda session: None, ended=lambda session, record: self.ended.append(record),
             ask_overflow=self.ask_overflow,
             withdrawn=lambda session, text, choice: self.withdrawn.append((text, choice)),
+            go_on=lambda session: None, give_back=lambda session: None,
         )  # fmt: skip
 
 

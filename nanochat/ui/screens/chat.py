@@ -14,7 +14,7 @@ from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 
-from nanochat.ui import chrome, edits, figures, links, waiting
+from nanochat.ui import chrome, edits, figures, links, queue_flow, waiting
 from nanochat.ui.commands import REGISTRY, editing, replies, settings, tabs
 from nanochat.ui.draft import Draft
 from nanochat.ui.keymap import first_key, priority_keys
@@ -69,7 +69,7 @@ class ChatScreen(Screen[None]):
     def on_mount(self) -> None:
         """Sidebar and panel begin hidden."""
         self.sides.hide()
-        self.query_one(PromptBar).when_empty = self.query_one(Welcome).answer
+        self.query_one(PromptBar).when_empty = self._answer_empty
         self.prompt.keymap = self.nanochat.keys
         self.prompt.count_tokens = self.nanochat.tokens.of
         self.prompt.send = self.nanochat.send
@@ -194,11 +194,17 @@ class ChatScreen(Screen[None]):
         """What the prompt's frame says."""
         if self._shown is None:
             return
-        send = first_key("prompt.send", "enter", self.nanochat.keys)
-        host = self.nanochat.host
-        title = chrome.frame_title(self._shown, host, self.nanochat.desk.offers, send)
+        keys, host = self.nanochat.keys, self.nanochat.host
+        send, up = first_key("prompt.send", "enter", keys), first_key("prompt.up", "up", keys)
+        title = chrome.frame_title(self._shown, host, self.nanochat.desk.offers, send=send, up=up)
         said, tone = chrome.frame_figures(self._shown, host, self._draft_tokens)
-        self.query_one(PromptBar).frame(title=title, figures=said, tone=tone)
+        bar = self.query_one(PromptBar)
+        bar.frame(title=title, figures=said, tone=tone)
+        bar.queued.show(self._shown.queue.drafts)
+
+    def _answer_empty(self, verb: str) -> bool:
+        """What a key of the empty prompt does first: Up takes back what waits, others move among the offers."""
+        return (verb == "up" and queue_flow.take_back(self.nanochat)) or self.query_one(Welcome).answer(verb)
 
     def focus_prompt(self) -> None:
         """Let the user write."""

@@ -1,4 +1,4 @@
-"""The prompt with what belongs to it: suggestions above, hints and the token count in its frame."""
+"""The prompt with what belongs to it: what waits and suggestions above, hints and the token count in its frame."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from nanochat.ui.draft import Draft
 from nanochat.ui.input_history import InputHistory
 from nanochat.ui.widgets.completions import Completion, Completions
 from nanochat.ui.widgets.prompt_box import PromptBox
+from nanochat.ui.widgets.queued_messages import QueuedMessages
 
 _MENTION = re.compile(r"(?:^|(?<=\s))@([^\s\"']*)$")
 _COMMAND = re.compile(r"/\S*")
@@ -46,7 +47,8 @@ class PromptBar(Vertical):
         self._unfound: tuple[str, ...] = ()
 
     def compose(self) -> ComposeResult:
-        """The list above the box."""
+        """The lists above the box."""
+        yield QueuedMessages(id="queued")
         yield Completions(id="completions")
         yield PromptBox(self._history, id="prompt")
 
@@ -59,6 +61,11 @@ class PromptBar(Vertical):
     def box(self) -> PromptBox:
         """Where the user writes."""
         return self.query_one(PromptBox)
+
+    @property
+    def queued(self) -> QueuedMessages:
+        """What waits to be sent."""
+        return self.query_one(QueuedMessages)
 
     def frame(self, *, title: str, figures: str, tone: str = "") -> None:
         """Write into the frame: what is being done above, the token count below."""

@@ -28,13 +28,17 @@ class PromptBox(TextArea):
     """Where the user writes. Enter sends; ctrl+j, shift+enter and alt+enter begin a new line."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "send", "Send", id="prompt.send", tooltip="Send the message.", show=False),
+        Binding(
+            "enter", "send", "Send", id="prompt.send", tooltip="Send the message; while a reply comes, after it.",
+            show=False,
+        ),
         Binding(
             "ctrl+j,shift+enter,alt+enter", "newline", "New line", id="prompt.newline", tooltip="Begin a new line.",
             show=False,
         ),
         Binding(
-            "up", "up", "Earlier message", id="prompt.up", tooltip="A line up, then what you sent before.", show=False
+            "up", "up", "Earlier message", id="prompt.up",
+            tooltip="A line up, then what you sent before; in an empty box, what waits to be sent.", show=False,
         ),
         Binding(
             "down", "down", "Later message", id="prompt.down", tooltip="A line down, then what you sent after.",
