@@ -24,7 +24,7 @@ class SettingsError(UsageError):
 
 
 class InvalidSampling(UsageError, ValueError):
-    """A sampling parameter is outside its range."""
+    """A sampling parameter, or another value of a request, is outside its range."""
 
 
 class EmptyPrompt(UsageError, ValueError):

@@ -22,7 +22,7 @@ from nanochat.engine.sequence import Sequence, Status
 from nanochat.engine.statistics import Statistics
 from nanochat.engine.step import PendingStep, Token
 from nanochat.engine.steps_ahead import StepsAhead
-from nanochat.errors import NanochatError
+from nanochat.errors import EngineDead, InvalidSampling, NanochatError
 from nanochat.kernels.shortage import comes_from_out_of_memory, is_out_of_memory
 
 log = logging.getLogger("nanochat.engine")
@@ -104,19 +104,32 @@ class EngineCore:
             submitted: when it was submitted, on `time.perf_counter`'s clock; now, if not given.
 
         Raises:
-            EmptyPrompt, ContextOverflow, InvalidSampling: it can never run as it is.
+            EmptyPrompt, ContextOverflow, InvalidSampling: it can never run as it is, or one of its name is not done yet.
         """
+        if request.request_id in self._sequences:
+            raise InvalidSampling(
+                f"a request named {request.request_id!r} is still running: give this one another request_id"
+            )
         sequences = self._admission.sequences(
             request, time.perf_counter() if submitted is None else submitted
         )
+        self._sequences[request.request_id] = sequences  # first: whatever comes between, `abort` finds them
         for sequence in sequences:
             self.scheduler.add(sequence)
-        self._sequences[request.request_id] = sequences
 
     def abort(self, request_id: str) -> None:
-        """End a request now; its text so far is kept and its blocks are free at once. Unknown ids are ignored."""
+        """End a request now; its text so far is kept and its blocks are free at once. Unknown ids are ignored.
+
+        An abort that was interrupted may be done again.
+        """
         for sequence in list(self._sequences.get(request_id, ())):
             self._finish(sequence, FinishReason.ABORT)
+        self._sequences.pop(request_id, None)  # empty, where an interrupt came between its last end and here
+
+    def take_updates(self) -> list[Update]:
+        """What came since the last step: the ends of aborted requests."""
+        updates, self._updates = self._updates, []
+        return updates
 
     def reprioritise(self, request_id: str, priority: int) -> None:
         """Change who goes first from the next step on."""
@@ -138,9 +151,10 @@ class EngineCore:
             self.statistics.count(step.chunks, now)
             self._pace.took(step.chunks, now, self.has_work)
             self.scheduler.beside_decodes = self._pace.tokens
+        elif self.has_work:
+            self._end_stuck()
         self._check_idle()
-        updates, self._updates = self._updates, []
-        return updates
+        return self.take_updates()
 
     def _dispatch(self) -> bool:
         chunks = self.scheduler.schedule()
@@ -170,6 +184,15 @@ class EngineCore:
         reason = str(error).splitlines()[0]
         self._finish(
             largest, FinishReason.ERROR, error=f"out of memory in a step of {len(chunks)} requests: {reason}"
+        )
+
+    def _end_stuck(self) -> None:
+        """Nothing is in flight and nothing may start: to step again would change nothing, for ever."""
+        stuck = list(self._sequences)
+        for request_id in stuck:
+            self.abort(request_id)
+        raise EngineDead(
+            f"{len(stuck)} requests were ended: nothing was in their way, and they did not go on"
         )
 
     def _take_in(self, step: PendingStep) -> None:

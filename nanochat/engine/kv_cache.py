@@ -98,10 +98,15 @@ class KVCache:
         return blocks
 
     def release(self, blocks: list[int]) -> None:
-        """Give up one ownership of each block of a table; the tail first, so that leaves are evicted first."""
-        for block in reversed(blocks):
+        """Give up one ownership of each block of a table; the tail first, so that leaves are evicted first.
+
+        The table is emptied on the way, so that a Ctrl-C in here neither loses a block nor lets one be released twice.
+        """
+        while blocks:
+            block = blocks[-1]
             assert self._references[block] > 0, f"block {block} released once too often"
             self._references[block] -= 1
+            del blocks[-1]  # no call: Python looks for signals behind calls and at the loop's end
             if self._references[block] == 0:
                 if self._names[block] is None:
                     self._free.append(block)

@@ -54,13 +54,10 @@ class Scheduler:
         insort(self.waiting, sequence, key=lambda s: s.order)
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it is, and give its blocks back."""
-        if sequence.status is Status.RUNNING:
-            self._leave(sequence)
-        elif sequence.status is Status.WAITING and sequence in self.waiting:
+        """Take a sequence out, wherever it is, and give its blocks back. What was interrupted in it may be done again."""
+        if sequence.status is Status.WAITING and sequence in self.waiting:
             self.waiting.remove(sequence)
-        self.cache.release(sequence.blocks)
-        sequence.blocks = []
+        self._leave(sequence)
         sequence.status = Status.FINISHED
 
     def reprioritise(self, sequence: Sequence, priority: int) -> None:
@@ -125,8 +122,6 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the queue without blocks. They keep their names, so resuming finds those not yet evicted."""
         self._leave(sequence)
-        self.cache.release(sequence.blocks)
-        sequence.blocks = []
         sequence.num_published = 0
         sequence.num_computed = 0
         sequence.status = Status.WAITING
@@ -135,9 +130,12 @@ class Scheduler:
         self.add(sequence)
 
     def _leave(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        self._seats.append(sequence.seat)
-        sequence.seat = -1
+        if sequence in self.running:
+            self.running.remove(sequence)
+        if sequence.seat >= 0:
+            seat, sequence.seat = sequence.seat, -1
+            self._seats.append(seat)
+        self.cache.release(sequence.blocks)
 
     def _prefill(self, sequence: Sequence, left: int, chunks: list[Chunk]) -> int:
         start = sequence.num_computed

@@ -11,7 +11,6 @@ import atexit
 import logging
 import threading
 import time
-import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -19,9 +18,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from nanochat.engine.config import EngineConfig
+from nanochat.engine.ending import close_core, forget_frames, stopped
 from nanochat.engine.load import Load
 from nanochat.engine.outputs import EngineStats
-from nanochat.engine.request import Request, Update
+from nanochat.engine.request import Request, Update, check_priority
 from nanochat.engine.snapshot import snapshot
 from nanochat.engine.stream import Delta, Stream
 from nanochat.errors import EngineDead, NanochatError
@@ -78,7 +78,8 @@ class EngineService:
         Raises:
             EngineDead: no model is loaded or being loaded, or the engine stopped.
             EmptyPrompt, ContextOverflow, InvalidSampling: with a loaded model, a request that can never run. During
-                a load such a request is refused through its stream.
+                a load such a request is refused through its stream, and so is at any time one whose `request_id` another
+                has that did not end.
         """
         core = self._core
         if self._state == "dead":
@@ -92,7 +93,8 @@ class EngineService:
         return stream
 
     def set_priority(self, request_id: str, priority: int) -> None:
-        """Change who goes first from the next step on; lower numbers first."""
+        """Change who goes first from the next step on; lower numbers first. Raises InvalidSampling: no whole number."""
+        check_priority(priority)
         self._post(lambda: self._core.reprioritise(request_id, priority) if self._core is not None else None)
 
     def reset_prefix_cache(self) -> None:
@@ -130,8 +132,8 @@ class EngineService:
     def _close_at_exit(self) -> None:
         self.close(_LAST_LOAD_SECONDS if self._state == "loading" else _LAST_STEP_SECONDS)
 
-    def _cancel(self, request_id: str) -> None:
-        self._post(lambda: self._do_cancel(request_id))
+    def _cancel(self, stream: Stream) -> None:
+        self._post(lambda: self._do_cancel(stream))
 
     def _post(self, command: Callable[[], None]) -> None:
         with self._bell:
@@ -152,27 +154,38 @@ class EngineService:
     # The engine's thread -----------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            with self._bell:
-                self._bell.wait_for(
-                    lambda: (
-                        self._commands
-                        or self._closing
-                        or self._is_left
-                        or (self._core is not None and (self._core.has_work or self._core.unprepared))
-                    ),
-                    timeout=_RANKS_SECONDS if self._core is not None and self._core.ranks > 1 else None,
-                )
-                if self._is_left or (self._closing and not self._commands):
-                    return
-            while (command := self._next_command()) is not None:
-                command()
-            if self._is_left:
-                return
-            if self._core is not None and (self._core.has_work or not self._core.unprepared):
-                self._step(self._core)
-            elif self._core is not None and not self._commands:
-                self._prepare(self._core)
+        going = True
+        while going:
+            try:
+                going = self._turn()
+            except BaseException as error:  # whatever it is: every waiting reader must learn of it
+                log.exception("the engine stopped")
+                if not self._is_left:
+                    self._die(stopped(error))
+
+    def _turn(self) -> bool:
+        """Wait for something to do and do it; False at the thread's end."""
+        with self._bell:
+            self._bell.wait_for(
+                lambda: (
+                    self._commands
+                    or self._closing
+                    or self._is_left
+                    or (self._core is not None and (self._core.has_work or self._core.unprepared))
+                ),
+                timeout=_RANKS_SECONDS if self._core is not None and self._core.ranks > 1 else None,
+            )
+            if self._is_left or (self._closing and not self._commands):
+                return False
+        while (command := self._next_command()) is not None:
+            command()
+        if self._is_left:
+            return False
+        if self._core is not None and (self._core.has_work or not self._core.unprepared):
+            self._step(self._core)
+        elif self._core is not None and not self._commands:
+            self._core.prepare()
+        return True
 
     def _next_command(self) -> Callable[[], None] | None:
         """One by one: a command that this thread hangs in must not keep the others."""
@@ -184,31 +197,9 @@ class EngineService:
         """Whether this thread was left behind: then nothing here is its own any more."""
         return self._thread is not threading.current_thread()
 
-    def _prepare(self, core: EngineCore) -> None:
-        try:
-            core.prepare()
-        except (
-            Exception
-        ) as error:  # a device that fails here fails every reply: who waits for one must learn of it
-            log.exception("preparing failed")
-            self._die(
-                EngineDead(f"the engine stopped: {type(error).__name__}: {error}. Load the model again")
-            )
-
     def _step(self, core: EngineCore) -> None:
-        try:
-            core.check_ranks()
-            updates = core.step()
-        except Exception as error:  # whatever it is, every waiting reader must learn of it
-            log.exception("the engine stopped")
-            if not isinstance(error, EngineDead):
-                error = EngineDead(
-                    f"the engine stopped: {type(error).__name__}: {error}. Load the model again; the log has more"
-                )
-            if not self._is_left:
-                self._die(error)
-            return
-        self._deliver(updates)
+        core.check_ranks()
+        self._deliver(core.step())
         for sequence in core.sequences:
             if (
                 not sequence.prompt_ready
@@ -242,14 +233,13 @@ class EngineService:
             core = EngineCore(load.config, loading.load(load.config, load.report, when_stuck))
         except NanochatError as error:
             self._fail_load(load, error)
-        except Exception as error:
+        except BaseException as error:  # whatever it is: who waits for the load must learn of it
             log.exception("loading failed")
-            self._fail_load(
-                load, EngineDead(f"loading {load.config.model.name} failed: {type(error).__name__}: {error}")
-            )
+            name = getattr(load.config.model, "name", load.config.model)  # a script's may be no path
+            self._fail_load(load, EngineDead(f"loading {name} failed: {type(error).__name__}: {error}"))
         else:
             if self._is_left or self._load is not load:  # unloaded, or another load was asked for meanwhile
-                core.close()
+                close_core(core)
                 load.finish(EngineDead("the load was called off"))
                 return
             self._load_seconds = time.perf_counter() - started
@@ -265,10 +255,14 @@ class EngineService:
         core, self._core = self._core, None
         if core is None:
             return
-        for request_id in list(self._streams):
-            core.abort(request_id)
-        self._deliver(core.step())
-        core.close()
+        try:
+            for request_id in list(self._streams):
+                core.abort(request_id)
+            self._deliver(core.take_updates())
+        except BaseException as error:
+            log.exception("ending the requests failed")
+            self._fail_streams(stopped(error))
+        close_core(core)
 
     def _do_submit(self, stream: Stream) -> None:
         if self._core is None:  # the load that it waited for failed, or the model was unloaded meanwhile
@@ -278,12 +272,17 @@ class EngineService:
             self._core.add(stream.request, submitted=stream.submitted)
         except NanochatError as error:
             stream.fail(error)
+        except BaseException as error:  # the request's own, as long as none of it was queued
+            log.exception("a request could not be started")
+            stream.fail(NanochatError(f"the request could not be started: {type(error).__name__}: {error}"))
+            self._core.abort(stream.request_id)
         else:
             self._streams[stream.request_id] = stream
 
-    def _do_cancel(self, request_id: str) -> None:
-        if self._core is not None:
-            self._core.abort(request_id)
+    def _do_cancel(self, stream: Stream) -> None:
+        if self._core is not None and self._streams.get(stream.request_id) is stream:
+            self._core.abort(stream.request_id)
+            self._deliver(self._core.take_updates())
 
     def _leave(self, thread: threading.Thread, load: Load, error: NanochatError) -> None:
         """From another thread: the engine's hangs in a call that does not return. A new one does what is left to do."""
@@ -295,24 +294,17 @@ class EngineService:
             self._commands.appendleft(partial(end, error))
             self._start_thread()
         if core is not None:  # here, because a device that hangs as well is waited for
-            core.close()
+            close_core(core)
 
     def _die(self, error: NanochatError) -> None:
         core, self._core = self._core, None
-        _forget_frames(error)
+        forget_frames(error)
         self._state, self._failure = "dead", error
+        self._fail_streams(error)
+        if core is not None:
+            close_core(core)
+
+    def _fail_streams(self, error: NanochatError) -> None:
         streams, self._streams = list(self._streams.values()), {}
         for stream in streams:
             stream.fail(error)
-        if core is not None:
-            core.close()
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Empty the frames that an error came through: as long as somebody keeps it they hold the model's memory."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__

@@ -7,13 +7,13 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from nanochat.engine.outputs import CompletionOutput, RequestMetrics
 from nanochat.engine.request import Request, Update
-from nanochat.errors import NanochatError
+from nanochat.errors import NanochatError, UsageError
 
 State = Literal["waiting", "prefilling", "decoding", "finished"]
 
@@ -35,10 +35,14 @@ class Stream:
 
     Readers may be threads (`for delta in stream`), coroutines (`async for delta in stream`) or a pump
     that calls `take()` when it likes. One reader at a time. The engine never waits for any of them.
+
+    Leaving `async for` before the end (break, cancellation, `aclose`) cancels the request, as in vLLM: nobody may be left
+    to do it. Leaving `for`, or not taking any more, does not: the request goes on, and one may come back or wait for
+    `result`; `cancel` ends it.
     """
 
     def __init__(
-        self, request: Request, cancel: Callable[[str], None], on_ready: Callable[[], None] | None = None
+        self, request: Request, cancel: Callable[[Stream], None], on_ready: Callable[[], None] | None = None
     ) -> None:
         self.request = request
         self.request_id = request.request_id
@@ -52,6 +56,7 @@ class Stream:
         self._updates: list[Update] = []
         self._outputs: dict[int, CompletionOutput] = {}
         self._first_text: dict[int, float] = {}
+        self._awaited = False  # by an iteration
         self._error: NanochatError | None = None
 
     # The reader's side -------------------------------------------------------------------------
@@ -68,7 +73,8 @@ class Stream:
 
     def cancel(self) -> None:
         """End the request; its text so far is kept, and it finishes with reason `abort`."""
-        self._cancel(self.request_id)
+        if not self.finished:
+            self._cancel(self)
 
     def take_all(self) -> list[Delta]:
         """Everything since the last call, one Delta a reply that changed; does not wait."""
@@ -127,9 +133,24 @@ class Stream:
         """Wait for the first reply; see `results`."""
         return self.results(timeout)[0]
 
+    @contextlib.contextmanager
+    def _waiting(self) -> Generator[None]:
+        """While an iteration waits no other may: each would miss what the other takes."""
+        with self._changed:
+            if self._awaited:
+                raise UsageError(
+                    f"{self.request_id} is being read elsewhere: a stream has one reader at a time"
+                )
+            self._awaited = True
+        try:
+            yield
+        finally:
+            self._awaited = False
+
     def __iter__(self) -> Iterator[Delta]:
+        """What comes, as it comes. Leaving early leaves the request running."""
         while True:
-            with self._changed:
+            with self._waiting(), self._changed:
                 self._changed.wait_for(lambda: bool(self._updates) or self.finished)
                 last = self.finished
             yield from self.take_all()
@@ -139,6 +160,8 @@ class Stream:
             raise self._error
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
+        """What comes, as it comes. Leaving early cancels the request: at once with `aclose` or when the task is cancelled
+        while it waits, else as soon as Python lets go of the iterator, which after `break` is the loop's next turn."""
         loop, rung = asyncio.get_running_loop(), asyncio.Event()
 
         def ring() -> None:
@@ -149,14 +172,18 @@ class Stream:
             self._bells.append(ring)
         try:
             while True:
-                rung.clear()
+                with self._waiting():
+                    while not self._updates and not self.finished:
+                        await rung.wait()
+                        rung.clear()
                 last = self.finished
                 for delta in self.take_all():
                     yield delta
                 if last and not self._updates:
                     break
-                if not self._updates and not self.finished:
-                    await rung.wait()
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancel()
+            raise
         finally:
             self._bells.remove(ring)
         if self._error is not None:
@@ -189,7 +216,7 @@ class Stream:
         for bell in bells:
             try:
                 bell()
-            except Exception:
+            except BaseException:  # SystemExit too: in the engine's thread it would end everybody's engine
                 log.exception("a reader's on_ready failed")
                 with contextlib.suppress(ValueError):
                     self._bells.remove(bell)

@@ -22,34 +22,6 @@ GREEDY = {"temperature": 0.0, "ignore_eos": True}
 WAIT = 30.0
 
 
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Every load goes through the hash model; clear the gate to hold loads back."""
-    opened = threading.Event()
-    opened.set()
-
-    def load(config, *_):
-        assert opened.wait(WAIT)
-        return hash_loaded(config)
-
-    monkeypatch.setattr(loading, "load", load)
-    return opened
-
-
-@pytest.fixture
-def service(gate: threading.Event):
-    made = EngineService()
-    yield made
-    gate.set()
-    made.close()
-
-
-@pytest.fixture
-def ready(service: EngineService) -> EngineService:
-    service.load(hash_config()).wait(WAIT)
-    return service
-
-
 def request(prompt=(1, 2, 3), max_tokens: int = 20, **options) -> Request:
     return Request(list(prompt), SamplingParams(max_tokens=max_tokens, **GREEDY, **options))
 

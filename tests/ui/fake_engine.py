@@ -149,9 +149,8 @@ class FakeEngine:
             decode_time=0.01 * max(tokens - 1, 1),
         )  # fmt: skip
 
-    def _cancel(self, request_id: str) -> None:
-        self.cancelled.append(request_id)
-        stream = self.streams[request_id]
+    def _cancel(self, stream: Stream) -> None:
+        self.cancelled.append(stream.request_id)
         if self.manual and not stream.finished:
             self.finish(stream, FinishReason.ABORT)
 
