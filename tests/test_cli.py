@@ -176,7 +176,7 @@ def test_a_reader_that_goes_away_is_no_error(starter_home: Path) -> None:
         (["run", "hi", "--temperature", "nan"], 2, ["temperature must be a number"]),
         (["run", "hi", "--temperature", "warm"], 2, ["'warm' is not a valid float"]),
         (["run", "hi", "--top-p", "0"], 2, ["top_p must be above 0 and at most 1, not 0"]),
-        (["run", "hi", "--top-k", "-2"], 2, ["top_k must be from 0"]),
+        (["run", "hi", "--top-k", "-2"], 2, ["top_k must be from -1"]),
         (["run", "hi", "--min-p", "1.5"], 2, ["min_p must be from 0 to 1, not 1.5"]),
         (["run", "hi", "--repetition-penalty", "0"], 2, ["repetition_penalty must be above 0 and at most 10"]),
         (["run", "hi", "--presence-penalty", "3"], 2, ["presence_penalty must be from -2 to 2"]),

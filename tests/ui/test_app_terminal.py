@@ -189,11 +189,9 @@ def test_ctrl_z_suspends_and_comes_back(start: Start) -> None:
 
 
 EDITOR = """#!/bin/sh
+trap 'echo CAUGHT' INT
 test -t 0 && test -t 1 && test -t 2 && echo 'ON ITS OUTPUT' && echo 'ON ITS ERRORS' >&2
-trap : INT
-read interrupted
-echo CAUGHT
-read written
+read written || read written
 printf '%s' "$written" > "$1"
 stty raw -echo
 """
