@@ -124,7 +124,7 @@ async def test_what_cannot_be_saved_when_a_tab_closes_comes_back_with_it(
         monkeypatch.setattr(stage.app.history.tabs, "save", full)
         await stage.type("not saved")
         await stage.press("ctrl+w")
-        await stage.until(lambda: not stage.texts())
+        await stage.until(lambda: not stage.texts() and not stage.app.chats._closing)
         stage.app.run_registered("tab.reopen")
         await stage.until(lambda: stage.texts())
         assert prompt(stage) == "not saved"
