@@ -57,10 +57,13 @@ def test_a_prompt_is_kept_as_it_was_given() -> None:
     assert packed.prompt_ids == (4, 5) and all(type(token) is int for token in packed.prompt_ids)
 
 
-def test_of_two_requests_of_one_name_the_second_is_refused(ready: EngineService) -> None:
+def test_of_two_requests_of_one_name_the_second_is_refused(
+    ready: EngineService, held: threading.Event
+) -> None:
     first = ready.submit(endless([1], request_id="mine"))
     second = ready.submit(endless([2], request_id="mine"))
     second.cancel()
+    held.set()
     with pytest.raises(InvalidSampling, match="'mine' is still running"):
         second.result(WAIT)
     second.cancel()
@@ -71,10 +74,13 @@ def test_of_two_requests_of_one_name_the_second_is_refused(ready: EngineService)
     assert ready.stats().state == "ready"
 
 
-def test_a_name_is_free_as_soon_as_its_request_was_cancelled(ready: EngineService) -> None:
+def test_a_name_is_free_as_soon_as_its_request_was_cancelled(
+    ready: EngineService, held: threading.Event
+) -> None:
     first = ready.submit(endless([1], request_id="mine"))
     first.cancel()
     second = ready.submit(endless([2], request_id="mine"))
+    held.set()
     assert first.result(WAIT).finish_reason is FinishReason.ABORT
     assert second.result(WAIT).token_ids == tuple(reply([2], 400))
 
@@ -143,16 +149,16 @@ def test_whatever_ends_the_engine_fails_every_stream(
 
 @pytest.mark.parametrize("place", ["abort", "close"])
 def test_a_bug_while_a_model_is_unloaded_ends_every_stream(
-    ready: EngineService, monkeypatch: pytest.MonkeyPatch, place: str
+    ready: EngineService, held: threading.Event, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     def breaks(*_: object) -> None:
         raise ValueError("a bug")
 
     stream = ready.submit(endless([1]))
-    next(iter(stream))
     with monkeypatch.context() as patch:
         patch.setattr(EngineCore, place, breaks)
         load = ready.load(hash_config())
+        held.set()
         if place == "abort":
             with pytest.raises(EngineDead, match="a bug"):
                 stream.result(WAIT)
@@ -180,11 +186,12 @@ def test_a_load_that_ends_the_thread_ends_as_failed(
 
 
 def test_a_cancel_is_told_although_the_engine_has_graphs_to_capture(
-    ready: EngineService, monkeypatch: pytest.MonkeyPatch
+    ready: EngineService, held: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = threading.Event()
     monkeypatch.setattr(EngineCore, "unprepared", property(lambda _: not left.is_set()))
     monkeypatch.setattr(EngineCore, "prepare", lambda _: left.set())
     stream = ready.submit(endless([1]))
     stream.cancel()
+    held.set()
     assert stream.result(WAIT).finish_reason is FinishReason.ABORT

@@ -64,9 +64,12 @@ def test_the_bell_rings_once_until_the_reader_drains(ready: EngineService) -> No
     assert 1 <= len(rings) <= 50
 
 
-def test_a_reader_whose_bell_fails_harms_nobody_else(ready: EngineService) -> None:
+@pytest.mark.parametrize("fault", [ValueError, SystemExit])
+def test_a_reader_whose_bell_fails_harms_nobody_else(
+    ready: EngineService, fault: type[BaseException]
+) -> None:
     def broken() -> None:
-        raise ValueError("the reader's own fault")
+        raise fault("the reader's own fault")
 
     bad, good = ready.submit(request(max_tokens=300), on_ready=broken), ready.submit(request((4, 5)))
     assert good.result(WAIT).token_ids == tuple(reply([4, 5], 20))
