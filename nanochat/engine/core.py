@@ -59,6 +59,7 @@ class EngineCore:
         self._updates: list[Update] = []
         self._in_flight: deque[PendingStep] = deque()
         self._prepared = False
+        self._whole = True  # no step was left in its middle (Ctrl-C, an error) since no request was left
         self._ahead = StepsAhead(loaded.device.type == "cuda")
 
     @property
@@ -140,6 +141,13 @@ class EngineCore:
 
     def step(self) -> list[Update]:
         """Run one step and return what it brought, finished and aborted replies included."""
+        whole, self._whole = self._whole, False
+        self._advance()
+        self._whole = whole
+        self._check_idle()
+        return self.take_updates()
+
+    def _advance(self) -> None:
         self._ahead.look(self._in_flight)
         while self._ahead.takes(self._in_flight) and self._dispatch():
             if self._in_flight and self._in_flight[0].done():
@@ -153,8 +161,6 @@ class EngineCore:
             self.scheduler.beside_decodes = self._pace.tokens
         elif self.has_work:
             self._end_stuck()
-        self._check_idle()
-        return self.take_updates()
 
     def _dispatch(self) -> bool:
         chunks = self.scheduler.schedule()
@@ -284,6 +290,9 @@ class EngineCore:
     def _check_idle(self) -> None:
         if not self.has_work:
             self._ahead.rest()
+            if not self._whole:
+                self.scheduler.reclaim()
+                self._whole = True
             self.cache.check_idle()
 
     def check_ranks(self) -> None:

@@ -132,6 +132,16 @@ class KVCache:
                 self.release([mine])
             sequence.num_published = i + 1
 
+    def reclaim(self) -> None:
+        """Nobody owns a block any more: those that the index knows are cached, all others free."""
+        known = {block: name for name, block in self._blocks.items()}
+        order = [block for block in self._cached if block in known]
+        order += [block for block in known if block not in self._cached]
+        self._cached = OrderedDict.fromkeys(order)
+        self._free = [block for block in range(self.num_blocks - 1, -1, -1) if block not in known]
+        self._names = [known.get(block) for block in range(self.num_blocks)]
+        self._references = [0] * self.num_blocks
+
     def forget(self) -> None:
         """Empty the prefix index; blocks in use stay with their owners, without names."""
         self._free.extend(reversed(self._cached))

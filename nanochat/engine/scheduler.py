@@ -60,6 +60,11 @@ class Scheduler:
         self._leave(sequence)
         sequence.status = Status.FINISHED
 
+    def reclaim(self) -> None:
+        """No sequence is left: every seat and block is there again, which a Ctrl-C may have kept from its owner."""
+        self._seats = list(range(self.budget.sequences - 1, -1, -1))
+        self.cache.reclaim()
+
     def reprioritise(self, sequence: Sequence, priority: int) -> None:
         """Change who goes first from the next step on."""
         sequence.priority = priority

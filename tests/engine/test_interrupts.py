@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from types import FrameType
+from collections.abc import Callable
+from types import CodeType, FrameType
 
 import pytest
 from hash_model import hash_core, reply
@@ -33,14 +34,15 @@ def requests() -> list[Request]:
 class Interrupt:
     """KeyboardInterrupt at one of the places where Python looks for signals: at a call, and behind one of C's."""
 
-    def __init__(self, nth: int) -> None:
+    def __init__(self, nth: int, within: CodeType) -> None:
         self.place: str | None = None
         self._nth = nth
-        self._depth = 0  # inside EngineCore._finish
+        self._within = within
+        self._depth = 0
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
-        if code is EngineCore._finish.__code__ and event in ("call", "return"):
+        if code is self._within and event in ("call", "return"):
             self._depth += 1 if event == "call" else -1
         if not self._depth or event not in ("call", "c_return") or "nanochat" not in code.co_filename:
             return
@@ -68,12 +70,15 @@ def works_as_new(core: EngineCore) -> None:
     assert run(core) == reply([1, 2, 3], 9)
 
 
-def test_an_interrupt_anywhere_in_the_end_of_a_reply_is_undone_by_an_abort() -> None:
-    for nth in range(1, 1000):
+@pytest.mark.parametrize("within, stride", [(EngineCore._finish, 1), (Scheduler.schedule, 3)])
+def test_what_an_interrupt_leaves_anywhere_is_undone_by_an_abort(
+    within: Callable[..., object], stride: int
+) -> None:
+    for nth in range(1, 10_000, stride):
         core, asked = hash_core(12, max_num_seqs=SEATS), requests()
         for request in asked:
             core.add(request)
-        interrupt = Interrupt(nth)
+        interrupt = Interrupt(nth, within.__code__)
         sys.setprofile(interrupt)
         try:
             run(core)
