@@ -156,6 +156,8 @@ class LLM:
         done: dict[str, list[CompletionOutput]] = {request.request_id: [] for request in requests}
         bar = _Bar(sum(request.params.n for request in requests), use_tqdm)
         try:
+            for left in {sequence.request_id for sequence in self.core.sequences}:  # by a second Ctrl-C below
+                self.core.abort(left)
             for request in requests:
                 self.core.add(request)
             with garbage.of_before_left_alone():
@@ -214,7 +216,7 @@ def _refuse_unknown(options: dict[str, Any]) -> None:
 def _finished(updates: list[Update], done: dict[str, list[CompletionOutput]]) -> list[CompletionOutput]:
     outputs: list[CompletionOutput] = []
     for update in updates:
-        if update.finished is not None:
+        if update.finished is not None and update.request_id in done:
             done[update.request_id].append(update.finished)
             outputs.append(update.finished)
     return outputs

@@ -16,6 +16,7 @@ import torch
 from nanochat import LLM, SamplingParams
 from nanochat.engine.config import EngineConfig
 from nanochat.engine.outputs import FinishReason
+from nanochat.engine.request import Request
 from nanochat.errors import (
     ContextOverflow,
     EmptyPrompt,
@@ -214,6 +215,13 @@ def test_an_interrupt_while_requests_are_queued_leaves_a_model_that_answers(
             llm.generate([COUNT] * 5, params, use_tqdm=False)
     assert not llm.core.has_work
     assert len(llm.generate(COUNT, params, use_tqdm=False)[0].token_ids) == 2
+
+
+def test_what_an_interrupted_clean_up_left_is_ended_by_the_next_call(llm: LLM) -> None:
+    ids = llm.tokenizer.encode(COUNT, special=True)
+    llm.core.add(Request(ids, SamplingParams(max_tokens=500, ignore_eos=True)))
+    (output,) = llm.generate(COUNT, SamplingParams(max_tokens=3, **GREEDY), use_tqdm=False)
+    assert len(output.token_ids) == 3 and not llm.core.has_work
 
 
 def test_an_option_that_there_is_not_is_named_with_what_comes_near() -> None:
