@@ -193,7 +193,9 @@ def test_a_gate_is_activated_before_it_multiplies(kernels, activation):
     x, weight = torch.randn(4, 8), torch.randn(12, 8)
     gate, up = x @ weight[:6].T, x @ weight[6:].T
     gate = gate * torch.sigmoid(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
-    torch.testing.assert_close(kernels.gated(x, kernels.pack(weight), activation), gate * up)
+    torch.testing.assert_close(
+        kernels.gated(x, kernels.pack(weight), activation), gate * up, atol=1e-4, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("normalized", [False, True])
@@ -209,7 +211,7 @@ def test_experts_are_summed_by_their_weights(kernels, normalized):
         for expert in chosen:
             gate, up = (gate_up[expert] @ row).chunk(2)
             expected += probabilities[expert] / total * (down[expert] @ (F.silu(gate) * up))
-        torch.testing.assert_close(found[token], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found[token], expected, atol=1e-4, rtol=1e-5)  # of sums of some 40
 
 
 def test_without_machine_code_a_cpu_gets_the_plain_kernels(monkeypatch):
