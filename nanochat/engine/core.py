@@ -198,7 +198,8 @@ class EngineCore:
         for request_id in stuck:
             self.abort(request_id)
         raise EngineDead(
-            f"{len(stuck)} requests were ended: nothing was in their way, and they did not go on"
+            f"{len(stuck)} requests were ended: nothing was in their way, and they did not go on. That is a bug of nanochat's: "
+            "load the model again and ask again"
         )
 
     def _take_in(self, step: PendingStep) -> None:

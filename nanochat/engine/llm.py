@@ -149,7 +149,7 @@ class LLM:
             )
         return list(params)
 
-    def _ids_of(self, prompt: Given) -> list[int]:
+    def _ids_of(self, prompt: Given) -> Sequence[int]:
         return self.tokenizer.encode(prompt.text or "", special=True) if prompt.ids is None else prompt.ids
 
     def _run(self, requests: list[Request], use_tqdm: bool) -> dict[str, tuple[CompletionOutput, ...]]:

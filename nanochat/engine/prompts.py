@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
+from nanochat.engine.request import token_ids
 from nanochat.errors import UsageError
 
 Prompt = str | Sequence[int] | dict[str, Any]
@@ -18,7 +19,7 @@ class Given(NamedTuple):
     """One prompt: its text, its token ids, or both; the ids count."""
 
     text: str | None = None
-    ids: list[int] | None = None
+    ids: Sequence[int] | None = None
 
 
 def read_prompts(prompts: Prompts) -> list[Given]:
@@ -33,7 +34,7 @@ def read_prompts(prompts: Prompts) -> list[Given]:
     if isinstance(given, (bytes, bytearray)) or not isinstance(given, Iterable):
         raise UsageError(f"a prompt is {_SHAPES}, not {_told(given)}")
     many = list(given)
-    return [_read(many)] if many and all(_is_id(item) for item in many) else [_read(item) for item in many]
+    return [_read(many)] if many and _is_id(many[0]) else [_read(item) for item in many]
 
 
 def _read(prompt: object) -> Given:
@@ -58,15 +59,11 @@ def _text(text: str) -> str:
     return text
 
 
-def _ids(values: object) -> list[int]:
+def _ids(values: object) -> Sequence[int]:
     values = _plain(values)
     if isinstance(values, (str, bytes, bytearray, Mapping)) or not isinstance(values, Iterable):
         raise UsageError(f"a prompt is {_SHAPES}, not {_told(values)}")
-    ids = list(values)
-    wrong = next((item for item in ids if not _is_id(item)), None)
-    if wrong is not None:
-        raise UsageError(f"token ids are whole numbers, not {_told(wrong)}")
-    return [int(token) for token in ids]
+    return token_ids(values)
 
 
 def _plain(values: object) -> object:
@@ -75,7 +72,7 @@ def _plain(values: object) -> object:
     return tolist() if callable(tolist) else values
 
 
-def _is_id(value: object) -> TypeGuard[int]:
+def _is_id(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, Integral)
 
 

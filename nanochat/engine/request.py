@@ -30,7 +30,7 @@ class Request:
     request_id: str = field(default_factory=next_request_id)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt_ids", _token_ids(self.prompt_ids))
+        object.__setattr__(self, "prompt_ids", token_ids(self.prompt_ids))
         _check_kind("params", self.params, SamplingParams, "SamplingParams")
         check_priority(self.priority)
         _check_kind("request_id", self.request_id, str, "a text")
@@ -46,8 +46,8 @@ def _check_kind(name: str, value: object, kind: type, words: str) -> None:
         raise InvalidSampling(f"{name} must be {words}, not {value!r}")
 
 
-def _token_ids(ids: Iterable[object]) -> tuple[int, ...]:
-    """The ids as Python's own numbers: the engine hashes, compares and packs them."""
+def token_ids(ids: Iterable[object]) -> tuple[int, ...]:
+    """The ids as Python's own numbers: the engine hashes, compares and packs them. Raises InvalidSampling."""
     try:
         known = tuple(ids)
     except TypeError:

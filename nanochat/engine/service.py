@@ -274,7 +274,11 @@ class EngineService:
             stream.fail(error)
         except BaseException as error:  # the request's own, as long as none of it was queued
             log.exception("a request could not be started")
-            stream.fail(NanochatError(f"the request could not be started: {type(error).__name__}: {error}"))
+            stream.fail(
+                NanochatError(
+                    f"the request could not be started: {type(error).__name__}: {error}; the log has more"
+                )
+            )
             self._core.abort(stream.request_id)
         else:
             self._streams[stream.request_id] = stream
