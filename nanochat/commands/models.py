@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from nanochat import hub
-from nanochat.errors import InvalidModel, ModelNotFound, UsageError
-from nanochat.hub import LocalModel, cache_folder
+from nanochat.commands.model_names import full_name, on_this_machine
+from nanochat.errors import InvalidModel, UsageError
+from nanochat.hub import cache_folder
 from nanochat.modelhub import catalog, starter
 from nanochat.modelhub.catalog import Listing
 from nanochat.modelhub.download import Download, State
@@ -117,7 +118,7 @@ def pull(names: tuple[str, ...], revision: str | None, as_json: bool) -> None:
 
     paths = Paths.find()
     check_has_revisions(names, revision)
-    from_hub = [(_full_name(name), revision or "main") for name in names if not starter.is_named(name)]
+    from_hub = [(full_name(name), revision or "main") for name in names if not starter.is_named(name)]
     rows = [_starter_row(pull_starter(paths))] if any(map(starter.is_named, names)) else []
     ended = pull_all(from_hub, paths) if from_hub or not names else ()
     rows += [_download_row(one) for one in ended]
@@ -225,34 +226,6 @@ def use(name: str, as_json: bool) -> None:
     if as_json:
         return _print_json({"default": chosen, "path": str(model.path)})
     click.echo(sanitize_line(f"{model.name} is the default model now"))
-
-
-def on_this_machine(name: str, paths: Paths) -> LocalModel:
-    """The model that a name means, whole or not; nothing is fetched. ModelNotFound when it is not here."""
-    models, wanted = hub.local_models(paths), name.lower()
-    if wanted == hub.STARTER:
-        wanted = starter.NAME.lower()
-    found = [one for one in models if one.name.lower() == wanted]
-    found = found or [one for one in models if one.name.lower().endswith("/" + wanted)]
-    if len(found) == 1:
-        return found[0]
-    if wanted == starter.NAME.lower():
-        raise ModelNotFound(
-            "the starter model is not on this machine: `nanochat models pull starter` fetches it"
-        )
-    return hub.resolve(name, paths=paths)
-
-
-def _full_name(name: str) -> str:
-    """`org/name` for what a user typed: a recommended model may be named by its end."""
-    if "/" in name:
-        return name
-    found = [one.repo_id for one in catalog.recommended() if one.repo_id.lower().endswith("/" + name.lower())]
-    if len(found) != 1:
-        raise UsageError(
-            f"{name!r} is not a whole name: give org/name; `nanochat models search {name}` finds it"
-        )
-    return found[0]
 
 
 def _unfinished(paths: Paths) -> tuple[Download, ...]:

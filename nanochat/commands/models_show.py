@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+from nanochat.commands.model_names import on_this_machine
 from nanochat.errors import ModelNotFound
 from nanochat.hub import LocalModel, cache_folder
 from nanochat.modelhub import catalog
@@ -89,8 +90,6 @@ def facts_of(name: str, revision: str, paths: Paths) -> Facts:
 
 
 def _local(name: str, paths: Paths) -> LocalModel | None:
-    from nanochat.commands.models import on_this_machine
-
     try:
         return on_this_machine(name, paths)
     except ModelNotFound:
