@@ -88,7 +88,7 @@ class NanochatApp(App[None], inherit_bindings=False):
         self.undo = UndoStack()
         self.tokens = TokenCount(self)
         self.key_turns = KeyTurns(self, self._give)
-        self._interrupts, self._notices = Interrupts(self), Notices(self)
+        self._interrupts, self._notices = Interrupts(self), Notices(self, self._unnotify)
         self._errands = Errands(self, self._handle_exception)
         for each in theme.THEMES:
             self.register_theme(each)

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from nanochat.engine.sampling_params import SamplingParams
-from nanochat.errors import InvalidSampling
+from nanochat.errors import InvalidSampling, UsageError
+from nanochat.ui import stop_texts
 
 Kind = Literal["number", "whole", "text"]
+_SHOWN = 40  # characters of a wrong value
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +30,14 @@ class Knob:
         if not text or text.lower() in ("default", "auto", "none"):
             return None
         if self.kind == "text":
-            return tuple(part.encode().decode("unicode_escape") for part in text.split(",") if part)
+            return stop_texts.read(text)
         try:
             return int(text) if self.kind == "whole" else float(text)
         except ValueError:
             wanted = "a whole number" if self.kind == "whole" else "a number"
-            raise InvalidSampling(f"{self.name} must be {wanted}, {self.span}, not {text!r}") from None
+            wanted += "" if self.span == wanted else f", {self.span}"
+            shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+            raise InvalidSampling(f"{self.name} must be {wanted}, not {shown!r}") from None
 
 
 KNOBS: tuple[Knob, ...] = (
@@ -65,9 +69,7 @@ KNOBS: tuple[Knob, ...] = (
         "0",
     ),
     Knob("max_tokens", "whole", "1 and up", "The longest reply; empty is as far as the context goes.", "∞"),
-    Knob(
-        "seed", "whole", "any whole number", "The same seed gives the same reply; empty draws one.", "drawn"
-    ),
+    Knob("seed", "whole", "a whole number", "The same seed gives the same reply; empty draws one.", "drawn"),
     Knob("stop", "text", "texts, comma between", "A reply ends before any of these texts.", "none"),
 )
 """What the side panel and `/set` offer, in this order."""
@@ -137,6 +139,20 @@ class ChatSettings:
 
 
 def knob(name: str) -> Knob | None:
-    """The knob of this name, or of an unambiguous start of it."""
+    """The knob of this name, or of an unambiguous start of it; also as it stands in the panel, without underscores."""
+    name = name.lower().replace("-", "_").replace(" ", "_")
     matching = [knob for knob in KNOBS if knob.name == name] or [k for k in KNOBS if k.name.startswith(name)]
     return matching[0] if len(matching) == 1 else None
+
+
+def named_and_value(line: str) -> tuple[Knob, str]:
+    """What `/set` was given: `top_p 0.9`, `top p 0.9`, `top-p 0.9`. Raises UsageError."""
+    first, *rest = line.split(maxsplit=2) or [""]
+    if first and (found := knob(first)) is not None:
+        return found, line.strip()[len(first) :].strip()
+    if rest and (found := knob(f"{first} {rest[0]}")) is not None:
+        return found, rest[1] if len(rest) > 1 else ""
+    names = ", ".join(knob.name for knob in KNOBS)
+    if first:
+        raise UsageError(f"there is no {first[:_SHOWN]!r} to set, or more than one: the names are {names}")
+    raise UsageError(f"/set takes a name and a value; the names are {names}")

@@ -59,6 +59,8 @@ class ModelActs:
     async def use(self, model: LocalModel, fit: Fit | None, session: ChatSession | None = None) -> bool:
         """Load a model for a chat, the shown one without `session`. What does not fit is loaded only when the user insists."""
         session = session or self._app.shown
+        if not self._flow.is_loaded(model):  # else a model that cannot run takes the place of one that does
+            await self._app.host.check(model)
         if fit is not None and not fit.fits and not self._flow.is_loaded(model):
             answers = [
                 Answer("leave", "Leave it"),

@@ -131,12 +131,18 @@ class ModelHost:
             if not died_since:
                 return self._loading
         other = not same and self.state in (HostState.READY, HostState.LOADING)
+        if other:
+            await self.check(model)
         if other and not await self._may_unload(model.name):
             kept = self._model.name if self._model else "the other model"
             raise Kept(
                 f"{kept} stays loaded, and this chat wants {model.name}: send again when it may be unloaded"
             )
         return self._begin(model)
+
+    async def check(self, model: LocalModel) -> None:
+        """See whether a model runs here and chats, before anything makes room for it. Raises NanochatError when not."""
+        await asyncio.to_thread(self._read, model)
 
     @property
     def failed(self) -> str:

@@ -31,8 +31,9 @@ class OpenChats:
         )
         self._sessions: list[ChatSession] = []
         self._active = 0
-        self._closed: list[Tab] = []  # the latest last
-        self._closing: list[ChatSession] = []
+        self._closed: list[tuple[int, Tab]] = []  # with the number of the closing, the latest last
+        self._closing: dict[ChatSession, asyncio.Event] = {}  # the event says that it is closed
+        self._closings = 0
         self._saving: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
 
@@ -107,7 +108,8 @@ class OpenChats:
         chat, also what is typed by who goes back to it until it is closed.
         """
         self._keep()
-        self._closing.append(session)
+        before = self._closing.get(session)  # who goes back to a tab that is being closed may close it again
+        self._closing.setdefault(session, asyncio.Event())
         if session is self.active:
             place = self._active
             near = [*self._sessions[place + 1 :], *reversed(self._sessions[:place])]
@@ -116,15 +118,18 @@ class OpenChats:
                 self._add(ChatSession(self._services, settings=self._defaults))
             else:
                 self.activate(self._sessions.index(stays))
-        return self._close(session)
+        if before is not None:
+            return _seen(before)
+        self._closings += 1
+        return self._close(session, self._closings)
 
-    async def _close(self, session: ChatSession) -> None:
+    async def _close(self, session: ChatSession, number: int) -> None:
         try:
             await self._settle(session)
         finally:
-            self._closing.remove(session)
+            self._closing.pop(session).set()  # who waits for it goes on when it is gone
         if session in self._sessions:
-            self._remove(session)
+            self._remove(session, number)
 
     async def _settle(self, session: ChatSession) -> None:
         saved: str | None = None
@@ -134,11 +139,12 @@ class OpenChats:
             await self.save()
             self._keep()
 
-    def _remove(self, session: ChatSession) -> None:
+    def _remove(self, session: ChatSession, number: int) -> None:
         place = self._sessions.index(session)
         self._sessions.remove(session)
         if session.chat is not None or session.unsent:
-            self._closed.append(Tab(session.chat.id if session.chat else None, session.unsent))
+            self._closed.append((number, Tab(session.chat.id if session.chat else None, session.unsent)))
+            self._closed.sort(key=lambda closed: closed[0])  # a reply may hold up one that was closed before
         if not self._sessions:
             self._sessions.append(ChatSession(self._services, settings=self._defaults))
         self.activate(
@@ -146,9 +152,14 @@ class OpenChats:
         )
 
     async def reopen(self) -> ChatSession | None:
-        """Open the tab closed last, also one of which nothing was sent; None when there is none."""
+        """Open the tab closed last, also one of which nothing was sent; None when there is none.
+
+        One that is still being closed is waited for.
+        """
+        for closed in tuple(self._closing.values()):
+            await closed.wait()
         while self._closed:
-            tab = self._closed.pop()
+            _, tab = self._closed.pop()
             if tab.chat is None:
                 return self._put(ChatSession(self._services, settings=self._defaults, draft=tab.draft))
             try:
@@ -244,3 +255,7 @@ class OpenChats:
         return ChatSession(
             self._services, chat=chat, settings=settings, draft=chat.draft if draft is None else draft
         )
+
+
+async def _seen(event: asyncio.Event) -> None:
+    await event.wait()

@@ -10,14 +10,15 @@ from time import monotonic
 
 import pytest
 from busy import BUSY
-from fake_engine import MODEL, OTHER, FakeEngine
+from fake_engine import MODEL, OTHER, FakeEngine, FakeLanguage
 from stage import Stage, on_stage
 from textual import events
 from textual.command import CommandList
 from textual.widgets import Static
 
-from nanochat.errors import EngineDead, Offline
+from nanochat.errors import EngineDead, Offline, UnsupportedModel
 from nanochat.history import History
+from nanochat.hub import LocalModel
 from nanochat.settings import Settings
 from nanochat.ui import reply as reply_module
 from nanochat.ui.screens.question import Question, TextQuestion
@@ -624,6 +625,28 @@ async def test_the_model_in_use_is_not_unloaded_without_a_question(tmp_path: Pat
         assert len(engine.loads) == 1
         engine.finish(engine.last)
         await stage.settle()
+
+
+async def test_a_model_that_cannot_run_takes_no_other_ones_place(tmp_path: Path) -> None:
+    engine = FakeEngine(manual=True)
+    async with on_stage(tmp_path, engine) as stage:
+
+        def read(model: LocalModel) -> FakeLanguage:
+            if model == OTHER:
+                raise UnsupportedModel("it has no chat template")
+            return FakeLanguage(model.name)
+
+        stage.app.host._read = read
+        await stage.send("first")
+        await stage.until(lambda: engine.requests)
+        await stage.type(f"/model {OTHER.name}")
+        await stage.press("enter")
+        await stage.until(lambda: "no chat template" in stage.notices, "it says why")
+        assert stage.screen == "ChatScreen" and not stage.app.chats.active.settings.model
+        assert (stage.app.host.model, len(engine.loads)) == (MODEL, 1)
+        engine.finish(engine.last)
+        await stage.settle()
+        assert stage.statuses()[-1] == "done"
 
 
 async def test_a_click_into_the_text_leaves_the_prompt_its_keys(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.errors import InvalidSampling
-from nanochat.ui.chat_settings import KNOBS, ChatSettings, knob
+from nanochat.errors import InvalidSampling, UsageError
+from nanochat.ui import stop_texts
+from nanochat.ui.chat_settings import KNOBS, ChatSettings, knob, named_and_value
 
 
 def test_nothing_set_is_the_models_own_defaults() -> None:
@@ -45,6 +46,54 @@ def test_an_empty_line_means_the_default_and_stops_read_escapes() -> None:
     stop = knob("stop")
     assert stop is not None
     assert stop.parse("\\n,END") == ("\n", "END")
+
+
+@pytest.mark.parametrize(
+    ("line", "stops"),
+    [
+        ("Grüße,日本", ("Grüße", "日本")),
+        ("\\", ("\\",)),
+        ("\\x4,C:\\", ("x4", "C:\\")),
+        ("a\\,b,\\\\n", ("a,b", "\\n")),
+        ("END, STOP ,,\\ .", ("END", "STOP", " .")),
+    ],
+)
+def test_stops_are_any_text_that_can_be_typed(line: str, stops: tuple[str, ...]) -> None:
+    stop = knob("stop")
+    assert stop is not None
+    assert stop.parse(line) == stops
+
+
+@given(stops=st.lists(st.text("ab n\\,\n\t ü", min_size=1), min_size=1).map(tuple))
+def test_the_line_that_shows_stops_gives_them_again(stops: tuple[str, ...]) -> None:
+    assert stop_texts.read(stop_texts.write(stops)) == stops
+
+
+@given(line=st.text("ab n\\,\n ü"))
+def test_every_line_of_stops_can_be_read(line: str) -> None:
+    assert all(stop_texts.read(line))
+
+
+@pytest.mark.parametrize("line", ["top_p 0.9", "top-p 0.9", "Top p  0.9", "top_p\t0.9"])
+def test_a_value_is_named_as_the_panel_names_it_too(line: str) -> None:
+    found, value = named_and_value(line)
+    assert (found.name, value) == ("top_p", "0.9")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"), [("", "a name and a value"), ("top 1", "'top'"), ("heat 1", "'heat'")]
+)
+def test_a_name_that_is_none_is_said(line: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        named_and_value(line)
+
+
+@pytest.mark.parametrize("text", ["1.5", "1" * 5000])
+def test_a_wrong_number_is_refused_in_a_short_sentence(text: str) -> None:
+    seed = knob("seed")
+    assert seed is not None
+    with pytest.raises(InvalidSampling, match=r"^seed must be a whole number, not '.{1,41}'$"):
+        seed.parse(text)
 
 
 def test_a_knob_is_found_by_an_unambiguous_start() -> None:

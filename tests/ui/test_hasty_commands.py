@@ -356,6 +356,20 @@ async def test_what_is_typed_behind_reopen_is_for_the_tab_that_comes_back(tmp_pa
         assert not stage.app.chats.active.blank and stage.app.chats.active is not first and first.draft.empty
 
 
+async def test_reopen_waits_for_the_tabs_that_are_being_closed_and_brings_back_the_last(
+    tmp_path: Path,
+) -> None:
+    async with two_chats(tmp_path) as (stage, first, second):
+        stage.app.run_registered("tab.close")
+        stage.app.run_registered("tab.close")
+        stage.app.run_registered("tab.reopen")
+        await stage.until(lambda: first not in stage.app.chats and second not in stage.app.chats)
+        await stage.until(lambda: stage.app.chats.active.chat is not None, "a tab came back")
+        assert first.chat is not None and stage.app.chats.active.chat is not None
+        assert stage.app.chats.active.chat.id == first.chat.id
+        assert stage.notices == ""
+
+
 async def test_what_is_typed_behind_a_chat_that_opens_is_for_that_chat_and_not_for_the_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,7 +409,7 @@ async def test_a_click_on_tabs_that_have_moved_means_the_tab_that_was_seen_there
         await stage.press("ctrl+pageup", "ctrl+pageup")
         strip = stage.app.chat_screen.query_one(TabStrip)
         _, at, _ = strip._spans[3 * clicked]  # a tab has three parts
-        stage.app.chats._remove(second)  # it has closed, and the strip does not show it yet
+        stage.app.chats._remove(second, 1)  # it has closed, and the strip does not show it yet
         await stage.pilot.click(strip, offset=(at, 0), button=button)
         await stage.settle()
         if clicked == 1:

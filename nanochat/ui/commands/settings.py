@@ -11,7 +11,7 @@ from nanochat.settings import Settings
 from nanochat.ui import figures, unload_flow
 from nanochat.ui.actions import Action, on_chat
 from nanochat.ui.background import detached
-from nanochat.ui.chat_settings import KNOBS, ChatSettings, knob
+from nanochat.ui.chat_settings import ChatSettings, named_and_value
 from nanochat.ui.model_host import HostState
 from nanochat.ui.screens.question import Answer, Question
 from nanochat.ui.shelf import reference
@@ -51,12 +51,7 @@ async def think(app: NanochatApp, session: ChatSession, word: str) -> None:
 @on_chat
 async def set_value(app: NanochatApp, session: ChatSession, text: str) -> None:
     """Set one sampling value: `/set temperature 0.7`; without a value, the model's own default."""
-    name, _, value = text.partition(" ")
-    found = knob(name) if name else None
-    if found is None:
-        raise UsageError(
-            f"/set takes a name and a value; the names are {', '.join(knob.name for knob in KNOBS)}"
-        )
+    found, value = named_and_value(text)
     parsed = found.parse(value)
     await change(app, session, found.name, parsed)
     said = "the model's own" if parsed is None else value.strip()

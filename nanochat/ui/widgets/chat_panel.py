@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual import events
 from textual.binding import Binding, BindingType
@@ -17,6 +17,7 @@ from textual.widgets import Button, Input, Label, Static, TextArea
 
 from nanochat.errors import InvalidSampling
 from nanochat.sanitize import sanitize, sanitize_line
+from nanochat.ui import stop_texts
 from nanochat.ui.chat_settings import KNOBS, ChatSettings
 
 if TYPE_CHECKING:
@@ -186,5 +187,5 @@ def _shown(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, tuple):
-        return ",".join(str(part).replace("\n", "\\n").replace("\t", "\\t") for part in value)
+        return stop_texts.write(cast("tuple[str, ...]", value))
     return f"{value:g}" if isinstance(value, float) else str(value)
