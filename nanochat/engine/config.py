@@ -11,6 +11,9 @@ from nanochat.errors import UsageError
 
 BLOCK_SIZE = 16
 STEP_TOKENS = 8192
+_SWITCHES = (
+    "overcommit", "enforce_eager", "enable_prefix_caching", "deterministic", "skip_tokenizer", "random_weights",
+)  # fmt: skip
 _DTYPES = {"half": "float16", "float": "float32"}  # vLLM's other names
 
 
@@ -48,7 +51,7 @@ class EngineConfig:
         seed: where the seeds of requests without one are drawn from; `None` is the system's entropy.
 
     Raises:
-        UsageError: a number that is none, or outside of its range.
+        UsageError: a number that is none, or outside of its range; a switch that is neither True nor False.
     """
 
     model: Path
@@ -83,6 +86,8 @@ class EngineConfig:
                 _whole(name, getattr(self, name), least=1)
         if self.seed is not None:
             _whole("seed", self.seed)
+        for name in _SWITCHES:
+            object.__setattr__(self, name, _switch(name, getattr(self, name)))
         share = self.gpu_memory_utilization
         if not isinstance(share, Real) or not 0 < share <= 1:
             raise UsageError(f"gpu_memory_utilization must be above 0 and at most 1, not {share!r}")
@@ -93,3 +98,11 @@ def _whole(name: str, value: Any, *, least: int | None = None) -> None:
         raise UsageError(f"{name} must be a whole number, not {value!r}")
     if least is not None and int(value) < least:
         raise UsageError(f"{name} must be at least {least}, not {value}")
+
+
+def _switch(name: str, value: Any) -> bool:
+    """Python's own bool, also of NumPy's; "no" and 0 are neither, since what is meant by them is a guess."""
+    kind = type(value)
+    if kind is not bool and (kind.__module__, kind.__name__.rstrip("_")) != ("numpy", "bool"):
+        raise UsageError(f"{name} must be True or False, not {value!r}")
+    return bool(value)

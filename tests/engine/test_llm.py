@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +274,18 @@ def test_an_option_outside_its_range_is_refused_before_anything_is_read(
 ) -> None:
     with pytest.raises(UsageError, match=words):
         EngineConfig(model=Path("nowhere"), **{option: value})  # type: ignore[arg-type]
+
+
+SWITCHES = [field.name for field in fields(EngineConfig) if isinstance(field.default, bool)]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_switch_is_true_or_false(switch: str) -> None:
+    for value in ("no", 1, None, np.int64(0), np.array([True, False])):
+        with pytest.raises(UsageError, match=f"{switch} must be True or False, not "):
+            EngineConfig(model=Path("nowhere"), **{switch: value})  # type: ignore[arg-type]
+    for value in (True, False):
+        assert getattr(EngineConfig(model=Path("nowhere"), **{switch: np.bool_(value)}), switch) is value  # type: ignore[arg-type]
 
 
 def test_numbers_of_other_libraries_are_numbers_too() -> None:
