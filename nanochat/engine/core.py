@@ -15,12 +15,13 @@ from nanochat.engine.kv_cache import KVCache
 from nanochat.engine.loading import Loaded
 from nanochat.engine.outputs import FinishReason
 from nanochat.engine.pace import PrefillPace
+from nanochat.engine.replies import Replies
 from nanochat.engine.request import Request, Update
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.scheduler import Budget, Chunk, Scheduler
 from nanochat.engine.sequence import Sequence, Status
 from nanochat.engine.statistics import Statistics
-from nanochat.engine.step import PendingStep, Token
+from nanochat.engine.step import PendingStep
 from nanochat.engine.steps_ahead import StepsAhead
 from nanochat.errors import EngineDead, InvalidSampling, NanochatError
 from nanochat.kernels.shortage import comes_from_out_of_memory, is_out_of_memory
@@ -55,8 +56,7 @@ class EngineCore:
         self._admission = Admission(
             config, self.model_config, loaded.tokenizer, self.max_model_len, loaded.fingerprint
         )
-        self._sequences: dict[str, list[Sequence]] = {}
-        self._updates: list[Update] = []
+        self._replies = Replies(self.scheduler)
         self._in_flight: deque[PendingStep] = deque()
         self._prepared = False
         self._whole = True  # no step was left in its middle (Ctrl-C, an error) since no request was left
@@ -70,7 +70,7 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """Whether any sequence is waiting or running."""
-        return bool(self._sequences)
+        return bool(self._replies)
 
     @property
     def unprepared(self) -> bool:
@@ -107,34 +107,29 @@ class EngineCore:
         Raises:
             EmptyPrompt, ContextOverflow, InvalidSampling: it can never run as it is, or one of its name is not done yet.
         """
-        if request.request_id in self._sequences:
+        if request.request_id in self._replies.requests:
             raise InvalidSampling(
                 f"a request named {request.request_id!r} is still running: give this one another request_id"
             )
         sequences = self._admission.sequences(
             request, time.perf_counter() if submitted is None else submitted
         )
-        self._sequences[request.request_id] = sequences  # first: whatever comes between, `abort` finds them
-        for sequence in sequences:
-            self.scheduler.add(sequence)
+        self._replies.begin(request.request_id, sequences)
 
     def abort(self, request_id: str) -> None:
         """End a request now; its text so far is kept and its blocks are free at once. Unknown ids are ignored.
 
         An abort that was interrupted may be done again.
         """
-        for sequence in list(self._sequences.get(request_id, ())):
-            self._finish(sequence, FinishReason.ABORT)
-        self._sequences.pop(request_id, None)  # empty, where an interrupt came between its last end and here
+        self._replies.abort(request_id)
 
     def take_updates(self) -> list[Update]:
         """What came since the last step: the ends of aborted requests."""
-        updates, self._updates = self._updates, []
-        return updates
+        return self._replies.take_updates()
 
     def reprioritise(self, request_id: str, priority: int) -> None:
         """Change who goes first from the next step on."""
-        for sequence in self._sequences.get(request_id, ()):
+        for sequence in self._replies.of(request_id):
             self.scheduler.reprioritise(sequence, priority)
 
     # Steps ------------------------------------------------------------------------------------
@@ -188,13 +183,13 @@ class EngineCore:
             chunk.sequence.pending -= chunk.samples
         largest = max(chunks, key=lambda chunk: (chunk.count, chunk.start)).sequence
         reason = str(error).splitlines()[0]
-        self._finish(
+        self._replies.end(
             largest, FinishReason.ERROR, error=f"out of memory in a step of {len(chunks)} requests: {reason}"
         )
 
     def _end_stuck(self) -> None:
         """Nothing is in flight and nothing may start: to step again would change nothing, for ever."""
-        stuck = list(self._sequences)
+        stuck = list(self._replies.requests)
         for request_id in stuck:
             self.abort(request_id)
         raise EngineDead(
@@ -213,80 +208,24 @@ class EngineCore:
             if sequence.status is Status.FINISHED:
                 continue  # aborted or stopped while this step was in flight
             if not finite or (token is not None and not token.finite):
-                self._finish(sequence, FinishReason.ERROR, error=_NOT_FINITE)
+                self._replies.end(sequence, FinishReason.ERROR, error=_NOT_FINITE)
                 continue
             if sequence.status is Status.RUNNING:
                 self.cache.publish(sequence, chunk.start + chunk.count)
             if chunk.start + chunk.count >= len(sequence.prompt):
                 sequence.prompt_ready = True
             if token is not None:
-                self._accept(sequence, token, now)
+                self._replies.grow(sequence, token, now)
             elif sequence.max_tokens == 0 and sequence.prompt_ready:
                 sequence.first_token = sequence.last_token = now
-                self._finish(sequence, FinishReason.LENGTH)
-
-    def _accept(self, sequence: Sequence, token: Token, now: float) -> None:
-        sequence.tokens.append(token.id)
-        sequence.first_token = sequence.first_token or now
-        sequence.last_token = now
-        if token.logprobs is not None and token.logprob is not None:
-            sequence.logprobs.append(token.logprobs)
-            sequence.cumulative_logprob += token.logprob
-        params, ends = sequence.params, sequence.num_output > sequence.params.min_tokens
-        if ends and token.id in sequence.eos_ids:
-            self._finish(sequence, FinishReason.STOP, (token.id,))
-        elif ends and token.id in params.stop_token_ids:
-            self._finish(sequence, FinishReason.STOP, (token.id,), stop_reason=token.id)
-        else:
-            self._release_text(sequence, token.id)
-
-    def _release_text(self, sequence: Sequence, token: int) -> None:
-        detokenizer = sequence.detokenizer
-        text = detokenizer.push((token,)) if detokenizer is not None else ""
-        stopped = detokenizer.stopped if detokenizer is not None else None
-        if stopped is not None or sequence.num_output >= sequence.max_tokens:
-            reason = FinishReason.LENGTH if stopped is None else FinishReason.STOP
-            self._finish(sequence, reason, (token,), text=text, stop_reason=stopped)
-        else:
-            first = sequence.metrics() if sequence.num_output == 1 else None
-            self._updates.append(Update(sequence.request_id, sequence.index, text, (token,), first=first))
-
-    def _finish(
-        self,
-        sequence: Sequence,
-        reason: FinishReason,
-        token_ids: tuple[int, ...] = (),
-        *,
-        text: str = "",
-        stop_reason: int | str | None = None,
-        error: str | None = None,
-    ) -> None:
-        self.scheduler.remove(sequence)
-        sequence.prompt_ready = True  # followers go on by themselves
-        siblings = self._sequences[sequence.request_id]
-        siblings.remove(sequence)
-        if not siblings:
-            del self._sequences[sequence.request_id]
-        detokenizer = sequence.detokenizer
-        if detokenizer is not None:
-            if (
-                reason is FinishReason.STOP
-                and stop_reason is None
-                and not sequence.params.skip_special_tokens
-            ):
-                text += detokenizer.push(token_ids)  # the end-of-sequence token itself is wanted in the text
-            text += detokenizer.finish()
-        output = sequence.completion(reason, stop_reason, error)
-        self._updates.append(
-            Update(sequence.request_id, sequence.index, text, token_ids, output, last=not siblings)
-        )
+                self._replies.end(sequence, FinishReason.LENGTH)
 
     # Housekeeping -----------------------------------------------------------------------------
 
     @property
     def sequences(self) -> list[Sequence]:
         """Every sequence that is waiting or running."""
-        return [sequence for group in self._sequences.values() for sequence in group]
+        return self._replies.sequences
 
     def _check_idle(self) -> None:
         if not self.has_work:

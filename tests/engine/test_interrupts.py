@@ -11,6 +11,7 @@ from hash_model import hash_core, reply
 
 from nanochat.engine.core import EngineCore
 from nanochat.engine.kv_cache import KVCache
+from nanochat.engine.replies import Replies
 from nanochat.engine.request import Request
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.scheduler import Scheduler
@@ -70,7 +71,7 @@ def works_as_new(core: EngineCore) -> None:
     assert run(core) == reply([1, 2, 3], 9)
 
 
-@pytest.mark.parametrize("within, stride", [(EngineCore._finish, 1), (Scheduler.schedule, 3)])
+@pytest.mark.parametrize("within, stride", [(Replies.end, 1), (Scheduler.schedule, 3)])
 def test_what_an_interrupt_leaves_anywhere_is_undone_by_an_abort(
     within: Callable[..., object], stride: int
 ) -> None:

@@ -96,7 +96,7 @@ def reply_with_rows(
     requests = [Request(prompt, params) for prompt in batch]
     for request in requests:
         core.add(request)
-    (sequence,) = core._sequences[requests[place].request_id]
+    (sequence,) = (one for one in core.sequences if one.request_id == requests[place].request_id)
     remove = core.scheduler.remove
 
     def watched(ending: Sequence) -> None:
