@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Literal
 from nanochat.engine.config import EngineConfig
 from nanochat.engine.ending import close_core, forget_frames, stopped
 from nanochat.engine.load import Load
+from nanochat.engine.open_streams import OpenStreams
 from nanochat.engine.outputs import EngineStats
-from nanochat.engine.request import Request, Update, check_priority
+from nanochat.engine.request import Request, check_priority
 from nanochat.engine.snapshot import snapshot
 from nanochat.engine.stream import Delta, Stream
 from nanochat.errors import EngineDead, NanochatError
@@ -49,7 +50,7 @@ class EngineService:
         self._load: Load | None = None
         self._load_seconds = 0.0
         self._failure: NanochatError | None = None
-        self._streams: dict[str, Stream] = {}  # owned by the thread
+        self._streams = OpenStreams()  # owned by the thread
         self._commands: deque[Callable[[], None]] = deque()
         self._bell = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -199,23 +200,8 @@ class EngineService:
 
     def _step(self, core: EngineCore) -> None:
         core.check_ranks()
-        self._deliver(core.step())
-        for sequence in core.sequences:
-            if (
-                not sequence.prompt_ready
-                and sequence.started
-                and (stream := self._streams.get(sequence.request_id))
-            ):
-                stream.state = "prefilling"
-                stream.prefill_progress = (sequence.num_computed, len(sequence.prompt))
-
-    def _deliver(self, updates: list[Update]) -> None:
-        for update in updates:
-            stream = self._streams.get(update.request_id)
-            if stream is not None:
-                stream.put(update)
-                if update.last:
-                    del self._streams[update.request_id]
+        self._streams.deliver(core.step())
+        self._streams.show_prefill(core.sequences)
 
     def _do_load(self, load: Load) -> None:
         self._do_unload()
@@ -256,12 +242,12 @@ class EngineService:
         if core is None:
             return
         try:
-            for request_id in list(self._streams):
+            for request_id in self._streams.requests:
                 core.abort(request_id)
-            self._deliver(core.take_updates())
+            self._streams.deliver(core.take_updates())
         except BaseException as error:
             log.exception("ending the requests failed")
-            self._fail_streams(stopped(error))
+            self._streams.fail(stopped(error))
         close_core(core)
 
     def _do_submit(self, stream: Stream) -> None:
@@ -281,12 +267,12 @@ class EngineService:
             )
             self._core.abort(stream.request_id)
         else:
-            self._streams[stream.request_id] = stream
+            self._streams.add(stream)
 
     def _do_cancel(self, stream: Stream) -> None:
-        if self._core is not None and self._streams.get(stream.request_id) is stream:
+        if self._core is not None and stream in self._streams:
             self._core.abort(stream.request_id)
-            self._deliver(self._core.take_updates())
+            self._streams.deliver(self._core.take_updates())
 
     def _leave(self, thread: threading.Thread, load: Load, error: NanochatError) -> None:
         """From another thread: the engine's hangs in a call that does not return. A new one does what is left to do."""
@@ -304,11 +290,6 @@ class EngineService:
         core, self._core = self._core, None
         forget_frames(error)
         self._state, self._failure = "dead", error
-        self._fail_streams(error)
+        self._streams.fail(error)
         if core is not None:
             close_core(core)
-
-    def _fail_streams(self, error: NanochatError) -> None:
-        streams, self._streams = list(self._streams.values()), {}
-        for stream in streams:
-            stream.fail(error)
