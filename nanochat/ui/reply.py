@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nanochat.reply")
 
+VISIBLE, HIDDEN = 0, 1  # priorities in the engine; lower goes first
+
 CHECKPOINT_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 _RETRIES = 3

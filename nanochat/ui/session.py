@@ -7,21 +7,18 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from nanochat.errors import NanochatError
-from nanochat.storage.records import Chat, Message, Role, Status
+from nanochat.storage.records import Chat, Message, Role
 from nanochat.storage.records import Conversation as Records
 from nanochat.ui.chat_settings import ChatSettings
-from nanochat.ui.conversation import Conversation, TranscriptMessage
+from nanochat.ui.conversation import Conversation
 from nanochat.ui.draft import Draft
-from nanochat.ui.fitting import Fitting
 from nanochat.ui.message_queue import MessageQueue
 from nanochat.ui.outgoing import Outgoing
 from nanochat.ui.recall import Recall
-from nanochat.ui.reply import Reply
+from nanochat.ui.reply import HIDDEN, VISIBLE, Reply
 from nanochat.ui.services import Services, Summing, TabState
-from nanochat.ui.session_view import tokens_in, view, views
-from nanochat.ui.shelf import reference
-
-VISIBLE, HIDDEN = 0, 1  # priorities in the engine; lower goes first
+from nanochat.ui.session_view import tokens_in, views
+from nanochat.ui.turn import Turn
 
 
 class ChatSession:
@@ -242,53 +239,9 @@ class ChatSession:
     # The reply ---------------------------------------------------------------------------------
 
     async def _answer(self, parent: str, start: Message | None = None, sent: str = "") -> None:
-        host, history = self._services.host, self._services.history
-        name = self.settings.model or (reference(host.model) if host.model else "")
-        running = await asyncio.to_thread(
-            history.replies.begin, self._chat_id(), parent, model=name, params=self.settings.as_json(),
-            content=start.content if start else "", reasoning=start.reasoning if start else "",
-            token_ids=start.token_ids if start else (),
-        )  # fmt: skip
-        await self.load()
-        self.failed = self.unseen = False
-        self.conversation.append(
-            TranscriptMessage(running.id, "assistant", running.content, running.reasoning, status="queued")
-        )
-        fitting = Fitting(self, self._services, running, sent)
-        self.reply = reply = Reply(
-            running, self.conversation, history, prepare=fitting.prepare, submit=host.submit,
-            ring=self._services.ring, notify=self._services.notify, priority=VISIBLE if self.visible else HIDDEN,
-        )  # fmt: skip
-        self._task = asyncio.create_task(self._see_through(reply, fitting))
+        turn = await Turn.begin(self, self._services, self._chat_id(), parent, start, sent)
+        self._task = asyncio.create_task(turn.see_through())
         self._services.changed(self)
-
-    async def _see_through(self, reply: Reply, fitting: Fitting) -> None:
-        record: Message | None = None
-        try:
-            record = await reply.run()
-            await self._settle(reply, record, fitting)
-        except NanochatError as error:
-            self._services.notify(f"The chat could not be read again: {error}")
-        finally:
-            self.reply = None
-        self._services.ended(self, record)
-        if reply.stopping or (record is not None and record.status is Status.DONE):
-            self._services.go_on(self)  # what waits for a stopped one was entered after the stop
-        else:
-            self._services.give_back(self)
-
-    async def _settle(self, reply: Reply, record: Message | None, fitting: Fitting) -> None:
-        """The reply has ended: show its message in the place of what streamed."""
-        if record is None:
-            fault = "not saved: the disk does not take it"
-            self.conversation.change(reply.running.id, status="failed", error=fault)
-            return
-        self.failed = record.status is Status.FAILED and not self.visible
-        self.unseen = not self.visible and not self.failed
-        self.conversation.rename(reply.running.id, record.id)
-        self.conversation.update(view(record))
-        await fitting.take_back(record)
-        await self.load()
 
     async def _ensure_chat(self) -> Chat:
         if self.chat is None:
