@@ -296,7 +296,7 @@ class NanochatApp(App[None], inherit_bindings=False):
 
     def drained(self) -> None:
         """Text was taken from the engine: the figures changed."""
-        self.chat_screen.refresh_status()
+        self.chat_screen.surroundings.refresh_status()
 
     async def on_event(self, event: events.Event) -> None:
         """What the terminal sends comes in its turn; what comes up from a widget that has no use for it has had that."""

@@ -159,7 +159,7 @@ class Desk:
         if model is not None:
             self.host.start(model)
         else:
-            app.chat_screen.refresh_frame()
+            app.chat_screen.surroundings.refresh_frame()
 
     async def _look_at_keymap(self, app: NanochatApp) -> None:
         """Say what the user's key map names in vain."""
@@ -208,7 +208,7 @@ class Desk:
 
     def _chat_changed(self, app: NanochatApp, session: ChatSession) -> None:
         if self.is_open and not self._closing:
-            app.chat_screen.refresh_chrome()
+            app.chat_screen.surroundings.refresh()
             if session.visible:
                 app.tokens.show_chat()
             if session.chat is not None:
@@ -217,8 +217,8 @@ class Desk:
     def _reply_ended(self, app: NanochatApp, session: ChatSession, record: Message | None) -> None:
         if self._closing:
             return
-        app.chat_screen.refresh_chrome()
-        app.chat_screen.refresh_panel()
+        app.chat_screen.surroundings.refresh()
+        app.chat_screen.surroundings.refresh_panel()
         self.sidebar.refresh()
         if record is not None and record.content:
             self.idle.reply_ended(session)
@@ -228,8 +228,8 @@ class Desk:
             return
         self.offers.refresh()
         self.models.host_changed()
-        app.chat_screen.refresh_chrome()
-        app.chat_screen.refresh_panel()
+        app.chat_screen.surroundings.refresh()
+        app.chat_screen.surroundings.refresh_panel()
         if self.host.state is HostState.READY:
             self._settle_interpreter()
             app.tokens.show(app.chat_screen.prompt.draft)
@@ -245,7 +245,7 @@ class Desk:
 
     def _took_reading(self, app: NanochatApp, reading: Reading) -> None:
         app.reading = reading
-        app.chat_screen.refresh_status()
+        app.chat_screen.surroundings.refresh_status()
 
     def _configure(self, app: NanochatApp, folder: Path) -> EngineConfig:
         """How a model is loaded; in a worker, right before it is: then it is also measured whether it fits."""

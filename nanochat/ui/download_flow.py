@@ -125,7 +125,7 @@ class DownloadFlow:
         if note or self._noted:
             self._noted = bool(note)
             self._app.note = note
-            self._app.chat_screen.refresh_status()
+            self._app.chat_screen.surroundings.refresh_status()
         self._on_change()
 
     async def _end(self, one: Download) -> None:

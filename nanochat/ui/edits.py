@@ -26,7 +26,7 @@ def begin(app: NanochatApp, message_id: str) -> None:
     session.editing, session.aside = message_id, session.draft
     screen.put_draft(session, _as_draft(record))
     screen.transcript.clear_cursor()
-    screen.refresh_frame()
+    screen.surroundings.refresh_frame()
     screen.focus_prompt()
 
 
@@ -60,7 +60,7 @@ def resume(app: NanochatApp, session: ChatSession, message_id: str, draft: Draft
     app.chat_screen.keep_draft()
     session.editing, session.aside = message_id, session.draft
     app.chat_screen.put_draft(session, draft)
-    app.chat_screen.refresh_frame()
+    app.chat_screen.surroundings.refresh_frame()
 
 
 def put_back(app: NanochatApp, session: ChatSession, draft: Draft) -> None:
@@ -75,7 +75,7 @@ def put_back(app: NanochatApp, session: ChatSession, draft: Draft) -> None:
 def _bring_back(app: NanochatApp, session: ChatSession) -> None:
     aside, session.aside = session.aside, Draft()
     app.chat_screen.put_draft(session, aside)
-    app.chat_screen.refresh_frame()
+    app.chat_screen.surroundings.refresh_frame()
 
 
 def _as_draft(record: Message) -> Draft:

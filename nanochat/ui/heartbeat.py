@@ -40,7 +40,7 @@ class Heartbeat:
                 for session in app.chats.busy:
                     if session.reply is not None:
                         session.reply.sample_rate()
-            app.chat_screen.refresh_chrome()
+            app.chat_screen.surroundings.refresh()
         if self._beats % 5 == 0:
             app.attempt(self._every_second())
 

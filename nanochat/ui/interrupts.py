@@ -29,7 +29,7 @@ class Interrupts:
             app.attempt(app.benchmark.stop())
         elif app.desk.is_open and app.chats.active.busy and not app.chats.active.stopping:
             app.chats.active.stop()
-            app.chat_screen.refresh_chrome()
+            app.chat_screen.surroundings.refresh()
         elif self._again():
             app.attempt(app.leave(ask=False))
         else:

@@ -207,8 +207,8 @@ class Offers:
 
     def _show_fetching(self) -> None:
         self.refresh()
-        self._app.chat_screen.refresh_frame()
-        self._app.chat_screen.refresh_status()
+        self._app.chat_screen.surroundings.refresh_frame()
+        self._app.chat_screen.surroundings.refresh_status()
         self._app.desk.models.changed()
 
 

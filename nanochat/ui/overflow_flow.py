@@ -97,7 +97,7 @@ async def fork_with_summary(app: NanochatApp, session: ChatSession, summing: Sum
     """
     text, task = summing.text, summing.task
     app.chats.save_soon()
-    app.chat_screen.refresh_chrome()
+    app.chat_screen.surroundings.refresh()
     app.say("Summing the chat up; the new one opens when it is done. Esc stops that.")
     try:
         await asyncio.wait({task})
@@ -108,7 +108,7 @@ async def fork_with_summary(app: NanochatApp, session: ChatSession, summing: Sum
     finally:
         task.cancel()
         session.summing, app.note = None, ""
-        app.chat_screen.refresh_chrome()
+        app.chat_screen.surroundings.refresh()
     if task.cancelled():
         app.say("The summary was stopped: the message is in its chat's prompt again.")
     else:
@@ -118,7 +118,7 @@ async def fork_with_summary(app: NanochatApp, session: ChatSession, summing: Sum
 async def _summary(app: NanochatApp, session: ChatSession) -> str:
     def report(done: int, total: int) -> None:
         app.note = f"summing up {figures.percent(done, total)} %"
-        app.chat_screen.refresh_status(at_once=True)
+        app.chat_screen.surroundings.refresh_status(at_once=True)
 
     ready = await app.host.ready(session.settings.model)
     return await summarise(

@@ -25,7 +25,7 @@ def add(app: NanochatApp, session: ChatSession, draft: Draft) -> Coroutine[Any, 
     The files that it mentions are read when it is sent: they go as they are then.
     """
     session.queue.add(draft)
-    app.chat_screen.refresh_frame()
+    app.chat_screen.surroundings.refresh_frame()
     return app.chats.save()
 
 
@@ -52,5 +52,5 @@ def give_back(app: NanochatApp, session: ChatSession) -> None:
 
 
 def _changed(app: NanochatApp) -> None:
-    app.chat_screen.refresh_frame()
+    app.chat_screen.surroundings.refresh_frame()
     app.chats.save_soon()

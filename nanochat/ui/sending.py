@@ -44,7 +44,7 @@ def send_next(app: NanochatApp, session: ChatSession) -> None:
     if session.queue and not (session.busy or session.outgoing or app.desk.is_closing):
         draft = session.queue.take_first()
         session.outgoing.add(draft)
-        app.chat_screen.refresh_frame()
+        app.chat_screen.surroundings.refresh_frame()
         app.attempt(_message(app, session, draft, ""))
 
 

@@ -53,7 +53,7 @@ class TokenCount:
         await asyncio.sleep(QUIET_SECONDS)
         tokens = 0 if draft.empty or draft.text.startswith("/") else await self.of(draft.full)
         if not self._app.desk.is_closing:
-            self._app.chat_screen.show_draft_tokens(tokens)
+            self._app.chat_screen.surroundings.show_draft_tokens(tokens)
 
     async def _show_chat(self) -> None:
         await asyncio.sleep(QUIET_SECONDS)
@@ -71,5 +71,5 @@ class TokenCount:
             return
         if session.records is records and not session.busy and not self._app.desk.is_closing:
             session.context_tokens = tokens
-            self._app.chat_screen.refresh_chrome()
-            self._app.chat_screen.refresh_panel()
+            self._app.chat_screen.surroundings.refresh()
+            self._app.chat_screen.surroundings.refresh_panel()

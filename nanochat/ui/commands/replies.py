@@ -21,7 +21,7 @@ def stop(app: NanochatApp, _: str) -> None:
         app.chat_screen.focus_prompt()  # a click beside everything took the keys away
     elif not app.chat_screen.leave_something():
         app.chats.active.stop()
-        app.chat_screen.refresh_chrome()
+        app.chat_screen.surroundings.refresh()
 
 
 @on_chat

@@ -67,7 +67,7 @@ async def apply(app: NanochatApp, session: ChatSession, settings: ChatSettings) 
     """Give a chat other settings, and say what that costs."""
     costs = session.settings.costs_prefix(settings) and session.context_tokens
     await session.apply(settings)
-    app.chat_screen.refresh_panel()
+    app.chat_screen.surroundings.refresh_panel()
     if costs:
         app.say(
             f"From the next turn on. It reads the whole chat again: {figures.count(session.context_tokens)} tokens."

@@ -45,7 +45,7 @@ async def _see_closed(app: NanochatApp, session: ChatSession, saved: Awaitable[N
     if app.shown is session:  # the user went back to it
         app.chat_screen.show_active()
     else:
-        app.chat_screen.refresh_chrome()
+        app.chat_screen.surroundings.refresh()
 
 
 def reopen(app: NanochatApp, _: str) -> Awaitable[None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 from importlib import import_module
-from time import monotonic
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual import on
@@ -14,14 +13,13 @@ from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 
-from nanochat.ui import chrome, edits, figures, links, queue_flow, waiting
+from nanochat.ui import edits, links, queue_flow
 from nanochat.ui.commands import REGISTRY, editing, replies, settings, tabs
 from nanochat.ui.draft import Draft
 from nanochat.ui.keymap import first_key, priority_keys
 from nanochat.ui.screens.sides import Sides
+from nanochat.ui.screens.surroundings import Surroundings
 from nanochat.ui.session import ChatSession
-from nanochat.ui.shelf import short_name
-from nanochat.ui.status_fields import fields
 from nanochat.ui.widgets.chat_panel import ChatPanel
 from nanochat.ui.widgets.completions import slash_completions
 from nanochat.ui.widgets.prompt_bar import PromptBar
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
     from nanochat.ui.widgets.transcript import Transcript
 
-STATUS_SECONDS = 0.2
-
 
 class ChatScreen(Screen[None]):
     """Shows one chat of the open ones. It holds no chat's state: sessions do."""
@@ -49,9 +45,8 @@ class ChatScreen(Screen[None]):
     def __init__(self) -> None:
         super().__init__()
         self._shown: ChatSession | None = None
-        self._last_status = 0.0
-        self._draft_tokens: int | None = None
         self.sides = Sides(self)
+        self.surroundings = Surroundings(self)
 
     def compose(self) -> ComposeResult:
         """Everything, from top to bottom."""
@@ -141,66 +136,10 @@ class ChatScreen(Screen[None]):
         if session.chat is not None and session.records is None:
             self.nanochat.attempt(session.load())
         self.nanochat.tokens.show_chat()
-        self.refresh_panel()
-        self.refresh_chrome()
+        self.surroundings.refresh_panel()
+        self.surroundings.refresh()
         self.nanochat.desk.sidebar.refresh()
         self.focus_prompt()
-
-    def refresh_chrome(self) -> None:
-        """Tabs, welcome, frame and status bar, as they are now."""
-        if self._shown is None:
-            return
-        app, session = self.nanochat, self._shown
-        self.query_one(TabStrip).show([chrome.tab_label(each) for each in app.chats], app.chats.active_index)
-        empty = not session.conversation.ids
-        self.query_one(Welcome).display = empty
-        self.transcript.display = not empty
-        self.refresh_frame()
-        self.refresh_status(at_once=True)
-
-    def refresh_status(self, *, at_once: bool = False) -> None:
-        """The status bar, five times a second at most."""
-        now = monotonic()
-        if self._shown is None or (now - self._last_status < STATUS_SECONDS and not at_once):
-            return
-        self._last_status = now
-        app = self.nanochat
-        chat = chrome.chat_figures(self._shown, app.host, note=app.note)
-        self.query_one(StatusBar).show(fields(chat, chrome.engine_figures(app.host), app.reading))
-        waiting.show(self._shown, app.host, app.desk.offers)
-
-    def refresh_panel(self) -> None:
-        """The side panel, where it is shown."""
-        if self._shown is None or not self.sides.panel.display:
-            return
-        host, session = self.nanochat.host, self._shown
-        language = host.language
-        used = session.context_tokens
-        self.sides.panel.show(
-            session,
-            model=short_name(host.model.name) if host.model else "none",
-            defaults=language.defaults if language else {},
-            can_think=language.can_think if language else False,
-            note=f"Another system prompt, thinking or model makes the next turn read the whole chat again: "
-            f"{figures.count(used)} tokens." if used else "",
-        )  # fmt: skip
-
-    def show_draft_tokens(self, tokens: int | None) -> None:
-        """How many tokens stand in the prompt."""
-        self._draft_tokens = tokens
-        self.refresh_frame()
-
-    def refresh_frame(self) -> None:
-        """What the prompt's frame says."""
-        if self._shown is None:
-            return
-        keys, host = self.nanochat.keys, self.nanochat.host
-        send, up = first_key("prompt.send", "enter", keys), first_key("prompt.up", "up", keys)
-        title = chrome.frame_title(self._shown, host, self.nanochat.desk.offers, send=send, up=up)
-        said, tone = chrome.frame_figures(self._shown, host, self._draft_tokens)
-        bar = self.query_one(PromptBar)
-        bar.frame(title=title, figures=said, tone=tone)
-        bar.queued.show(self._shown.queue.drafts)
 
     def _answer_empty(self, verb: str) -> bool:
         """What a key of the empty prompt does first: Up takes back what waits, others move among the offers."""

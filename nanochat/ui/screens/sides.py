@@ -78,7 +78,7 @@ class Sides:
         await self.panel.fill()
         self.panel.display = True
         self._cover()
-        self._screen.refresh_panel()
+        self._screen.surroundings.refresh_panel()
         self.panel.query("Button").first().focus()
 
     def uncover(self) -> None:
