@@ -8,23 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from textual import events
-from textual._animator import EasingFunction
-from textual._types import AnimationLevel, CallbackType
-from textual.geometry import Region, Size
+from textual.geometry import Region
 from textual.message import Message
-from textual.reactive import Reactive
-from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
-from textual.widget import Widget
 
 from nanochat.ui.conversation import Conversation
 from nanochat.ui.conversation_view import ConversationView
 from nanochat.ui.markdown import MarkdownRenderer
 from nanochat.ui.rows import BLANK, Row
+from nanochat.ui.widgets.line_scroll_view import LineScrollView
 from nanochat.ui.widgets.row_painter import GUTTER, MARGIN, RowPainter
 from nanochat.ui.widgets.text_selection import Numbering, mark, selected_text
 
@@ -34,7 +29,7 @@ NEAR_END = 2
 AT_ONCE = 8
 
 
-class TranscriptView(ScrollView):
+class TranscriptView(LineScrollView):
     """Shows one conversation; `swap` shows another one."""
 
     @dataclass
@@ -52,7 +47,6 @@ class TranscriptView(ScrollView):
         self._moving = False  # the scroll position is being set by us, not by the reader
         self._busy = False  # idle work is under way
         self._laid_out = 0  # the width that the rows were counted at
-        self._thumb = (0, 0, 0)  # rows, and the thumb's size and place in eighths of one
         self._around = 0  # rows above and below the screen that are drawn, too
         self._numbering = Numbering()
 
@@ -108,7 +102,7 @@ class TranscriptView(ScrollView):
         view, (width, rows) = self._view, self._room
         if view is None or not width or not rows:
             self._laid_out = 0  # when there is room, everything is taken in anew, whatever changes first
-            self._set_height(0 if view is None else view.height)
+            self.set_height(0 if view is None else view.height)
             self.refresh()
             return
         height, known = view.height, self._laid_out == width
@@ -139,7 +133,7 @@ class TranscriptView(ScrollView):
                 top = view.find(view.place) if view.place else 0
                 top = view.settle(min(top, max(0, view.height - rows)), rows)
         end = max(view.height, self.virtual_size.height)  # rows that are gone are painted over
-        self._set_height(view.height)
+        self.set_height(view.height)
         moved = self._move_to(top)
         if changed is None:
             self.refresh()
@@ -165,22 +159,6 @@ class TranscriptView(ScrollView):
 
     # Scrolling
 
-    def _set_height(self, height: int) -> None:
-        # Not by assignment: that would lay out the whole screen, and only the scrollbar has to change.
-        virtual_size = cast("Reactive[Size]", Widget.virtual_size)
-        self.set_reactive(virtual_size, Size(self.scrollable_content_region.width, height))
-
-    def _sync_scrollbar(self) -> None:
-        """Move the scrollbar's thumb, when that can be seen: painting it costs as much as a screen of text."""
-        height, rows = self.virtual_size.height, self._room[1]
-        if not self.show_vertical_scrollbar or not rows:
-            return
-        thumb = (rows, 8 * rows * rows // max(1, height), round(8 * rows * self.scroll_y / max(1, height)))
-        if thumb != self._thumb:
-            self._thumb = thumb
-            bar = self.vertical_scrollbar
-            bar.window_virtual_size, bar.window_size, bar.position = height, rows, self.scroll_y
-
     def _move_to(self, top: int) -> bool:
         """Scroll so that `top` is the first row; whether that was a change."""
         self._moving = True
@@ -188,7 +166,7 @@ class TranscriptView(ScrollView):
         self.scroll_target_y = self.scroll_y = top
         self._moving = False
         self._remember(top)
-        self._sync_scrollbar()
+        self.sync_scrollbar()
         return before != round(self.scroll_y)
 
     def _remember(self, top: int) -> None:
@@ -223,26 +201,8 @@ class TranscriptView(ScrollView):
             return
         with self._numbering.kept(view, self.text_selection):
             top = view.settle(wanted, rows, around)
-        self._set_height(view.height)
+        self.set_height(view.height)
         self._move_to(min(top, max(0, view.height - rows)))
-
-    def scroll_to(
-        self,
-        x: float | None = None,
-        y: float | None = None,
-        *,
-        animate: bool = True,
-        speed: float | None = None,
-        duration: float | None = None,
-        easing: EasingFunction | str | None = None,
-        force: bool = False,
-        on_complete: CallbackType | None = None,
-        level: AnimationLevel = "basic",
-        immediate: bool = False,
-    ) -> None:
-        """Scroll at once: an animation would go on to a place that is no longer there."""
-        del animate, speed, duration, easing, level
-        super().scroll_to(x, y, animate=False, force=force, on_complete=on_complete, immediate=immediate)
 
     def _set_following(self, following: bool) -> None:
         view = self._view
@@ -296,25 +256,8 @@ class TranscriptView(ScrollView):
 
     # Painting
 
-    def render_lines(self, crop: Region) -> list[Strip]:
-        """The rows of a part of the widget: there are no borders and no padding to work out, row by row."""
-        width, rows = self.scrollable_content_region.size
-        filters = self.get_line_filters()
-        background = self.background_colors[1]
-        whole = crop.column_span == (0, width)
-        strips: list[Strip] = []
-        for y in crop.line_range:
-            strip = self._paint(y, width, rows)
-            for line_filter in filters:
-                strip = strip.apply_filter(line_filter, background)
-            strips.append(strip if whole else strip.crop(*crop.column_span))
-        return strips
-
-    def render_line(self, y: int) -> Strip:
-        """Row `y` of the screen."""
-        return self._paint(y, *self.scrollable_content_region.size)
-
-    def _paint(self, y: int, width: int, rows: int) -> Strip:
+    def paint_line(self, y: int, width: int, rows: int) -> Strip:
+        """Row `y` of the screen, with what is selected of it, and the badge on the last one."""
         view = self._view
         index = round(self.scroll_y) + y
         if view is None or index >= view.height:
