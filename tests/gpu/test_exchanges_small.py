@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    import interpreted  # noqa: F401  # it turns the interpreter on
-
 from attention_cases import relative_error
+from chip import DEVICE, DTYPE, MARKS, PDL, TOLERANCE
 from sampling_cases import make_rows
 
 from nanochat.kernels.gemv_config import GemvConfig
@@ -22,16 +19,8 @@ from nanochat.kernels.triton_one_shot import OneShot, inbox_bytes
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
 from nanochat.kernels.triton_wide_sum import WideSum, wide_bytes
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-]  # the interpreter's integers wrap
-THERE = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if THERE else "cpu")
-PDL = THERE and torch.cuda.get_device_capability() >= (9, 0)
-DTYPE = torch.bfloat16 if THERE else torch.float16  # the interpreter's products of bfloat16 are wrong
+pytestmark = MARKS
 RANKS, ROWS, WIDTH, LOOKS = 3, 5, 96, 3
-TOLERANCE = 5e-3
 
 
 class Ranks:

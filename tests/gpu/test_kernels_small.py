@@ -13,11 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    import interpreted  # noqa: F401  # it turns the interpreter on
-
 from attention_cases import Batch, angles, expect_written, make_batch, project, relative_error, rotated
+from chip import DEVICE, DTYPE, MARKS, PDL, THERE, TOLERANCE
 from dense_cases import gated, make_product
 from expert_cases import make_mixture
 from sampling_cases import Rows, make_rows
@@ -36,15 +33,7 @@ from nanochat.kernels.triton_rope import Rope, rope_and_write, write_kv
 from nanochat.kernels.triton_sampling import SamplingRows, sample_rows
 from nanochat.kernels.triton_step import DecodeRows, Told, advance, embed
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-]  # the interpreter's integers wrap
-THERE = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if THERE else "cpu")
-PDL = THERE and torch.cuda.get_device_capability() >= (9, 0)
-DTYPE = torch.bfloat16 if THERE else torch.float16  # the interpreter's products of bfloat16 are wrong
-TOLERANCE = 5e-3
+pytestmark = MARKS
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 64
 
 
