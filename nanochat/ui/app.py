@@ -26,12 +26,12 @@ from nanochat.ui.desk import Desk
 from nanochat.ui.draft import Draft
 from nanochat.ui.engine_port import Engine
 from nanochat.ui.errands import Errands
-from nanochat.ui.heartbeat import Heartbeat
 from nanochat.ui.idle_work import IdleWork
 from nanochat.ui.input_history import InputHistory
 from nanochat.ui.interrupts import Interrupts
 from nanochat.ui.key_turns import KeyTurns
 from nanochat.ui.keymap import as_textual
+from nanochat.ui.lifetime import Lifetime
 from nanochat.ui.model_host import ModelHost
 from nanochat.ui.monitor import Reading
 from nanochat.ui.notices import Notices, Severity
@@ -82,8 +82,7 @@ class NanochatApp(App[None], inherit_bindings=False):
         self.inputs = InputHistory(desk.paths.data / "prompt-history.jsonl")
         self.reading = Reading()
         self.note = ""
-        self.begun = asyncio.Event()  # the chats are shown
-        self.failure: NanochatError | None = None
+        self.lifetime = Lifetime(self)
         self.benchmark = Benchmark(self)
         self.undo = UndoStack()
         self.tokens = TokenCount(self)
@@ -92,7 +91,7 @@ class NanochatApp(App[None], inherit_bindings=False):
         self._errands = Errands(self, self._handle_exception)
         for each in theme.THEMES:
             self.register_theme(each)
-        self._unknown_theme = not theme.use_theme(self, self.settings.theme)
+        self.unknown_theme = not theme.use_theme(self, self.settings.theme)
         if desk.ascii_only:
             self._filters.append(AsciiFilter())
 
@@ -147,41 +146,7 @@ class NanochatApp(App[None], inherit_bindings=False):
     def on_mount(self) -> None:
         """Look as the user wants, and begin as soon as the first frame is drawn."""
         self.set_keymap(self.keys)
-        self.call_after_refresh(self.attempt, self._begin())
-
-    async def _begin(self) -> None:
-        try:
-            await self.desk.open(self)
-        except NanochatError as error:
-            self.failure = error
-            self.exit(return_code=error.exit_code)
-            return
-        await self.chat_screen.add_transcript()
-        self.chat_screen.show_active()
-        self.begun.set()
-        Heartbeat(self).begin()
-        if self._unknown_theme:
-            self.say(f"There is no theme {self.settings.theme!r}.", severity="warning")
-        self.attempt(self.desk.welcome(self))
-
-    async def leave(self, *, ask: bool = True) -> None:
-        """Save everything and end; asks first when replies are on their way. Asked again, it goes on with that."""
-        if ask and self.desk.is_open and self.chats.busy and not await self._sure():
-            return
-        if self.desk.is_closing:
-            return
-        try:
-            await self.desk.close(self)
-        finally:
-            self.exit()
-
-    async def _sure(self) -> bool:
-        from nanochat.ui.screens.question import Answer, Question
-
-        number = len(self.chats.busy)
-        text = f"{number} {'reply is' if number == 1 else 'replies are'} still being written."
-        answers = [Answer("quit", "Quit", "What has come is saved."), Answer("stay", "Stay")]
-        return await self.ask(Question("Quit nanochat?", text, answers)) == "quit"
+        self.call_after_refresh(self.attempt, self.lifetime.begin())
 
     @property
     def fault(self) -> Exception | None:
@@ -190,7 +155,7 @@ class NanochatApp(App[None], inherit_bindings=False):
 
     async def action_quit(self) -> None:
         """Save everything and end."""
-        await self.leave()
+        await self.lifetime.end()
 
     def _fatal_error(self) -> None:
         """A fault of our own: `main` raises it once the terminal is as it was; nothing is dumped on the screen."""

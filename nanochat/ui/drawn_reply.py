@@ -97,8 +97,8 @@ class DrawnReply:
 
     async def _until(self, true: Callable[[], bool], app: NanochatApp, running: asyncio.Task[None]) -> None:
         while not true():
-            if running.done() or app.fault is not None or app.failure is not None:
-                raise app.failure or app.fault or NanochatError("the application ended by itself")
+            if running.done() or app.fault is not None or app.lifetime.failure is not None:
+                raise app.lifetime.failure or app.fault or NanochatError("the application ended by itself")
             if self._stopped.is_set():
                 raise Stopped
             await asyncio.sleep(LOOK_SECONDS)

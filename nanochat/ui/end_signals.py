@@ -46,4 +46,4 @@ class EndSignals:
             return
         self._came = True
         log.info("ending on signal %s", signal.Signals(number).name)
-        self._app.attempt(self._app.leave(ask=False))
+        self._app.attempt(self._app.lifetime.end(ask=False))

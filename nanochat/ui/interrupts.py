@@ -31,7 +31,7 @@ class Interrupts:
             app.chats.active.stop()
             app.chat_screen.surroundings.refresh()
         elif self._again():
-            app.attempt(app.leave(ask=False))
+            app.attempt(app.lifetime.end(ask=False))
         else:
             app.say("Press Ctrl+C again to quit.")
 

@@ -41,7 +41,7 @@ def main(model: str | None = None, tensor_parallel_size: int | None = None) -> N
             asyncio.run(run(app))
         finally:
             give_back_signals()
-    fault = app.failure or app.fault
+    fault = app.lifetime.failure or app.fault
     if fault is not None:
         raise fault
     if any(thread.name == "nanochat-engine" for thread in threading.enumerate()):

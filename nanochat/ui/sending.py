@@ -54,7 +54,7 @@ def is_command(draft: Draft) -> bool:
 
 
 async def _when_begun(app: NanochatApp, draft: Draft) -> None:
-    await app.begun.wait()
+    await app.lifetime.begun.wait()
     await send(app, draft)
 
 

@@ -707,7 +707,7 @@ async def test_who_quits_again_while_it_saves_cuts_nothing_short(
         await stage.press("ctrl+q")
         await stage.until(entered.is_set)
         await stage.press("ctrl+q", "ctrl+c", "ctrl+c")
-        await stage.app.leave(ask=False)
+        await stage.app.lifetime.end(ask=False)
         assert not stage.app._exit
         gate.set()
         await stage.until(lambda: stage.app._exit)

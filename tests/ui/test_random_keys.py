@@ -25,6 +25,7 @@ from nanochat.ui import sending
 from nanochat.ui.app import NanochatApp
 from nanochat.ui.download_flow import DownloadFlow
 from nanochat.ui.draft import Draft
+from nanochat.ui.lifetime import Lifetime
 from nanochat.ui.session import ChatSession
 from nanochat.ui.widgets.prompt_box import PromptBox
 
@@ -216,7 +217,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     constant_memory(monkeypatch)
     monkeypatch.setattr(DownloadFlow, "add", offline)
     monkeypatch.setattr("webbrowser.open", lambda url: False)
-    monkeypatch.setattr(NanochatApp, "leave", stay)
+    monkeypatch.setattr(Lifetime, "end", stay)
     for run in (runs.quick(), runs.throughput()):
         Results(tmp_path / "data" / "bench").save(run)
     return tmp_path

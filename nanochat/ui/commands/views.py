@@ -77,7 +77,7 @@ def interrupt(app: NanochatApp, _: str) -> None:
 
 async def leave(app: NanochatApp, _: str) -> None:
     """Save everything and quit."""
-    await app.leave()
+    await app.lifetime.end()
 
 
 def suspend(app: NanochatApp, _: str) -> None:
