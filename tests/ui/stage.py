@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 from fake_engine import MODEL, OTHER, FakeEngine, FakeLanguage, FakeShelf
+from textual import events
 from textual.pilot import Pilot
 
 from nanochat.hub import LocalModel
@@ -41,6 +42,15 @@ def make_app(
     return app
 
 
+async def until(pilot: Pilot[Any], true: Callable[[], object], what: str = "") -> None:
+    """Wait until a condition holds; fail loudly when it does not."""
+    end = monotonic() + SECONDS
+    while not true():
+        if monotonic() > end:
+            raise AssertionError(f"it never came true: {what or true}")
+        await pilot.pause(0.01)
+
+
 @dataclass
 class Stage:
     """A running application and the hands that drive it."""
@@ -50,12 +60,8 @@ class Stage:
     pilot: Pilot[Any]
 
     async def until(self, true: Callable[[], object], what: str = "") -> None:
-        """Wait until a condition holds; fail loudly when it does not."""
-        end = monotonic() + SECONDS
-        while not true():
-            if monotonic() > end:
-                raise AssertionError(f"it never came true: {what or true}")
-            await self.pilot.pause(0.01)
+        """Wait until a condition holds, and what follows from it is drawn; fail loudly when it does not."""
+        await until(self.pilot, true, what)
         await self.pilot.pause()
 
     async def press(self, *keys: str) -> None:
@@ -104,6 +110,17 @@ class Stage:
     def screen(self) -> str:
         """The name of the screen on top."""
         return type(self.app.screen).__name__
+
+
+def at_once(stage: Stage, *keys: str) -> None:
+    """Press keys without waiting for what any of them does."""
+    for key in keys:
+        stage.app.post_message(events.Key(key, key if len(key) == 1 else None))
+
+
+def prompt(stage: Stage) -> str:
+    """What stands in the prompt of the shown chat, with what is folded in it."""
+    return stage.app.chat_screen.prompt.draft.full
 
 
 @asynccontextmanager

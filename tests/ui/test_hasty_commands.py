@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 from fake_engine import OTHER
-from stage import Stage, on_stage
-from textual import events
+from stage import Stage, at_once, on_stage
 
 from nanochat.errors import HistoryError
 from nanochat.storage.chats import Chats
@@ -25,11 +24,6 @@ from nanochat.ui.widgets.tabs import TabStrip
 from nanochat.ui.widgets.transcript import Verb
 
 AWAY = "ctrl+pageup"
-
-
-def at_once(stage: Stage, *keys: str) -> None:
-    for key in keys:
-        stage.app.post_message(events.Key(key, key if len(key) == 1 else None))
 
 
 @asynccontextmanager

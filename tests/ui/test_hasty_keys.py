@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fake_engine import FakeEngine
-from stage import Stage, on_stage
+from stage import Stage, at_once, on_stage
 from textual import events
 from textual.command import CommandList
 from textual.widgets import Input
@@ -22,11 +22,6 @@ from nanochat.ui.screens.question import Answer, Question
 from nanochat.ui.widgets.prompt_bar import PromptBar
 from nanochat.ui.widgets.prompt_box import PromptBox
 from nanochat.ui.widgets.sidebar import ChatList
-
-
-def at_once(stage: Stage, *keys: str) -> None:
-    for key in keys:
-        stage.app.post_message(events.Key(key, key if len(key) == 1 else None))
 
 
 @pytest.mark.parametrize(("key", "side"), [("f6", "panel"), ("f2", "sidebar")])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fake_engine import FakeEngine
 from pytest_textual_snapshot import SVGImageExtension
-from stage import Stage, on_stage
+from stage import Stage, on_stage, prompt
 from syrupy.assertion import SnapshotAssertion
 from textual.widgets import TextArea
 
@@ -18,10 +18,6 @@ from nanochat.engine.outputs import FinishReason
 from nanochat.errors import HistoryFull
 from nanochat.ui.session import ChatSession
 from nanochat.ui.widgets.queued_messages import QueuedMessages
-
-
-def prompt(stage: Stage) -> str:
-    return stage.app.chat_screen.prompt.draft.full
 
 
 def shown(stage: Stage) -> list[str]:

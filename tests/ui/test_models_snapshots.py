@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from time import monotonic
 
 import pytest
 from fake_engine import MODEL, FakeEngine
 from fakehome import Home
 from fakehub import Hub
 from models_stage import CacheShelf, constant_memory, local_model
-from stage import make_app
+from stage import make_app, until
 from textual.pilot import Pilot
 from textual.widgets import Input
 
@@ -77,14 +76,6 @@ FOUND = tuple(
     )
     for number in range(1, 5)
 )  # fmt: skip
-
-
-async def until(pilot: Pilot[None], true: Callable[[], object]) -> None:
-    """Wait for what the picture shows."""
-    end = monotonic() + 60
-    while not true():
-        assert monotonic() < end, "the picture never came"
-        await pilot.pause(0.01)
 
 
 def pictured(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
 import pytest
 from busy import BUSY
+from stage import until
 from textual import events
 from textual.app import App, ComposeResult
-from textual.pilot import Pilot
 
 from nanochat.ui.draft import Draft
 from nanochat.ui.input_history import InputHistory
@@ -62,13 +61,6 @@ class Bench(App[None]):
 
     def on_prompt_box_scroll_requested(self, event: PromptBox.ScrollRequested) -> None:
         self.scrolled.append(event.pages)
-
-
-async def until(pilot: Pilot[None], true: Callable[[], object]) -> None:
-    end = monotonic() + 5
-    while not true():
-        assert monotonic() < end, "it never came true"
-        await pilot.pause(0.01)
 
 
 async def test_enter_sends_and_ctrl_j_begins_a_line(tmp_path: Path) -> None:

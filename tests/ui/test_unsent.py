@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
-from stage import Stage, make_app, on_stage
+from stage import Stage, at_once, make_app, on_stage, prompt
 from textual import events
 
 from nanochat.errors import HistoryFull, UsageError
@@ -20,15 +20,6 @@ from nanochat.storage.records import Tab
 from nanochat.ui import sending
 from nanochat.ui.draft import Draft
 from nanochat.ui.session import ChatSession
-
-
-def at_once(stage: Stage, *keys: str) -> None:
-    for key in keys:
-        stage.app.post_message(events.Key(key, key if len(key) == 1 else None))
-
-
-def prompt(stage: Stage) -> str:
-    return stage.app.chat_screen.prompt.draft.full
 
 
 class SlowAttach:
