@@ -15,6 +15,8 @@ from nanochat.settings import Paths
 
 if TYPE_CHECKING:
     import torch
+    from fakehome import Home
+    from fakehub import Hub
 
 os.environ.setdefault(
     "GOMP_SPINCOUNT", "1000"
@@ -76,6 +78,14 @@ def nanochat_home(_session_home: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     """No test reads or writes the user's own settings and chats."""
     monkeypatch.setenv("NANOCHAT_HOME", str(_session_home))
     yield _session_home
+
+
+@pytest.fixture
+def home(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A user's machine with nothing on it yet, for which `hub`, the test's own, is the hub."""
+    from fakehome import Home
+
+    return Home.at(tmp_path, hub, monkeypatch)
 
 
 @pytest.fixture

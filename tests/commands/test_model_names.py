@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from fakehome import Home
@@ -19,11 +18,6 @@ from nanochat.settings import Paths
 def hub() -> Iterator[Hub]:
     with Hub(tiny_model("org/tiny"), tiny_model("other/tiny")) as hub:
         yield hub
-
-
-@pytest.fixture
-def home(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    return Home.at(tmp_path, hub, monkeypatch)
 
 
 def test_a_model_here_goes_by_its_name_or_by_an_end_that_only_it_has(home: Home) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,11 +28,6 @@ def listed(name: str, downloads: int, config: dict[str, Any] | None = None, **fa
 def hub() -> Iterator[Hub]:
     with Hub() as hub:
         yield hub
-
-
-@pytest.fixture
-def home(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    return Home.at(tmp_path, hub, monkeypatch)
 
 
 def test_the_curated_list_is_whole_and_spans_a_laptop_to_a_server() -> None:

@@ -34,11 +34,6 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture
-def home(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    return Home.at(tmp_path, hub, monkeypatch)
-
-
-@pytest.fixture
 def downloads(home: Home) -> Iterator[Downloads]:
     downloads = Downloads(home.data, home.cache, policy=PATIENT)
     yield downloads

@@ -33,11 +33,6 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
-@pytest.fixture
-def home(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    return Home.at(tmp_path, hub, monkeypatch)
-
-
 def test_a_download_becomes_a_snapshot_that_the_hub_client_and_transformers_accept(home: Home) -> None:
     from huggingface_hub import snapshot_download
 

@@ -30,11 +30,6 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
-@pytest.fixture
-def home(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    return Home.at(tmp_path, hub, monkeypatch)
-
-
 def session(endpoint: str, token: str | None = None) -> Session:
     return Session(endpoint, token, "test", connect_timeout=2, read_timeout=2)
 
