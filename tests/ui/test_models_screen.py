@@ -12,13 +12,14 @@ from fake_engine import MODEL, FakeEngine
 from fakehome import Home
 from fakehub import Hub
 from fakerepo import tiny_model
-from models_stage import constant_memory, listed, local_model, on_models, own_folder
+from models_stage import ModelsStage, constant_memory, listed, local_model, on_models, own_folder
 from textual.widgets import Input, OptionList
 
 from nanochat.hub import local_models
 from nanochat.modelhub.download import State
 from nanochat.modelhub.suggestion import Candidate
 from nanochat.settings import Settings
+from nanochat.ui.download_flow import DownloadFlow
 from nanochat.ui.screens.question import Question, TextQuestion
 from nanochat.ui.widgets.facts import Facts
 from nanochat.ui.widgets.status_bar import StatusBar
@@ -109,13 +110,19 @@ async def test_a_search_offline_says_so_once_within_three_seconds_and_the_rest_w
         assert "Qwen/Qwen3-8B" in stage.text
 
 
+async def half_of_big(stage: ModelsStage) -> DownloadFlow:
+    """Fetch a model of which half comes, and then nothing; who fetches it again gets the rest."""
+    stage.hub.rule(f"{WEIGHTS} stall={HALF} times=1 origin=cdn")
+    await stage.app.desk.models.acts.fetch("org/big", None)
+    downloads = stage.app.desk.models.downloads
+    await stage.until(lambda: downloads.all and downloads.all[0].done >= HALF)
+    return downloads
+
+
 async def test_a_download_goes_on_while_chatting_and_the_status_bar_says_so(hub: Hub, home: Home) -> None:
-    hub.rule(f"{WEIGHTS} stall={HALF} times=1 origin=cdn")
     async with on_models(home, hub, size=(80, 24)) as stage:
         await stage.open_models()
-        await stage.app.desk.models.acts.fetch("org/big", None)
-        downloads = stage.app.desk.models.downloads
-        await stage.until(lambda: downloads.all and downloads.all[0].done >= HALF)
+        await half_of_big(stage)
         await stage.until(lambda: "4/5 files" in stage.text and "50 %" in stage.text)
         await stage.press("escape")
         await stage.ask("hello you")
@@ -125,12 +132,9 @@ async def test_a_download_goes_on_while_chatting_and_the_status_bar_says_so(hub:
 
 
 async def test_pause_resume_and_the_end_of_a_download(hub: Hub, home: Home) -> None:
-    hub.rule(f"{WEIGHTS} stall={HALF} times=1 origin=cdn")
     async with on_models(home, hub) as stage:
         await stage.open_models()
-        await stage.app.desk.models.acts.fetch("org/big", None)
-        downloads = stage.app.desk.models.downloads
-        await stage.until(lambda: downloads.all and downloads.all[0].done >= HALF)
+        downloads = await half_of_big(stage)
         await stage.go_to("download:org--big@main")
         await stage.press("p")
         await stage.until(lambda: downloads.all[0].state is State.PAUSED)
@@ -142,12 +146,9 @@ async def test_pause_resume_and_the_end_of_a_download(hub: Hub, home: Home) -> N
 
 
 async def test_a_cancel_asks_and_then_takes_less_than_a_second(hub: Hub, home: Home) -> None:
-    hub.rule(f"{WEIGHTS} stall={HALF} times=1 origin=cdn")
     async with on_models(home, hub) as stage:
         await stage.open_models()
-        await stage.app.desk.models.acts.fetch("org/big", None)
-        downloads = stage.app.desk.models.downloads
-        await stage.until(lambda: downloads.all and downloads.all[0].done >= HALF)
+        downloads = await half_of_big(stage)
         await stage.go_to("download:org--big@main")
         await stage.press("x")
         await stage.until(lambda: isinstance(stage.app.screen, Question))
@@ -160,11 +161,8 @@ async def test_a_cancel_asks_and_then_takes_less_than_a_second(hub: Hub, home: H
 
 
 async def test_quitting_keeps_the_bytes_and_the_next_start_goes_on(hub: Hub, home: Home) -> None:
-    hub.rule(f"{WEIGHTS} stall={HALF} times=1 origin=cdn")
     async with on_models(home, hub) as stage:
-        await stage.app.desk.models.acts.fetch("org/big", None)
-        downloads = stage.app.desk.models.downloads
-        await stage.until(lambda: downloads.all and downloads.all[0].done >= HALF)
+        await half_of_big(stage)
         await stage.app.desk.close(stage.app)
     hub.closing.clear()
     async with on_models(home, hub) as stage:

@@ -14,13 +14,18 @@ from nanochat.history import History
 from nanochat.ui.screens.question import Question
 
 
+async def overflow(stage: Stage) -> None:
+    """Send more than a context of 80 tokens holds, until the question comes what to do."""
+    for _ in range(3):
+        await stage.ask("twelve words are in this message which says nothing of interest today")
+    await stage.type("and one more")
+    await stage.press("enter")
+    await stage.until(lambda: isinstance(stage.app.screen, Question))
+
+
 async def test_a_chat_beyond_its_context_asks_and_drops_only_when_told_to(tmp_path: Path) -> None:
     async with on_stage(tmp_path, FakeEngine(context=80)) as stage:
-        for _ in range(3):
-            await stage.ask("twelve words are in this message which says nothing of interest today")
-        await stage.type("and one more")
-        await stage.press("enter")
-        await stage.until(lambda: isinstance(stage.app.screen, Question))
+        await overflow(stage)
         await stage.press("enter")
         await stage.settle()
         assert [message.dropped for message in stage.app.chats.active.conversation.messages][:3] == [
@@ -32,11 +37,7 @@ async def test_a_chat_beyond_its_context_asks_and_drops_only_when_told_to(tmp_pa
 
 async def test_a_question_goes_with_the_reply_that_asked_it(tmp_path: Path) -> None:
     async with on_stage(tmp_path, FakeEngine(context=80)) as stage:
-        for _ in range(3):
-            await stage.ask("twelve words are in this message which says nothing of interest today")
-        await stage.type("and one more")
-        await stage.press("enter")
-        await stage.until(lambda: isinstance(stage.app.screen, Question))
+        await overflow(stage)
         stage.app.run_registered("tab.close")  # as from a key before it
         await stage.until(lambda: not stage.texts(), "the tab is closed")
         assert stage.screen == "ChatScreen"
@@ -157,11 +158,7 @@ async def test_a_summary_in_a_short_context_is_made_or_refused_and_never_hangs(
 
 async def test_a_longer_model_is_never_the_one_that_is_too_short(tmp_path: Path) -> None:
     async with on_stage(tmp_path, FakeEngine(context=80), models=(replace(MODEL, context=8192),)) as stage:
-        for _ in range(3):
-            await stage.ask("twelve words are in this message which says nothing of interest today")
-        await stage.type("and one more")
-        await stage.press("enter")
-        await stage.until(lambda: isinstance(stage.app.screen, Question))
+        await overflow(stage)
         await stage.press("down", "down", "enter")
         await stage.until(lambda: "no model with a context of more than 80 tokens" in stage.notices)
         await stage.until(lambda: isinstance(stage.app.screen, Question), "it asks again")
