@@ -70,7 +70,7 @@ KNOBS: tuple[Knob, ...] = (
     ),
     Knob("max_tokens", "whole", "1 and up", "The longest reply; empty is as far as the context goes.", "∞"),
     Knob("seed", "whole", "a whole number", "The same seed gives the same reply; empty draws one.", "drawn"),
-    Knob("stop", "text", "texts, comma between", "A reply ends before any of these texts.", "none"),
+    Knob("stop", "text", "text, text", "A reply ends before any of these texts.", "none"),
 )
 """What the side panel and `/set` offer, in this order."""
 

@@ -94,7 +94,7 @@ def frame_title(session: ChatSession, host: ModelHost, offers: Offers, *, send: 
         return f"Editing · {send} sends it as a new version · Esc leaves it"
     if number := len(session.queue.drafts):
         waits = f"{number:,} wait{'s' if number == 1 else ''} for the reply"
-        return f"{waits} · {up} takes the last back" if up else waits
+        return f"{waits} · {up} takes the last back" if up and session.draft.empty else waits
     if (
         host.model is not None
         or not offers.began

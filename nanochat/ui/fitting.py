@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nanochat.storage.records import Message, Running
 from nanochat.ui.overflow import measure
-from nanochat.ui.prompting import ask, drop_oldest
+from nanochat.ui.prompting import ask, drop_oldest, last_fits
 from nanochat.ui.reply import Prepared, Stopped
 from nanochat.ui.services import Choice, Services
 
@@ -40,16 +40,12 @@ class Fitting:
                 session.context_tokens = len(asked.ids) - len(running.token_ids)  # the reply counts its own
                 params = replace(session.settings.sampling(), skip_special_tokens=asked.skip_special_tokens)
                 return Prepared(asked.ids, params, asked.reader, ready.context)
-            choice = await self._services.ask_overflow(session, needed)
-            if choice == "drop":
-                if await asyncio.to_thread(
-                    drop_oldest, history, ready.language, running, session.settings, needed.limit
-                ):
-                    await session.load()
-                    continue
-                self._services.notify(
-                    "The last message alone is longer than this model's context: shorten it."
-                )
+            chat = (history, ready.language, running, session.settings, needed.limit)
+            alone = not await asyncio.to_thread(last_fits, *chat)
+            choice = await self._services.ask_overflow(session, replace(needed, alone=alone))
+            if choice == "drop" and await asyncio.to_thread(drop_oldest, *chat):
+                await session.load()
+                continue
             if choice == "model":
                 continue  # the settings have another model now
             self._refused, self._choice = True, choice

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from textual.app import App
 from textual.notifications import Notification, Notify
+from textual.widget import Widget
 
 from nanochat.sanitize import sanitize
 
 Severity = Literal["information", "warning", "error"]
 MOST = 3  # at a time: on a screen of 24 lines they cover half of it
+_ROOM = 6  # lines that they have at least, however long the message in the prompt is
 
 
 class Notices:
@@ -36,3 +38,11 @@ class Notices:
         self._app.post_message(Notify(notice))
         if len(self._shown) > MOST:
             self._app.call_later(self._forget, self._shown.popleft())  # in its turn: it may not be there yet
+
+
+def stand_above(prompt: Widget) -> None:
+    """Notices of the prompt's screen stand above it: what waits and what is being written stays in sight."""
+    screen = prompt.screen
+    below = screen.size.height - prompt.region.y
+    for rack in screen.query("ToastRack"):
+        rack.styles.margin = (0, 0, max(0, min(below, screen.size.height - _ROOM)), 0)

@@ -10,11 +10,12 @@ WARN_SHARE = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Overflow:
-    """A prompt that does not fit. Tokens."""
+    """A prompt that does not fit. Tokens; `alone` says that its last message does not without those before it either."""
 
     prompt: int
     limit: int
     context: int
+    alone: bool = False
 
 
 def measure(prompt: int, partial: int, context: int) -> Overflow | None:

@@ -28,18 +28,9 @@ _LEAD = "Summary of the conversation before this one:"
 async def ask(app: NanochatApp, session: ChatSession, needed: Overflow) -> Choice | None:
     """Show the chat and ask what to do; None takes the message back into the prompt."""
     tabs.show(app, session)
-    text = (
-        f"This chat has {needed.prompt:,} tokens with your message; {needed.limit:,} fit into the model's context of "
-        f"{needed.context:,} with room for a reply. Nothing is dropped without your word."
-    )
-    answers = [  # each about of one row on 60 columns, so that all four are in view
-        Answer("drop", "Drop the oldest turns", "As few as needed; they stay in the history."),
-        Answer("fork", "Go on in a new chat, with a summary", "The model sums this chat up; this one stays."),
-        Answer("model", "Take a model with a longer context", "Of those on this machine."),
-        Answer("back", "Take the message back", "It returns to the prompt, to be made shorter."),
-    ]
+    title, text, answers = _question(needed)
     while True:
-        choice = await app.ask(Question("This chat is longer than the context", text, answers))
+        choice = await app.ask(Question(title, text, answers))
         if choice == "model":
             try:
                 chosen = await _choose_longer(app, needed.context)
@@ -51,6 +42,24 @@ async def ask(app: NanochatApp, session: ChatSession, needed: Overflow) -> Choic
             await session.apply(replace(session.settings, model=reference(chosen)))
             return "model"
         return "drop" if choice == "drop" else "fork" if choice == "fork" else None
+
+
+def _question(needed: Overflow) -> tuple[str, str, list[Answer]]:
+    fits = (
+        f"{needed.limit:,} fit into the model's context of {needed.context:,} with room for a reply. "
+        "Nothing is dropped without your word."
+    )
+    answers = [  # each about of one row on 60 columns, so that all four are in view
+        Answer("drop", "Drop the oldest turns", "As few as needed; they stay in the history."),
+        Answer("fork", "Go on in a new chat, with a summary", "The model sums this chat up; this one stays."),
+        Answer("model", "Take a model with a longer context", "Of those on this machine."),
+        Answer("back", "Take the message back", "It returns to the prompt, to be made shorter."),
+    ]
+    if needed.alone:  # nothing that is done to the turns before it helps
+        text = f"The last message alone is too long: the chat has {needed.prompt:,} tokens with it; {fits}"
+        return "The message is longer than the context", text, answers[2:]
+    text = f"This chat has {needed.prompt:,} tokens with your message; {fits}"
+    return "This chat is longer than the context", text, answers
 
 
 async def _choose_longer(app: NanochatApp, than: int) -> LocalModel | None:

@@ -393,6 +393,10 @@ async def test_what_waits_above_the_prompt(
         await stage.until(lambda: not transcript.working)
         svg = stage.app.export_screenshot()
         assert snapshot(name="queue", extension_class=SVGImageExtension) == svg
+        await stage.type("up moves the cursor now")
+        await stage.until(
+            lambda: str(stage.app.chat_screen.prompt.border_title).endswith("4 wait for the reply")
+        )
         stage.engine.finish(stage.engine.last, FinishReason.ERROR, error="enough")
         await stage.until(lambda: not shown(stage))
 
@@ -464,4 +468,6 @@ def kept_texts(stage: Stage) -> str:
         sent = [row[0] for row in connection.execute("SELECT content FROM messages")]
     tabs = [session.unsent for session in app.chats]
     drafts = [chat.draft for chat in app.history.chats.list()]
-    return "\n".join([*tabs, *drafts, *(tab.draft for tab in app.chats._closed), *app.inputs.entries, *sent])
+    return "\n".join(
+        [*tabs, *drafts, *(tab.draft for _, tab in app.chats._closed), *app.inputs.entries, *sent]
+    )

@@ -12,6 +12,7 @@ from stage import Stage, on_stage
 from nanochat.errors import HistoryFull
 from nanochat.history import History
 from nanochat.ui.screens.question import Question
+from nanochat.ui.widgets.paged_list import PagedList
 
 
 async def overflow(stage: Stage) -> None:
@@ -33,6 +34,19 @@ async def test_a_chat_beyond_its_context_asks_and_drops_only_when_told_to(tmp_pa
             True,
             False,
         ]
+
+
+async def test_a_message_that_alone_is_too_long_is_not_offered_what_cannot_help(tmp_path: Path) -> None:
+    async with on_stage(tmp_path, FakeEngine(context=80)) as stage:
+        await stage.ask("short")
+        await stage.type("word " * 100)
+        await stage.press("enter")
+        await stage.until(lambda: isinstance(stage.app.screen, Question))
+        offered = stage.app.screen.query_one(PagedList).options
+        assert [each.id for each in offered] == ["model", "back"]
+        await stage.press("down", "enter")
+        await stage.settle()
+        assert stage.app.chat_screen.prompt.draft.full.strip() == ("word " * 100).strip()
 
 
 async def test_a_question_goes_with_the_reply_that_asked_it(tmp_path: Path) -> None:

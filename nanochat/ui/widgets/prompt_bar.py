@@ -15,6 +15,7 @@ from textual.content import Content
 from textual.message import Message
 
 from nanochat.sanitize import sanitize_line
+from nanochat.ui import notices
 from nanochat.ui.attachments import suggest, unfound
 from nanochat.ui.draft import Draft
 from nanochat.ui.input_history import InputHistory
@@ -56,6 +57,10 @@ class PromptBar(Vertical):
         """Let the box ask the list first."""
         self.box.completing = self._completing
         self.box.folder = self.folder
+
+    def on_resize(self) -> None:
+        """Keep notices off."""
+        notices.stand_above(self)
 
     @property
     def box(self) -> PromptBox:

@@ -208,7 +208,7 @@ class Sidebar(Vertical):
 
 
 def _heading(text: str) -> Option:
-    return Option(Content.styled(text, "dim"), disabled=True)
+    return Option(Content(text), disabled=True)
 
 
 def _chat_line(chat: Chat, active: bool) -> Content:
