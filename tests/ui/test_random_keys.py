@@ -180,7 +180,7 @@ class Monkey:
         """Every text of the user: in tabs, with chats, in tabs that were closed, and sent."""
         app = self.stage.app
         kept = [chat.draft for deleted in (False, True) for chat in app.history.chats.list(deleted=deleted)]
-        closed = [tab.draft for tab in app.chats._closed]
+        closed = [tab.draft for _, tab in app.chats._closed]
         tabs = [session.unsent for session in app.chats]
         return "\n".join([*tabs, *kept, *closed, *app.inputs.entries, *self.history()])
 
