@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 import click
 
 from nanochat import __version__, disk_faults
+from nanochat.commands.count import Count
+from nanochat.commands.misplaced import refuse_misplaced
 from nanochat.commands.output import guarded_streams
 from nanochat.environment import debugging, log_to, set_variables
 from nanochat.errors import NanochatError, UsageError
@@ -53,7 +55,8 @@ _EXIT_CODES = """\b
 Exit codes:
   0    done
   1    something failed
-  2    wrong usage, a value outside its range, no such chat, or no file of chats
+  2    wrong usage, a value outside its range, no such chat or kept run, or no
+       file of chats
   3    model not found, damaged or not supported
   4    download failed, or no network
   5    longer than the model's context
@@ -102,9 +105,9 @@ class _LazyGroup(click.Group):
     epilog=_EXIT_CODES,
 )
 @click.version_option(__version__, "-V", "--version", message="nanochat %(version)s")
-@click.option("-m", "--model", metavar="MODEL", help="A model's name, a folder, or `starter`.")
+@click.option("-m", "--model", metavar="MODEL", help="A name from `nanochat models`, a folder, or `starter`.")
 @click.option(
-    "--tp", type=click.IntRange(min=1), metavar="N",
+    "--tp", type=Count(), metavar="N",
     help="Over how many devices a model is split; by default as few as hold it.",
 )  # fmt: skip
 @click.pass_context
@@ -114,25 +117,18 @@ def nanochat(context: click.Context, model: str | None, tp: int | None) -> None:
     Without a command the chat opens.
     """
     if context.invoked_subcommand is not None:
-        for option, value in (("-m", model), ("--tp", tp)):
-            if value is not None:
-                raise _misplaced(context, context.invoked_subcommand, option, value)
+        refuse_misplaced(context, ": it is for the chat, `run` and `bench`")
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError('the chat needs a terminal; for one answer use `nanochat run "PROMPT"`')
+    if os.environ.get("TERM") == "dumb":
+        raise UsageError(
+            "this terminal is TERM=dumb, which cannot show the chat: use `nanochat run`, which chats in plain text"
+        )
     if importlib.util.find_spec("nanochat.ui.launch") is None:
         raise UsageError("this build has no chat screen: use `nanochat run`, which chats in plain text")
     app: Any = importlib.import_module("nanochat.ui.launch")
     app.main(model, tp)
-
-
-def _misplaced(context: click.Context, name: str, option: str, value: object) -> UsageError:
-    """What to say of an option that stands before a command: where it belongs, if that command has it at all."""
-    group = context.command
-    command = group.get_command(context, name) if isinstance(group, click.Group) else None
-    if command is not None and any(option in parameter.opts for parameter in command.params):
-        return UsageError(f"give {option} after the command: nanochat {name} {option} {value}")
-    return UsageError(f"nanochat {name} takes no {option}: it is for the chat, `run` and `bench`")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from nanochat.benchmarks.statistics import Summary, quantile, summarise
-from nanochat.errors import NanochatError
+from nanochat.errors import NanochatError, UsageError
 
 SCHEMA = 1
 
@@ -139,6 +139,12 @@ class Run:
 
 class DamagedResult(NanochatError):
     """A file that is no benchmark's result."""
+
+
+class NoSuchResult(DamagedResult):
+    """No run of this name was kept."""
+
+    exit_code = UsageError.exit_code
 
 
 def _row_as_dict(row: Row) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.benchmarks.result import DamagedResult, Run
+from nanochat.benchmarks.result import DamagedResult, NoSuchResult, Run
 from nanochat.disk_faults import explain
 from nanochat.settings import Paths, private_folder
 
@@ -55,7 +55,8 @@ class Results:
         """A run by its id, the beginning of one, `last`, `last-1` (the one before), or a file's path.
 
         Raises:
-            DamagedResult: there is none, several begin so, or the file is no result.
+            NoSuchResult: there is none, or several begin so.
+            DamagedResult: the file is no result.
         """
         path = self._path(name)
         try:
@@ -71,12 +72,14 @@ class Results:
             back = name.removeprefix("last").removeprefix("-") or "0"
             if back.isdigit() and int(back) < len(names):
                 return self.folder / f"{names[-1 - int(back)]}.json"
-            raise DamagedResult(f"{len(names)} runs are kept, so there is no {name}")
+            raise NoSuchResult(
+                f"{len(names)} runs are kept, so there is no {name}: `nanochat bench list` shows them"
+            )
         if name.endswith(".json") or os.sep in name:
             return Path(name).expanduser()
         found = [each for each in names if each == name] or [each for each in names if each.startswith(name)]
         if len(found) != 1:
             recent = ", ".join(names[-5:]) or "none yet"
             what = "no run is called" if not found else f"{len(found)} runs begin with"
-            raise DamagedResult(f"{what} {name}; the latest are: {recent}")
+            raise NoSuchResult(f"{what} {name}; the latest are: {recent}")
         return self.folder / f"{found[0]}.json"

@@ -19,6 +19,8 @@ from nanochat.benchmarks.storage import Results
 from nanochat.commands.bench_line import BenchLine, row_line
 from nanochat.commands.bench_output import PLOT, draw, print_json, print_run
 from nanochat.commands.bench_runs import compare, list_runs, show
+from nanochat.commands.count import Count
+from nanochat.commands.misplaced import refuse_misplaced
 from nanochat.errors import UsageError
 
 INTERRUPTED = 130
@@ -28,7 +30,6 @@ _SIZES = {
     "requests": "--requests",
 }  # fmt: skip
 """The options of the user's own sizes."""
-_POSITIVE = click.IntRange(min=1)
 
 
 def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
@@ -56,36 +57,67 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | N
 @click.option(
     "--random", "shape", metavar="SHAPE", help="A known shape with random weights, such as qwen3-0.6b."
 )
-@click.option("--dtype", type=_DTYPES, default="auto", help="Numbers of weights and cache.")
 @click.option(
-    "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, or one device such as cuda:1."
+    "--dtype", type=_DTYPES, default="auto", show_default=True, help="Numbers of weights and cache."
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="DEVICE",
+    help="auto, cpu, cuda, or one device such as cuda:1.",
 )
 @click.option(
     "--tp", callback=_numbers, metavar="N[,N...]",
     help="Over how many devices the model is split; as few as hold it. Several numbers, as 1,2,4: rows of each.",
 )  # fmt: skip
 @click.option("--enforce-eager", is_flag=True, help="No CUDA graphs.")
-@click.option("--repeat", type=_POSITIVE, default=5, help="Measured repeats of each test, after a warm-up.")
 @click.option(
-    "--prompt", "prompts", type=_POSITIVE, multiple=True, help="Prompt tokens, instead of the usual."
+    "--repeat",
+    type=Count(),
+    metavar="N",
+    default=5,
+    show_default=True,
+    help="Measured repeats of each test, after a warm-up.",
 )
-@click.option("--output", type=_POSITIVE, help="Generated tokens, instead of the usual.")
+@click.option(
+    "--prompt",
+    "prompts",
+    type=Count(),
+    metavar="N",
+    multiple=True,
+    help="Prompt tokens, instead of the usual.",
+)
+@click.option("--output", type=Count(), metavar="N", help="Generated tokens, instead of the usual.")
 @click.option(
     "--depth",
     "depths",
-    type=click.IntRange(min=0),
+    type=Count(0),
+    metavar="N",
     multiple=True,
     help="Tokens of context before the measured ones.",
 )
-@click.option("--batch", "batches", type=_POSITIVE, multiple=True, help="Requests at once (throughput).")
-@click.option("--turns", type=_POSITIVE, help="Turns of the chat.")
-@click.option("--requests", type=_POSITIVE, help="Requests of workload b.")
+@click.option(
+    "--batch",
+    "batches",
+    type=Count(),
+    metavar="N",
+    multiple=True,
+    help="Requests at once of preset throughput.",
+)
+@click.option("--turns", type=Count(), metavar="N", help="Turns of preset chat.")
+@click.option("--requests", type=Count(), metavar="N", help="Requests of workload b.")
 @click.option(
     "--against", multiple=True, metavar="ENGINE",
     help="transformers, transformers-padded, vllm, llama.cpp, nano-vllm, or the address of an OpenAI-compatible "
     "server.",
 )  # fmt: skip
-@click.option("--gguf", type=click.Path(exists=True, path_type=Path), help="The model for llama.cpp.")
+@click.option(
+    "--gguf",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The model for `--against llama.cpp`.",
+)
 @click.option("--measure-limits", is_flag=True, help="Measure the device's ceilings again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 @PLOT
@@ -96,9 +128,10 @@ def bench(context: click.Context, **options: Any) -> None:
 
     The result is kept; `nanochat bench compare last-1 last` tells whether two runs differ by more than noise.
     Progress goes to standard error. Ctrl-C keeps what was finished and exits with 130; a run in which a test
-    failed exits with 1.
+    failed exits with 1. --preset, --workload, --prompt, --depth, --batch and --against may be given several times.
     """
     if context.invoked_subcommand is not None:
+        refuse_misplaced(context)
         return
     with tempfile.TemporaryDirectory(prefix="nanochat-bench-") as folder:
         plan = _plan(options, Path(folder))
@@ -125,6 +158,8 @@ def _plan(options: dict[str, Any], folder: Path) -> Plan:
     given: dict[str, Any] = {size: options[size] for size in _SIZES}
     sizes = Sizes(**given)
     _refuse_unused(names, sizes)
+    if options["gguf"] and "llama.cpp" not in options["against"]:
+        raise UsageError("--gguf changes nothing without --against llama.cpp")
     if options["shape"]:
         from nanochat.benchmarks.known_shapes import write_shape
 

@@ -8,13 +8,14 @@ import click
 
 from nanochat.bench import Progress, Row
 from nanochat.benchmarks.report import duration, number
+from nanochat.commands.progress_line import redraws
 
 
 class BenchLine:
-    """One line on stderr that is overwritten; without a terminal, only what is kept is printed."""
+    """One line on stderr that is overwritten; where that cannot be, only what is kept is printed."""
 
     def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
+        self._shown = redraws(sys.stderr)
 
     def show(self, text: str) -> None:
         """Put it in place of what is there."""

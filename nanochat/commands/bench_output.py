@@ -58,8 +58,8 @@ def print_run(run: Run, *, pictures: bool) -> None:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """For programs: one line."""
-    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """For programs: one line. A terminal gets no raw characters."""
+    click.echo(json.dumps(value, ensure_ascii=sys.stdout.isatty(), allow_nan=False))
 
 
 def draw(run: Run, path: Path) -> None:

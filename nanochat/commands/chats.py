@@ -17,6 +17,9 @@ from typing import Any
 
 import click
 
+from nanochat.commands.count import Count
+from nanochat.commands.misplaced import refuse_misplaced
+from nanochat.commands.progress_line import redraws
 from nanochat.errors import HistoryDamaged, HistoryError, UsageError
 from nanochat.exchange.bundle import ChatBundle
 from nanochat.exchange.json_file import to_json
@@ -28,18 +31,25 @@ from nanochat.storage.faults import newest_backup
 from nanochat.storage.files import NAME, set_aside
 from nanochat.storage.records import Chat, Found, Message, Role, Status
 
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _WHO = {Role.USER: "You", Role.ASSISTANT: "Model", Role.SYSTEM: "System", Role.TOOL: "Tool"}
 
 
-@click.group()
-def chats() -> None:
-    """Your chats: list, search, show, export, import, check."""
+@click.group(invoke_without_command=True)
+@JSON
+@click.pass_context
+def chats(context: click.Context, as_json: bool) -> None:
+    """List, search, show, export, import and check your chats. Without a command they are listed."""
+    if context.invoked_subcommand is not None:
+        refuse_misplaced(context)
+        return
+    context.invoke(list_chats, deleted=False, limit=None, as_json=as_json)
 
 
 @chats.command("list")
 @click.option("--deleted", is_flag=True, help="Show those that were deleted and wait for the purge.")
-@click.option("--limit", type=click.IntRange(1), default=None, help="Show at most this many.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--limit", type=Count(), metavar="N", help="Show at most this many.")
+@JSON
 def list_chats(deleted: bool, limit: int | None, as_json: bool) -> None:
     """List the chats: pinned first, then by their last change."""
     with History.open(chats_folder()) as history:
@@ -53,12 +63,12 @@ def list_chats(deleted: bool, limit: int | None, as_json: bool) -> None:
             click.echo(_line(chat))
 
 
-@chats.command()
+@chats.command(short_help="Find the chats that hold every word.")
 @click.argument("words", nargs=-1, required=True)
 @click.option(
-    "--limit", type=click.IntRange(1), default=20, show_default=True, help="Show at most this many chats."
+    "--limit", type=Count(), metavar="N", default=20, show_default=True, help="Show at most this many chats."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def search(words: Sequence[str], limit: int, as_json: bool) -> None:
     """Find the chats with a message, or a title, that holds every word; parts of words count."""
     with History.open(chats_folder()) as history:
@@ -133,7 +143,7 @@ def export(ids: Sequence[str], everything: bool, kind: str | None, output: Path 
         click.echo(f"Exported {_count(len(bundles), 'chat')} to {sanitize_line(str(output))}.")
 
 
-@chats.command("import")
+@chats.command("import", short_help="Import chats: nanochat's, ChatGPT's or llm's.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 def import_chats(files: Sequence[Path]) -> None:
     """Import chats: JSON or Markdown that nanochat exported, ChatGPT's conversations.json, or the database of llm.
@@ -150,7 +160,7 @@ def import_chats(files: Sequence[Path]) -> None:
     )
 
 
-@chats.command()
+@chats.command(short_help="Check that the chats are whole.")
 @click.option("--rebuild-search", is_flag=True, help="Make the search index anew first.")
 def check(rebuild_search: bool) -> None:
     """Check the file, every message against its id, and the search index."""
@@ -170,7 +180,7 @@ def check(rebuild_search: bool) -> None:
 
 @chats.command("set-aside")
 @click.option("--restore", is_flag=True, help="Start from the newest backup instead of an empty history.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def set_aside_chats(restore: bool, yes: bool) -> None:
     """Move a damaged history aside. Nothing is deleted."""
     folder = chats_folder()
@@ -243,9 +253,10 @@ def _caption(message: Message) -> str:
 
 def _marked(text: str, spans: Sequence[tuple[int, int]]) -> str:
     """A snippet with its matches in bold, where the terminal shows it."""
-    out, at = "", 0
+    out, at, bold = "", 0, redraws(sys.stdout)
     for start, end in spans:
-        out += sanitize_line(text[at:start]) + click.style(sanitize_line(text[start:end]), bold=True)
+        match = sanitize_line(text[start:end])
+        out += sanitize_line(text[at:start]) + (click.style(match, bold=True) if bold else match)
         at = end
     return out + sanitize_line(text[at:])
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
 
 from nanochat import hub
+from nanochat.commands.count import Count
+from nanochat.commands.misplaced import refuse_misplaced
 from nanochat.commands.model_names import full_name, on_this_machine
+from nanochat.commands.models_json import download_row, listing_row, print_json, starter_row
+from nanochat.commands.progress_line import redraws
 from nanochat.errors import InvalidModel, UsageError
 from nanochat.hub import cache_folder
 from nanochat.modelhub import catalog, starter
-from nanochat.modelhub.catalog import Listing
 from nanochat.modelhub.download import Download, State
 from nanochat.modelhub.fit import Ruler
 from nanochat.modelhub.inventory import Inventory
@@ -25,6 +26,7 @@ from nanochat.sanitize import sanitize_line
 from nanochat.settings import Paths, Settings
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_REVISION = "A branch, a tag or a commit; by default main."
 
 
 @click.group(invoke_without_command=True)
@@ -32,11 +34,13 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def models(context: click.Context, as_json: bool) -> None:
     """Find, fetch, check and remove models. Without a command they are listed."""
-    if context.invoked_subcommand is None:
-        print_models(as_json)
+    if context.invoked_subcommand is not None:
+        refuse_misplaced(context)
+        return
+    print_models(as_json)
 
 
-@models.command("list")
+@models.command("list", short_help="List the models here, and those recommended.")
 @JSON
 def list_models(as_json: bool) -> None:
     """List what is on this machine, what is unfinished, and what is recommended. Needs no network."""
@@ -51,9 +55,9 @@ def print_models(as_json: bool) -> None:
     unfinished = _unfinished(paths)
     if as_json:
         rows: list[dict[str, Any]] = [{"group": "here", **one.as_dict()} for one in here]
-        rows += [{"group": "unfinished", **_download_row(one)} for one in unfinished]
-        rows += [{"group": "recommended", **_listing_row(one), **fit_row(fits)} for one, fits in listed]
-        return _print_json(rows)
+        rows += [{"group": "unfinished", **download_row(one)} for one in unfinished]
+        rows += [{"group": "recommended", **listing_row(one), **fit_row(fits)} for one, fits in listed]
+        return print_json(rows)
     _print_lines("On this machine:", here_table(here))
     if not any(one.model.source == "starter" for one in here):
         when = "when it is first used (`nanochat run`), or by `nanochat models pull starter`"
@@ -66,20 +70,24 @@ def print_models(as_json: bool) -> None:
     )
 
 
-@models.command()
+@models.command(short_help="Search the hub for chat models that run here.")
 @click.argument("text", nargs=-1)
-@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True)
+@click.option(
+    "--limit", type=Count(1, 100), metavar="N", default=20, show_default=True, help="Show at most this many."
+)
 @JSON
 def search(text: tuple[str, ...], limit: int, as_json: bool) -> None:
     """Search the hub for chat models that run here, most downloaded first."""
     found = catalog.search(" ".join(text), limit)
-    if as_json:
-        return _print_json([_listing_row(one) for one in found])
-    if not found:
+    if not (found or as_json):
         click.echo(f"nothing on the hub matches {' '.join(text)!r} and runs in this engine")
         return
     paths = Paths.find()
     ruler = Ruler.of(paths, Settings.load(paths.settings_file))
+    if as_json:
+        return print_json(
+            [{**listing_row(one), **fit_row(ruler.fit(one.repo_id, one.shape))} for one in found]
+        )
     for line in listing_table([(one, ruler.text(one.repo_id, one.shape, one.parameters)) for one in found]):
         click.echo(line)
     for reason in dict.fromkeys(one.only_weights for one in found if one.only_weights):
@@ -89,9 +97,9 @@ def search(text: tuple[str, ...], limit: int, as_json: bool) -> None:
     click.echo("`nanochat models show NAME` says whether one fits, `nanochat models pull NAME` fetches it")
 
 
-@models.command()
+@models.command(short_help="Show a model's facts, and whether it fits.")
 @click.argument("name")
-@click.option("--revision", default="main", show_default=True)
+@click.option("--revision", metavar="NAME", default="main", help=_REVISION)
 @JSON
 def show(name: str, revision: str, as_json: bool) -> None:
     """Show the facts of a model, here or on the hub, and the arithmetic of whether it fits."""
@@ -100,14 +108,14 @@ def show(name: str, revision: str, as_json: bool) -> None:
     paths = Paths.find()
     facts = facts_of(name, revision, paths)
     if as_json:
-        return _print_json(facts.as_dict())
+        return print_json(facts.as_dict())
     for line in facts.lines():
         click.echo(sanitize_line(line))
 
 
-@models.command()
+@models.command(short_help="Fetch models, or go on with what is unfinished.")
 @click.argument("names", nargs=-1)
-@click.option("--revision", show_default="main", help="A branch, a tag or a commit.")
+@click.option("--revision", metavar="NAME", help=_REVISION)
 @JSON
 def pull(names: tuple[str, ...], revision: str | None, as_json: bool) -> None:
     """Fetch models, `starter` too; without a name go on with what is unfinished.
@@ -119,15 +127,15 @@ def pull(names: tuple[str, ...], revision: str | None, as_json: bool) -> None:
     paths = Paths.find()
     check_has_revisions(names, revision)
     from_hub = [(full_name(name), revision or "main") for name in names if not starter.is_named(name)]
-    rows = [_starter_row(pull_starter(paths))] if any(map(starter.is_named, names)) else []
+    rows = [starter_row(pull_starter(paths))] if any(map(starter.is_named, names)) else []
     ended = pull_all(from_hub, paths) if from_hub or not names else ()
-    rows += [_download_row(one) for one in ended]
+    rows += [download_row(one) for one in ended]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
         for row in rows:
             if row["state"] == State.READY:
-                click.echo(sanitize_line(f"{row['name']} is ready: {row['folder']}"))
+                click.echo(sanitize_line(f"{row['name']} is ready: {row['path']}"))
         if not rows:
             click.echo("nothing is unfinished; `nanochat models pull NAME` fetches a model")
     errors = [one.error for one in ended if one.error is not None]
@@ -137,7 +145,7 @@ def pull(names: tuple[str, ...], revision: str | None, as_json: bool) -> None:
         raise errors[0]
 
 
-@models.command()
+@models.command(short_help="Compare a model's files with the hub's list.")
 @click.argument("name")
 @click.option(
     "--local", is_flag=True, help="Compare with what was recorded at the download; do not ask the hub."
@@ -149,7 +157,7 @@ def verify(name: str, local: bool, as_json: bool) -> None:
 
     paths = Paths.find()
     model = on_this_machine(name, paths)
-    shown = sys.stderr.isatty() and not as_json
+    shown = redraws(sys.stderr) and not as_json
 
     def seen(done: int, total: int) -> None:
         if shown:
@@ -159,7 +167,7 @@ def verify(name: str, local: bool, as_json: bool) -> None:
     if shown:
         click.echo("\r\x1b[K", nl=False, err=True)
     if as_json:
-        _print_json(asdict(found) | {"good": found.good})
+        print_json(asdict(found) | {"good": found.good})
     else:
         for word, names in (
             ("damaged", found.damaged),
@@ -185,11 +193,11 @@ def verify(name: str, local: bool, as_json: bool) -> None:
         )
 
 
-@models.command()
+@models.command(short_help="Remove a model, or what downloads left.")
 @click.argument("name", required=False)
-@click.option("--revision", help="Only the version whose commit begins so.")
+@click.option("--revision", metavar="COMMIT", help="Only the version whose commit begins so.")
 @click.option("--leftovers", is_flag=True, help="Remove what unfinished downloads left.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @JSON
 def rm(name: str | None, revision: str | None, leftovers: bool, yes: bool, as_json: bool) -> None:
     """Remove a model from this machine, or what unfinished downloads left."""
@@ -206,10 +214,10 @@ def rm(name: str | None, revision: str | None, leftovers: bool, yes: bool, as_js
     else:
         row = models_rm.remove_model(on_this_machine(name, paths), revision, paths, ask)
     if as_json:
-        _print_json(row)
+        print_json(row)
 
 
-@models.command()
+@models.command(short_help="Make a model the default.")
 @click.argument("name")
 @JSON
 def use(name: str, as_json: bool) -> None:
@@ -224,7 +232,7 @@ def use(name: str, as_json: bool) -> None:
     chosen = {"starter": hub.STARTER, "cache": model.name, "folder": str(model.path)}[model.source]
     Settings.change(paths.settings_file, default_model=chosen)
     if as_json:
-        return _print_json({"default": chosen, "path": str(model.path)})
+        return print_json({"default": chosen, "path": str(model.path)})
     click.echo(sanitize_line(f"{model.name} is the default model now"))
 
 
@@ -236,35 +244,6 @@ def _unfinished(paths: Paths) -> tuple[Download, ...]:
         return queue.restore(start=False)
     finally:
         queue.close()
-
-
-def _listing_row(one: Listing) -> dict[str, Any]:
-    row = asdict(one)
-    row["name"] = row.pop("repo_id")
-    return row
-
-
-def _download_row(one: Download) -> dict[str, Any]:
-    return {
-        "name": one.repo_id,
-        "revision": one.revision,
-        "commit": one.commit,
-        "state": str(one.state),
-        "done": one.done,
-        "total": one.total,
-        "folder": str(one.folder) if one.folder else None,
-        "note": one.note,
-    }
-
-
-def _starter_row(folder: Path) -> dict[str, Any]:
-    total = sum(file.stat().st_size for file in folder.iterdir())
-    known = {"name": starter.NAME, "revision": None, "commit": None, "state": str(State.READY)}
-    return known | {"done": total, "total": total, "folder": str(folder), "note": ""}
-
-
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2))
 
 
 def _print_lines(title: str, lines: Sequence[str]) -> None:

@@ -22,12 +22,17 @@ _WORDS = {
 }
 
 
+def redraws(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that does what escape sequences say."""
+    return stream.isatty() and (os.environ.get("TERM") or "dumb") != "dumb"
+
+
 class ProgressLine:
     """One line of progress on `stream`, erased when it has done its work."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._redraws = self._stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self._redraws = redraws(self._stream)
         self._stage = ""
         self._drawn = 0.0
         self._shown = False

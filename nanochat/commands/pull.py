@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanochat.commands.progress_line import ProgressLine
+from nanochat.commands.progress_line import ProgressLine, redraws
 from nanochat.errors import UsageError
 from nanochat.hub import cache_folder
 from nanochat.modelhub import starter
@@ -26,7 +26,7 @@ PLAIN_EVERY = 10.0
 
 @dataclass
 class Display:
-    """Progress on stderr: redrawn in place in a terminal, a line now and then elsewhere."""
+    """Progress on stderr: redrawn in place where that can be done, a line now and then elsewhere."""
 
     terminal: bool
     _drawn: int = 0
@@ -95,7 +95,7 @@ def pull(
 
     On KeyboardInterrupt everything is stopped within a second and every byte is kept.
     """
-    display = Display(sys.stderr.isatty())
+    display = Display(redraws(sys.stderr))
     told: set[str] = set()
     try:
         if names:

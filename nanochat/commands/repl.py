@@ -42,7 +42,7 @@ class Repl:
         self._over = self._edits = False
         self._commands = (
             _Command(("/help", "/?"), "show this", self._help),
-            _Command(("/regenerate", "/again"), "answer the last message anew", self._regenerate),
+            _Command(("/regenerate", "/retry", "/again"), "answer the last message anew", self._regenerate),
             _Command(("/system",), "show the system prompt, or set it: /system TEXT", self._system),
             _Command(("/reset", "/new"), "begin a new chat", self._reset),
             _Command(("/exit", "/quit", "/bye"), "leave; so do Ctrl-D, and Ctrl-C at the prompt", self._exit),
@@ -147,7 +147,7 @@ def _enable_line_editing() -> bool:
 
     Returns whether pastes are one message.
     """
-    if os.environ.get("TERM", "dumb") == "dumb":
+    if (os.environ.get("TERM") or "dumb") == "dumb":
         return False
     try:
         readline = importlib.import_module("readline")  # importing it is what turns it on

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nanochat import hub
+from nanochat.commands.count import Count
 from nanochat.commands.piped_text import read_piped_text
 from nanochat.commands.progress_line import ProgressLine
 from nanochat.engine.config import EngineConfig
 from nanochat.engine.outputs import CompletionOutput, FinishReason
 from nanochat.engine.sampling_params import SamplingParams
-from nanochat.errors import EmptyPrompt, UsageError
+from nanochat.errors import EmptyPrompt, InvalidSampling, UsageError
 from nanochat.hub import LocalModel
 from nanochat.modelhub.suggestion import Suggestion
 from nanochat.settings import Paths, Settings
@@ -37,21 +38,34 @@ _DTYPES = click.Choice(["auto", "bfloat16", "float16", "float32"])
 @click.argument("prompt", required=False)
 @click.option("-m", "--model", metavar="MODEL", help="A name from `nanochat models`, a folder, or `starter`.")
 @click.option("-s", "--system", metavar="TEXT", help="The system prompt.")
-@click.option("--temperature", type=float, help="0 always takes the likeliest token. 0 to 100.")
-@click.option("--top-p", type=float, help="Only the likeliest tokens that together reach this share.")
-@click.option("--top-k", type=int, help="Only so many of the likeliest tokens; 0 is all.")
-@click.option("--min-p", type=float, help="No token less likely than this times the likeliest. 0 to 1.")
-@click.option("--repetition-penalty", type=float, help="Above 1: what was said is less likely again.")
+@click.option("--temperature", type=float, metavar="X", help="0 always takes the likeliest token. 0 to 100.")
 @click.option(
-    "--presence-penalty", type=float, default=0.0, help="Above 0: what was said once is less likely."
+    "--top-p",
+    type=float,
+    metavar="X",
+    help="Only the likeliest tokens that together reach this share. Above 0, at most 1.",
+)
+@click.option("--top-k", type=int, metavar="N", help="Only so many of the likeliest tokens; 0 is all.")
+@click.option(
+    "--min-p", type=float, metavar="X", help="No token less likely than this times the likeliest. 0 to 1."
 )
 @click.option(
-    "--frequency-penalty", type=float, default=0.0, help="Above 0: the more often, the less likely."
-)
+    "--repetition-penalty", type=float, metavar="X",
+    help="Above 1: what was said is less likely again. Above 0, at most 10.",
+)  # fmt: skip
 @click.option(
-    "--max-tokens", type=int, help="The longest reply; by default 16384, and 512 for the starter model."
-)
-@click.option("--seed", type=int, help="The same seed gives the same reply.")
+    "--presence-penalty", type=float, default=0.0, metavar="X",
+    help="Above 0: what was said once is less likely. -2 to 2.",
+)  # fmt: skip
+@click.option(
+    "--frequency-penalty", type=float, default=0.0, metavar="X",
+    help="Above 0: the more often, the less likely. -2 to 2.",
+)  # fmt: skip
+@click.option(
+    "--max-tokens", type=int, metavar="N",
+    help="The longest reply; by default 16384, and 512 for the starter model.",
+)  # fmt: skip
+@click.option("--seed", type=int, metavar="N", help="The same seed gives the same reply.")
 @click.option(
     "--stop", multiple=True, metavar="TEXT", help="End the reply before this text; may be repeated."
 )
@@ -64,10 +78,10 @@ _DTYPES = click.Choice(["auto", "bfloat16", "float16", "float32"])
     help="The same bits whatever else runs and was cached; slower.",
 )
 @click.option(
-    "--tp", type=click.IntRange(min=1), metavar="N",
+    "--tp", type=Count(), metavar="N",
     help="Over how many devices the model is split; by default as few as hold it.",
 )  # fmt: skip
-@click.option("--max-model-len", type=int, help="The longest prompt plus reply in tokens.")
+@click.option("--max-model-len", type=int, metavar="N", help="The longest prompt plus reply in tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def run(prompt: str | None, model: str | None, as_json: bool, thinking: bool | None, **options: Any) -> None:
     """Answer PROMPT, or chat in plain text when there is none.
@@ -142,7 +156,11 @@ def _sampling(options: dict[str, Any]) -> SamplingParams:
         raise UsageError(f"--max-tokens must be at least 1, not {options['max_tokens']}")
     seed = options["seed"] if options["seed"] is not None else secrets.randbelow(2**31)
     chosen = {name: options[name] for name in (*names, "max_tokens", "stop")}
-    return SamplingParams(**chosen, seed=seed)
+    try:
+        return SamplingParams(**chosen, seed=seed)
+    except InvalidSampling as error:  # it begins with the field's name: here it is the option's
+        name, _, rest = str(error).partition(" ")
+        raise InvalidSampling(f"--{name.replace('_', '-')} {rest}") from error
 
 
 def _engine(options: dict[str, Any], settings: Settings) -> Callable[[LocalModel], EngineConfig]:

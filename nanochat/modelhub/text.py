@@ -85,7 +85,7 @@ class Here:
 def fit_row(fits: Fit | None) -> dict[str, Any]:
     """A fit for JSON."""
     if fits is None:
-        return {"fits": None}
+        return dict.fromkeys(("fits", "fit", "fit_context", "missing_bytes"))
     return {"fits": fits.fits, "fit": fits.text, "fit_context": fits.context, "missing_bytes": fits.missing}
 
 

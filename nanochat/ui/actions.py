@@ -129,6 +129,11 @@ def key_name(key: str) -> str:
         "escape": "Esc",
         "question_mark": "?",
         "left_square_bracket": "[",
+        "slash": "/",
+        "plus": "+",
+        "minus": "-",
+        "equals_sign": "=",
+        "comma": ",",
     }
     named |= {
         "right_square_bracket": "]",

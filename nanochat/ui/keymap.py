@@ -13,6 +13,7 @@ _NAMES = {
     "esc": "escape", "pgup": "pageup", "pgdn": "pagedown", "return": "enter", "del": "delete",
     "↑": "up", "↓": "down", "←": "left", "→": "right", "?": "question_mark", "/": "slash",
     "[": "left_square_bracket", "]": "right_square_bracket", "_": "underscore", "-": "minus", "+": "plus", ",": "comma",
+    "=": "equals_sign",
 }  # fmt: skip
 """What people call keys, and Textual's names for them."""
 

@@ -15,7 +15,7 @@ from nanochat.benchmarks.charts import charts_of
 from nanochat.benchmarks.comparison import compare
 from nanochat.benchmarks.plot import svg
 from nanochat.benchmarks.report import as_csv, comparison_lines, markdown, table
-from nanochat.benchmarks.result import DamagedResult, Row, Run
+from nanochat.benchmarks.result import DamagedResult, NoSuchResult, Row, Run
 from nanochat.benchmarks.storage import Results
 
 WORK = {"seconds": 0.5, "bound": "bandwidth", "bytes": 1e9, "operations": 2e9}
@@ -64,7 +64,7 @@ def test_runs_are_found_by_their_beginning_and_by_how_recent_they_are(tmp_path: 
     assert results.load("last-1").id.endswith("aaaa")
     assert results.load("20260102").id.endswith("bbbb")
     for wrong in ("last-2", "2026", "nothing"):
-        with pytest.raises(DamagedResult):
+        with pytest.raises(NoSuchResult):
             results.load(wrong)
 
 

@@ -89,6 +89,16 @@ def test_a_quick_run_of_the_starter_model_is_kept_and_compared(starter_home: Pat
     compared = bench("compare", "last", "last", "--json")
     assert [each["verdict"] for each in json.loads(compared.stdout)["differences"]] == ["too few samples"] * 3
     assert bench("show", "--format", "csv").stdout.count("\n") == 4
+    assert (
+        json.loads(bench("show", "--json").stdout)
+        == json.loads(bench("show", "--format", "json").stdout)
+        == run
+    )
+    assert f"{run['id']}  quick  SmolLM2-135M-Instruct  3 rows" in bench("list").stdout
+    (starter_home / "data" / "bench" / "odd.json").write_text("{}")
+    listed = json.loads(bench("list", "--json").stdout)
+    assert [(each["id"], each["rows"]) for each in listed] == [(run["id"], 3), ("odd", None)]
+    assert "odd.json" in listed[1]["problem"]
 
 
 def test_everything_runs_where_only_the_engine_is_installed(
@@ -119,6 +129,8 @@ def test_everything_runs_where_only_the_engine_is_installed(
         (("--random", "tiny", "--against", "vllm"), "not installed"),
         (("--random", "tiny", "--against", "ollama"), "knows"),
         (("compare", "nothing", "last"), "no run is called"),
+        ((*TINY, "--gguf", __file__), "--gguf changes nothing without --against llama.cpp"),
+        ((*TINY, "--against", "llama.cpp", "--gguf", "/"), "is a directory"),
         (
             (
                 "--random",

@@ -58,6 +58,7 @@ def test_list_shows_ids_titles_and_counts(chat: str) -> None:
         line.startswith(chat) and "2 messages" in line and "sky blue" in line for line in lines
     )
     assert len(good("list", "--limit", "1").splitlines()) == 1
+    assert good() == good("list") and good("--json") == good("list", "--json")
     assert {each["id"] for each in json.loads(good("list", "--json"))} >= {chat}
     assert "No deleted chats" in good("list", "--deleted")
 

@@ -65,7 +65,7 @@ sys.exit("torch" in sys.modules or "huggingface_hub" in sys.modules)
 
 
 def test_a_models_life_from_the_search_to_the_removal(hub: Hub, home: Home) -> None:
-    assert [row["name"] for row in told("search", "tiny")] == ["org/tiny"]
+    assert [(row["name"], row["fit"]) for row in told("search", "tiny")] == [("org/tiny", "fits with 4k")]
     facts = told("show", "org/tiny")
     assert (
         facts["where"] == "the hub" and facts["licence"] == "mit" and facts["fit"]["text"] == "fits with 4k"
@@ -76,6 +76,7 @@ def test_a_models_life_from_the_search_to_the_removal(hub: Hub, home: Home) -> N
     assert "fits with 4k" in pulled.stderr and TINY.commit[:12] in pulled.stderr
     (here,) = [row for row in told("list") if row["group"] == "here"]
     assert here["name"] == "org/tiny" and here["licence"] == "mit" and here["gated"] is False
+    assert told("pull", "org/tiny")[0]["path"] == here["path"]
     facts = told("show", "tiny")
     assert (
         facts["commit"] == TINY.commit and facts["verified"] is not None and facts["parameters"] == 512 * 64

@@ -167,7 +167,7 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action(
         id="chat.think", title="Thinking", help="Turn the model's thinking on or off for this chat.", group=_GROUP,
-        run=think, slash="think", argument="on|off",
+        run=think, slash="think", argument="on|off|default",
     ),
     Action(
         id="chat.model", title="Model", help="Choose this chat's model; without a name, from all.", group=_GROUP, run=model, slash="model",

@@ -40,7 +40,10 @@ def _how_to_change(registry: Registry) -> list[Entry]:
             'Any key can be changed: [ui.keymap], then "tab.new" = "ctrl+n, f9". The ids are:',
         ),
     ]
-    entries += [("", ", ".join(action.id for action in actions)) for actions in registry.groups().values()]
+    groups: dict[str, list[str]] = {}
+    for action in registry:  # those too that the help has no line for
+        groups.setdefault(action.group, []).append(action.id)
+    entries += [("", ", ".join(ids)) for ids in groups.values()]
     entries += [("", ", ".join(each.id for each in bindings if each.id)) for _, bindings in widget_bindings()]
     return entries
 
