@@ -29,7 +29,7 @@ from nanochat.templating.chat import ROLES, Fit, Message, Options, Prompt
 from nanochat.templating.composition import Composer, Piece, Reply, common, take_apart
 from nanochat.templating.reasoning import ReasoningSplitter, find_markers
 from nanochat.templating.rendering import Renderer, Shape, shapes_of
-from nanochat.templating.source import read_template
+from nanochat.templating.source import read_template, read_tool_template
 from nanochat.templating.structure import Marked
 from nanochat.templating.template import Template
 
@@ -44,6 +44,7 @@ class ChatTemplate:
 
     Attributes:
         markers: the texts around the model's reasoning, or `None`.
+        thinking_switch: the template's variable for thinking on and off, or `None`.
         can_switch_thinking: `Options.thinking` has an effect.
         can_set_effort: `Options.effort` has an effect.
         skips_special: what to generate with as `SamplingParams.skip_special_tokens`. False where the markers of
@@ -55,7 +56,8 @@ class ChatTemplate:
         self.template, self.tokenizer = template, tokenizer
         self.markers = find_markers([template.source], tokenizer.added_tokens)
         self._renderer = Renderer(template, tokenizer, self.markers)
-        self.can_switch_thinking = self._renderer.switch is not None
+        self.thinking_switch = self._renderer.switch
+        self.can_switch_thinking = self.thinking_switch is not None
         self.can_set_effort = self._renderer.effort is not None
         marker_text = "" if self.markers is None else self.markers.open + self.markers.close
         self._special_texts = [tokenizer.added[index].content for index in tokenizer.special_ids]
@@ -72,20 +74,70 @@ class ChatTemplate:
         """
         return cls(Template(read_template(folder)), tokenizer)
 
+    @classmethod
+    def for_tools(cls, folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+        """The template for chats with tools, of a model that has one beside that of `from_folder`."""
+        source = read_tool_template(folder)
+        return None if source is None else cls(Template(source), tokenizer)
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether a message's content may be a text, as most templates want it."""
+        return self._renderer.takes_text
+
+    @property
+    def takes_parts(self) -> frozenset[str]:
+        """The roles of messages whose content may be a list of parts."""
+        return self._renderer.takes_parts
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template writes tools."""
+        return self._renderer.takes_tools
+
     def render(
-        self, messages: Sequence[Message], options: Options, *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        options: Options,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> Prompt:
         """The prompt for the next reply to `messages`.
 
+        Args:
+            messages: the chat.
+            options: how it is rendered.
+            add_generation_prompt: begin the reply; without it the prompt ends with the last message's end.
+            continue_final_message: end with the last message's text instead, so that the model goes on with it.
+
         Raises:
             EmptyPrompt: no messages.
+            UsageError: the last message has no text to continue, or a reply is to begin after it as well.
             ChatRejected: the template does not take them (and putting the system message into the first user
-                message does not help).
+                message does not help), or leaves out the text that is to be continued.
             InvalidTemplate: the template fails or goes beyond its limits.
         """
+        if continue_final_message and messages:
+            _check_continued(messages[-1], add_generation_prompt)
+            if messages[-1].token_ids:
+                return self._continued(messages[:-1], messages[-1], options)
         chat, folded = self._folded(messages)
-        pieces = self._renderer.pieces(chat, options, add_generation_prompt=add_generation_prompt)
+        pieces = self._renderer.pieces(
+            chat, options, add_generation_prompt=add_generation_prompt, continued=continue_final_message
+        )
         return self._prompt(chat, options, pieces, self._compose(chat, options, pieces), folded=folded)
+
+    def _continued(self, before: Sequence[Message], reply: Message, options: Options) -> Prompt:
+        """The prompt that the model had answered with `reply`, and that reply as the model left it, but for its end."""
+        asked = self.render(before, _then(options, reply))
+        ended = self._take_apart(reply.token_ids, reply.reasoning is not None).end is not None
+        body = reply.token_ids[:-1] if ended else reply.token_ids
+        text = self.tokenizer.decode(body, skip_special_tokens=False)
+        splitter = self.splitter(asked)
+        splitter.push(text)
+        ids = asked.ids + body
+        return Prompt(ids, len(ids), False, asked.text + text, splitter.thinking, asked.folded)
 
     def after_reply(self, messages: Sequence[Message], options: Options) -> Prompt:
         """What the next prompt will start with, whatever the user types; `messages` end with the reply.
@@ -149,7 +201,8 @@ class ChatTemplate:
         first = next((at for at, message in enumerate(messages) if message.role == "user"), None)
         if system.role != "system" or first is None or not system.content or self._renderer.takes_system:
             return chat, False
-        chat[first] = replace(chat[first], content=f"{system.content}\n\n{chat[first].content}")
+        text = f"{system.content}\n\n{chat[first].content}"
+        chat[first] = replace(chat[first], content=text, fields=None)  # its parts, or its name
         return chat[1:], True
 
     def _compose(
@@ -233,3 +286,13 @@ class ChatTemplate:
 def _then(options: Options, reply: Message) -> Options:
     """The options with which a reply was asked for."""
     return options if reply.thinking is None else replace(options, thinking=reply.thinking)
+
+
+def _check_continued(message: Message, add_generation_prompt: bool) -> None:
+    if add_generation_prompt:
+        raise UsageError(
+            "continue_final_message goes on with the last message, add_generation_prompt begins another one: give "
+            "add_generation_prompt=False with it."
+        )
+    if not message.content and message.fields is not None:
+        raise UsageError("The last message has no text that could be continued.")

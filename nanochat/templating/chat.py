@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import cast
 
 from nanochat.errors import UsageError
+from nanochat.templating.plain import Plain, mended
 
 ROLES = ("system", "user", "assistant", "tool")
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +23,8 @@ class Message:
         token_ids: of a generated reply all ids as the engine returned them, the end token included. Leave them out
             where `content` is not what the model wrote (an edited reply, an imported one).
         thinking: of a generated reply, `Options.thinking` at that time.
+        fields: of a message that a script wrote, what else the template may see of it: tool calls, a tool's name. A
+            "content" in it is what the template sees instead of the text: a list of its parts.
     """
 
     role: str
@@ -31,16 +32,19 @@ class Message:
     reasoning: str | None = None
     token_ids: tuple[int, ...] = ()
     thinking: bool | None = None
+    fields: Plain | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise UsageError(f"A message's role is one of {', '.join(ROLES)}, not {self.role!r}.")
         if self.token_ids and self.role != "assistant":
             raise UsageError(f"Only replies have token ids, not messages of the role {self.role}.")
+        if self.token_ids and self.fields is not None:
+            raise UsageError("A reply with token ids is what the model wrote: it has no other fields.")
         for name in ("content", "reasoning"):
             text = cast("str | None", getattr(self, name))
-            if text and _SURROGATES.search(text):  # half a character: what is left of undecodable bytes
-                object.__setattr__(self, name, _SURROGATES.sub("\ufffd", text))
+            if text:
+                object.__setattr__(self, name, mended(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +55,14 @@ class Options:
         thinking: on or off where the template has a switch; `None` is the template's default.
         effort: "low", "medium" or "high" where the template has such a variable.
         now: the date that some templates write. Take the chat's first day.
+        variables: what else the template may see: `tools`, `documents`, variables of its own. Texts in them are
+            texts: no special tokens come of them.
     """
 
     thinking: bool | None = None
     effort: str | None = None
     now: datetime = field(default_factory=datetime.now)
+    variables: Plain | None = None
 
     def __post_init__(self) -> None:
         if self.effort is not None and not self.effort.isalpha():

@@ -37,10 +37,35 @@ def read_template(folder: Path) -> str:
     )
 
 
+def read_tool_template(folder: Path) -> str | None:
+    """The template that a model has beside its own for chats with tools; most have none, since theirs does both.
+
+    Raises:
+        InvalidTemplate: its file is damaged.
+    """
+    file = folder / "additional_chat_templates" / "tool_use.jinja"
+    if file.is_file():
+        return _read(file)
+    if (folder / "chat_template.jinja").is_file():
+        return None
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        file = folder / name
+        found = _load(file).get("chat_template") if file.is_file() else None
+        named = _named(cast("list[Any]", found)) if isinstance(found, list) else found
+        if found:
+            source = cast("dict[str, Any]", named).get("tool_use") if isinstance(named, dict) else None
+            return source if isinstance(source, str) else None
+    return None
+
+
+def _named(entries: list[Any]) -> dict[str, Any]:
+    pairs = [cast("dict[str, Any]", entry) for entry in entries if isinstance(entry, dict)]
+    return {str(pair.get("name")): pair.get("template") for pair in pairs}
+
+
 def _default(entries: list[Any], file: Path) -> str | None:
     """Of several named templates the one for plain chats."""
-    pairs = [cast("dict[str, Any]", entry) for entry in entries if isinstance(entry, dict)]
-    named = {str(pair.get("name")): pair.get("template") for pair in pairs}
+    named = _named(entries)
     if "default" in named:
         return named["default"]
     if len(named) == 1:

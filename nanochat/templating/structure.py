@@ -15,7 +15,9 @@ on their way in. `Structure.render` asks the template up to three times:
 No protected token can be made of text within a message, since it is broken at its first character; nor by
 joining text to what the template writes, or to other text, since it would start or end with a character that
 is not there. A token whose middle alone comes from a message (`<|` + role + `|>`) would pass: roles are from a
-fixed list. Tokens that start or end with letters or blanks (`Human:`) are protected as a whole only.
+fixed list, and names in tools, which some templates write as `<` + name + `>`, get a stand-in where they occur
+inside of a protected token (but for words of JSON Schema, which templates look for). Tokens that start or end
+with letters or blanks (`Human:`) are protected as a whole only.
 
 `Structure.encode` then checks what the tokenizer makes of the text: the protected ids must be exactly those
 written by the template. If so, the ids are Transformers' ids by construction. If not (a message that spells a
@@ -133,24 +135,34 @@ class Structure:
         benign = {index: token for index, token in self._tokenizer.added.items() if index not in self.ids}
         return TextEncoder(self._tokenizer.backend, benign, self.ids)
 
-    def render(self, render: Callable[[Rewrite], str], texts: Sequence[str], unused: Iterator[str]) -> Marked:
+    def render(
+        self,
+        render: Callable[[Rewrite], str],
+        texts: Sequence[str],
+        unused: Iterator[str],
+        names: Sequence[str] = (),
+    ) -> Marked:
         """The text of a chat and its structure.
 
         Args:
             render: renders the chat after applying a function to each of its texts.
             texts: those texts.
             unused: characters that neither they nor the template hold.
+            names: those of the texts that the template may put inside of its own signs.
 
         Raises:
             ChatRejected, InvalidTemplate: whatever `render` raises.
         """
-        if not any(edge in text for edge in self._edges for text in texts) and not any(
-            self._whole.search(text) for text in texts
+        inside = frozenset(name for name in names if self._is_inside(name))
+        if (
+            not inside
+            and not any(edge in text for edge in self._edges for text in texts)
+            and not any(self._whole.search(text) for text in texts)
         ):
             return self._find(render(_same), {})
-        first = {text[0] for text in self.texts}
+        first = {text[0] for text in self.texts} | {name.lstrip()[0] for name in inside}
         stand_ins = dict(zip(sorted(first | set(self._edges)), unused, strict=False))
-        guarded = self._find(render(lambda text: self._guard(text, stand_ins)), stand_ins)
+        guarded = self._find(render(lambda text: self._guard(text, stand_ins, inside)), stand_ins)
         try:
             if render(_same) == guarded.text:
                 return guarded
@@ -170,8 +182,16 @@ class Structure:
             match = self._whole.search(text, done)
         return "".join([*pieces, text[done:]])
 
-    def _guard(self, text: str, stand_ins: dict[str, str]) -> str:
-        """`text` broken, and with stand-ins for all edges."""
+    def _is_inside(self, name: str) -> bool:
+        """Whether signs around a name would make a protected text of it."""
+        name = name.strip().lower()
+        return bool(name) and any(name in text[1:-1].lower() for text in self.texts)
+
+    def _guard(self, text: str, stand_ins: dict[str, str], inside: frozenset[str]) -> str:
+        """`text` broken, and with stand-ins for all edges, and for the first character of a name `inside`."""
+        if text in inside:
+            start = len(text) - len(text.lstrip())
+            text = text[:start] + stand_ins[text[start]] + text[start + 1 :]
         text = self._break(text, stand_ins)
         for edge in self._edges:
             text = text.replace(edge, stand_ins[edge])
