@@ -35,6 +35,8 @@ class Attachment:
     @property
     def size(self) -> str:
         """How many lines it has, in words."""
+        if not self.text:
+            return "empty"
         lines = self.text.count("\n") + (not self.text.endswith("\n"))
         return f"{lines:,} line{'s' if lines != 1 else ''}"
 
@@ -59,6 +61,19 @@ def attach(text: str, folder: Path) -> tuple[str, tuple[Attachment, ...]]:
     if not found:
         return text, ()
     return "\n\n".join((text, *(file.block() for file in found.values()))), tuple(found.values())
+
+
+def quote_for(name: str) -> str:
+    """The quotation mark that a mention needs around a file's name; none where a word is enough."""
+    if not any(char.isspace() or char in "\"'" for char in name):
+        return ""
+    return "'" if '"' in name else '"'
+
+
+def mention(file: Path, folder: Path) -> str:
+    """How a message names a file."""
+    name = str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file)
+    return f"@{quote_for(name)}{name}{quote_for(name)}"
 
 
 def unfound(text: str, folder: Path, *, typing: str = "") -> tuple[str, ...]:

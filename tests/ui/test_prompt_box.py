@@ -12,6 +12,7 @@ from stage import until
 from textual import events
 from textual.app import App, ComposeResult
 
+from nanochat.ui.attachments import attach, mention
 from nanochat.ui.draft import Draft
 from nanochat.ui.input_history import InputHistory
 from nanochat.ui.widgets import prompt_bar
@@ -180,6 +181,30 @@ async def test_at_suggests_files_and_tab_takes_one(tmp_path: Path) -> None:
         await until(pilot, lambda: app.query_one(Completions).is_open)
         await pilot.press("tab")
         assert app.box.text == "see @notes.txt "
+
+
+async def test_a_suggested_file_with_spaces_in_its_name_is_the_one_that_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "my folder").mkdir()
+    (tmp_path / "my folder" / "my notes.txt").write_text("found")
+    app = Bench(tmp_path)
+    async with app.run_test() as pilot:
+        for keys, text in (
+            (("at", "m", "tab"), '@"my folder/'),
+            (("m", "tab"), '@"my folder/my notes.txt" '),
+        ):
+            await pilot.press(*keys[:-1])
+            await until(pilot, lambda: app.query_one(Completions).is_open)
+            await pilot.press(keys[-1])
+            assert app.box.text == text
+        await until(pilot, lambda: not app.query_one(Completions).is_open)
+        assert attach(app.box.text, tmp_path)[1][0].text == "found"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "my notes.txt", 'the "last".txt', "it's mine.txt", "a\u00a0b.txt"])
+def test_a_file_is_found_by_its_mention(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    _, files = attach(f"see {mention(tmp_path / name, tmp_path)}, please", tmp_path)
+    assert [(file.name, file.size) for file in files] == [(name, "empty")]
 
 
 @pytest.mark.parametrize(("key", "pages"), [("pageup", -1), ("pagedown", 1), ("end", 0)])

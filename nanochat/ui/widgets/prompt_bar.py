@@ -16,14 +16,16 @@ from textual.message import Message
 
 from nanochat.sanitize import sanitize_line
 from nanochat.ui import notices
-from nanochat.ui.attachments import suggest, unfound
+from nanochat.ui.attachments import quote_for, suggest, unfound
 from nanochat.ui.draft import Draft
 from nanochat.ui.input_history import InputHistory
 from nanochat.ui.widgets.completions import Completion, Completions
 from nanochat.ui.widgets.prompt_box import PromptBox
 from nanochat.ui.widgets.queued_messages import QueuedMessages
 
-_MENTION = re.compile(r"(?:^|(?<=\s))@([^\s\"']*)$")
+_MENTION = re.compile(
+    r"""(?:^|(?<=\s))@(?P<quote>["']?)(?P<start>(?:(?<=["'])(?:(?!(?P=quote)).)*|[^\s"']*))$"""
+)
 _COMMAND = re.compile(r"/\S*")
 _SHOWN = 200  # suggestions at most
 
@@ -94,7 +96,7 @@ class PromptBar(Vertical):
     async def _look_for_files(self) -> None:
         """Say in the frame which files are not there, before the message goes."""
         text, typed = self.box.text, _MENTION.search(self.box.before_cursor)
-        found = await asyncio.to_thread(unfound, text, self.folder, typing=typed.group(1) if typed else "")
+        found = await asyncio.to_thread(unfound, text, self.folder, typing=typed["start"] if typed else "")
         for box in self.query(PromptBox):  # none where the application has ended meanwhile
             if box.text == text and found != self._unfound:
                 self._unfound = found
@@ -104,9 +106,8 @@ class PromptBar(Vertical):
         """Offer what begins as the text before the cursor does now."""
         before, completions = self.box.before_cursor, self.query_one(Completions)
         if match := _MENTION.search(before):
-            self._suggest_files(
-                before, match.group(1)
-            )  # until they are found, the list is for a text that was
+            # Until they are found, the list is for a text that was.
+            self._suggest_files(before, match["start"], match["quote"])
             return
         self._offered_for = before
         if _COMMAND.fullmatch(before):
@@ -115,13 +116,11 @@ class PromptBar(Vertical):
             completions.close()
 
     @work(exclusive=True, group="suggest")
-    async def _suggest_files(self, before: str, start: str) -> None:
+    async def _suggest_files(self, before: str, start: str, quote: str) -> None:
         names = await asyncio.to_thread(suggest, start, self.folder)
         if before != self.box.before_cursor:
             return  # typed on meanwhile
-        items = [
-            Completion(name, "", name if name.endswith("/") else f"{name} ", len(start)) for name in names
-        ]
+        items = [Completion(name, "", _mentioned(name, quote), len(start)) for name in names]
         self._offered_for = before
         for completions in self.query(Completions):  # none where the application has ended meanwhile
             completions.offer(items)
@@ -149,3 +148,9 @@ class PromptBar(Vertical):
             chosen.text, (row, column - chosen.replaces), (row, column), maintain_selection_offset=False
         )
         return not (verb == "enter" and chosen.final)
+
+
+def _mentioned(name: str, quote: str) -> str:
+    """What is to stand behind `@`, or behind `@` and a quotation mark: a folder is not closed, as it goes on."""
+    opening = "" if quote else quote_for(name)
+    return f"{opening}{name}" if name.endswith("/") else f"{opening}{name}{quote or opening} "

@@ -15,7 +15,7 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 from nanochat.sanitize import sanitize
-from nanochat.ui.attachments import dropped_file
+from nanochat.ui.attachments import dropped_file, mention
 from nanochat.ui.draft import Draft, wants_folding
 from nanochat.ui.input_history import InputHistory
 from nanochat.ui.recall import Recall
@@ -232,9 +232,3 @@ class PromptBox(TextArea):
         result = self.replace(text, *self.selection, maintain_selection_offset=False)
         self.move_cursor(result.end_location)
         self.scroll_cursor_visible()
-
-
-def mention(file: Path, folder: Path) -> str:
-    """How a message names a file."""
-    name = str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file)
-    return f'@"{name}"' if " " in name else f"@{name}"
