@@ -78,6 +78,7 @@ class Reply:
         self._saved = 0
         self._saving = asyncio.Lock()
         self._closed = False  # it has its message: there is nothing left to save
+        self._end = (Status.DONE, "", "")  # how it ended: its status, why, and what went wrong
         self._arrivals: deque[tuple[float, int]] = deque()
         self._last_rate = 0.0
         self._thinking_since: float | None = None
@@ -105,8 +106,17 @@ class Reply:
         except NanochatError as fault:
             status, error = (Status.STOPPED, "") if self._stop.is_set() else (Status.FAILED, str(fault))
         async with self._saving:
-            self._closed = True
-            return await self._finish(status, reason, error)
+            self._closed, self._end = True, (status, reason, error)
+            return await self._finish()
+
+    async def save_again(self) -> Message:
+        """Write the message of a reply that has ended. Raises HistoryError: then nothing is lost, and it may be tried again."""
+        status, reason, error = self._end
+        return await asyncio.to_thread(
+            self._history.replies.finish, self.running.id, status, "".join(self._text),
+            reasoning="".join(self._reasoning), token_ids=tuple(self._ids), metrics=self._figures(),
+            finish_reason=reason, error=error,
+        )  # fmt: skip
 
     def stop(self) -> None:
         """End it: what has come is kept. Also while it waits for the model."""
@@ -218,19 +228,18 @@ class Reply:
             log.warning("a reply could not be saved for now: %s", error)
             self._notify(f"The reply cannot be saved for now: {error}")
 
-    async def _finish(self, status: Status, reason: str, error: str) -> Message | None:
+    def _figures(self) -> dict[str, Any]:
         metrics = self.metrics.as_dict() if self.metrics.prompt_tokens else {}
         if self.prepared is not None and self.prepared.reader.reasoned:
             metrics["reasoned"] = True
         if self._thought is not None:
             metrics["reasoning_seconds"] = round(self._thought, 2)
+        return metrics
+
+    async def _finish(self) -> Message | None:
         for attempt in range(_RETRIES):
             try:
-                return await asyncio.to_thread(
-                    self._history.replies.finish, self.running.id, status, "".join(self._text),
-                    reasoning="".join(self._reasoning), token_ids=tuple(self._ids), metrics=metrics,
-                    finish_reason=reason, error=error,
-                )  # fmt: skip
+                return await self.save_again()
             except HistoryError as fault:
                 log.error("a reply could not be saved: %s", fault)
                 self._notify(f"The reply could not be saved: {fault}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 
-from nanochat.errors import NanochatError
+from nanochat.errors import HistoryError, NanochatError
 from nanochat.storage.records import Chat, Message, Role
 from nanochat.storage.records import Conversation as Records
 from nanochat.ui.chat_settings import ChatSettings
@@ -43,6 +43,7 @@ class ChatSession:
         self.conversation = Conversation(chat.id if chat else "new")
         self.records: Records | None = None
         self.reply: Reply | None = None
+        self.unsaved: Turn | None = None  # whose reply the disk did not take
         self.visible = False
         self.unseen = self.failed = False
         self.context_tokens = 0
@@ -115,27 +116,28 @@ class ChatSession:
         if self.records.messages != before:
             self.context_tokens = tokens_in(self.records.messages)
         shown = list(views(self.records))
-        if self.reply is not None and self.reply.running.id in self.conversation:
-            shown.append(self.conversation.get(self.reply.running.id))
+        writing = self.reply.running.id if self.reply else self.unsaved.reply_id if self.unsaved else ""
+        if writing in self.conversation:
+            shown.append(self.conversation.get(writing))
         self.conversation.replace_all(shown)
         self._services.changed(self)
 
     async def send(self, text: str) -> None:
         """Commit the user's message, then ask for a reply. Raises HistoryError: then nothing was sent."""
-        with self._alone():
+        async with self._alone():
             chat = await self._ensure_chat()
             message = await asyncio.to_thread(self._services.history.messages.add, chat.id, Role.USER, text)
             await self._answer(message.id, sent=text)
 
     async def regenerate(self, message_id: str | None = None) -> None:
         """A new variant of a reply, the last one without `message_id`."""
-        with self._alone():
+        async with self._alone():
             record = self._at(message_id, "make again")
             await self._answer(record.id if record.role is Role.USER else record.parent)
 
     async def continue_reply(self) -> None:
         """Go on where the last reply was stopped, interrupted or cut. The old one stays, as a variant."""
-        with self._alone():
+        async with self._alone():
             record = self._at(None, "continue")
             if record.role is Role.USER:
                 await self._answer(record.id)
@@ -144,7 +146,7 @@ class ChatSession:
 
     async def edit(self, message_id: str, text: str) -> None:
         """A new variant of a message; to one of the user's, a reply is made. The old one stays."""
-        with self._alone():
+        async with self._alone():
             record = self._at(message_id, "edit")
             edit = self._services.history.messages.edit
             edited = await asyncio.to_thread(edit, self._chat_id(), record.id, text)
@@ -155,7 +157,7 @@ class ChatSession:
 
     async def step_variant(self, message_id: str, step: int) -> None:
         """Go to the version before or after."""
-        with self._alone():
+        async with self._alone():
             record = self._at(message_id, "step from")
             await asyncio.to_thread(self._services.history.messages.step, self._chat_id(), record.id, step)
             await self.load()
@@ -169,7 +171,7 @@ class ChatSession:
 
     async def delete(self, message_id: str) -> str:
         """Hide a message and all under it; returns its id for `undelete`."""
-        with self._alone():
+        async with self._alone():
             record = self._at(message_id, "delete")
             await asyncio.to_thread(self._services.history.messages.hide, self._chat_id(), record.id)
             await self.load()
@@ -177,7 +179,7 @@ class ChatSession:
 
     async def undelete(self, message_id: str) -> None:
         """Undo `delete`."""
-        with self._alone():
+        async with self._alone():
             await asyncio.to_thread(self._services.history.messages.unhide, self._chat_id(), message_id)
             await self.load()
 
@@ -235,6 +237,8 @@ class ChatSession:
             await asyncio.wait({self.summing.task})
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
+        with suppress(HistoryError):  # it was told, and the history keeps what it has
+            await self._save_reply()
 
     # The reply ---------------------------------------------------------------------------------
 
@@ -254,6 +258,12 @@ class ChatSession:
             raise NanochatError("this chat has no message yet: send one first")
         return self.chat.id
 
+    async def _save_reply(self) -> None:
+        """What was shown of a reply that the disk did not take must not go. Raises HistoryError: the disk is still full."""
+        if self.unsaved is not None:
+            await self.unsaved.save_again()
+            self.unsaved = None
+
     def _at(self, message_id: str | None, what: str) -> Message:
         """The record of a message, the last one without `message_id`."""
         messages = self.records.messages if self.records else ()
@@ -266,13 +276,14 @@ class ChatSession:
             raise NanochatError(f"there is nothing to {what} here: send a message first")
         return record
 
-    @contextmanager
-    def _alone(self) -> Generator[None]:
-        """One thing at a time: nothing changes the path of a chat while a reply is on its way."""
+    @asynccontextmanager
+    async def _alone(self) -> AsyncGenerator[None]:
+        """One thing at a time: nothing changes the path of a chat while a reply is on its way, or not saved."""
         if self.busy:
             raise NanochatError("a reply is on its way in this chat: wait for it, or stop it with Esc")
         self._starting = True
         try:
+            await self._save_reply()
             yield
         finally:
             self._starting = False

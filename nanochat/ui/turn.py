@@ -72,11 +72,21 @@ class Turn:
         else:
             services.give_back(session)
 
+    @property
+    def reply_id(self) -> str:
+        """What the reply is called in the conversation until it has its message."""
+        return self._reply.running.id
+
+    async def save_again(self) -> None:
+        """The disk did not take the reply, which has stayed in sight: write it now. Raises HistoryError: it still does not."""
+        await self._settle(await self._reply.save_again())
+
     async def _settle(self, record: Message | None) -> None:
         """The reply has ended: show its message in the place of what streamed."""
         session, streamed = self._session, self._reply.running.id
         if record is None:
-            fault = "not saved: the disk does not take it"
+            fault = "not saved: the disk does not take it. The next message tries again, and so does quitting"
+            session.unsaved = self
             session.conversation.change(streamed, status="failed", error=fault)
             return
         session.failed = record.status is Status.FAILED and not session.visible

@@ -480,6 +480,35 @@ async def test_a_reply_that_cannot_be_saved_is_tried_again(
     assert "no space is left" in room.notices[0]
 
 
+@pytest.mark.parametrize("then", ["send", "close"])
+async def test_a_reply_that_the_disk_did_not_take_stays_and_is_saved_once_it_does(
+    room: Room, history: History, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    monkeypatch.setattr(reply_module, "RETRY_SECONDS", 0.01)
+    finish = history.replies.finish
+
+    def full(*_: object, **__: object) -> Message:
+        raise HistoryFull("no space is left")
+
+    monkeypatch.setattr(history.replies, "finish", full)
+    session = room.session()
+    await session.send("Hello")
+    await finished(session)
+    with pytest.raises(HistoryFull):
+        await session.send("again")
+    await session.load()
+    assert shown(session)[-1] == ("assistant", "Hello there.", "failed")
+    monkeypatch.setattr(history.replies, "finish", finish)
+    if then == "send":
+        await session.send("again")
+        await finished(session)
+        assert [text for _, text, _ in shown(session)] == ["Hello", "Hello there.", "again", "Hello there."]
+    await session.close()
+    assert session.chat is not None
+    kept = history.messages.open(session.chat.id).messages
+    assert [(each.content, each.status) for each in kept][:2] == [("Hello", "done"), ("Hello there.", "done")]
+
+
 # Models ----------------------------------------------------------------------------------------------
 
 

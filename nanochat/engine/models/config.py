@@ -85,6 +85,8 @@ class ModelConfig:
             InvalidModel: the config is damaged, or its numbers are absurd or contradict each other.
             UnsupportedModel: an architecture, quantization or weight format that this engine does not run.
         """
+        if not path.exists():
+            raise ModelNotFound(f"there is no folder {path}: it was moved or removed; take another model")
         if not path.is_dir():
             raise ModelNotFound(
                 f"{path} is not a folder: give the folder of a model (config.json, *.safetensors)"
