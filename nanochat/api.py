@@ -32,7 +32,10 @@ class LLM(llm.LLM):
     """A model in memory, for scripts: the `LLM` of vLLM and Nano-vLLM.
 
     `model` is a folder, the name of a model on this machine such as "Qwen/Qwen3-0.6B", or "starter", which is
-    fetched when it is not there yet. See `nanochat.engine.llm.LLM` for the other arguments.
+    fetched when it is not there yet. See `nanochat.engine.llm.LLM` for the other arguments and errors.
+
+    Raises:
+        DownloadError: the starter model is not here and cannot be fetched.
     """
 
     _other: ChatTemplate | None = None  # the last one that a script gave
@@ -97,7 +100,7 @@ class LLM(llm.LLM):
                 have no effect.
             tokenization_kwargs: refused.
             mm_processor_kwargs: refused.
-            thinking: on or off where the template has such a switch; `None` leaves it to the template.
+            thinking: on or off where the template has such a switch, else nothing; `None` leaves it to the template.
 
         Raises:
             UsageError: a message that is not one, an argument that means nothing here; and whatever `generate` raises.

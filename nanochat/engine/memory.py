@@ -115,16 +115,32 @@ def plan(
     fits = num_blocks * BLOCK_SIZE
     found = MemoryPlan(weights, reserve, free, block_bytes, num_blocks, min(wanted, fits))
     if num_blocks < 1 or (config.max_model_len is not None and fits < wanted and not config.overcommit):
-        raise _refused(found, config, wanted, room, on_cpu)
+        capped = config.num_blocks is None and cap is not None and room >= cap
+        raise _refused(found, config, wanted, room, on_cpu, capped)
     return found
 
 
-def _refused(found: MemoryPlan, config: EngineConfig, wanted: int, room: int, on_cpu: bool) -> OutOfMemory:
-    """The arithmetic of a plan with too few blocks for `wanted` tokens, `room` bytes of them, and what would fit."""
+def _refused(
+    found: MemoryPlan, config: EngineConfig, wanted: int, room: int, on_cpu: bool, capped: bool
+) -> OutOfMemory:
+    """The arithmetic of a plan with too few blocks for `wanted` tokens, `room` bytes of them, and what would fit.
+
+    `capped`: it is the user's own cap that left no more.
+    """
     fits = found.num_blocks * BLOCK_SIZE
     needed = -(-wanted // BLOCK_SIZE) * found.block_bytes
     light = LEAST_CONTEXT // BLOCK_SIZE * found.block_bytes
     lighter = found.weights + found.free - (int(light / _CPU_SHARE) if on_cpu else light + found.reserve)
+    needs = (
+        f"a context of {wanted:,} tokens needs {gib(needed)} of KV cache "
+        f"({found.block_bytes // BLOCK_SIZE:,} bytes a token)"
+    )
+    if capped:
+        shorter = ", or set max_model_len (--max-model-len) to at most that" if fits else ""
+        return OutOfMemory(
+            f"{needs}, but kv_cache_bytes (engine.kv_cache_gib in the settings) allows {gib(room)}: "
+            f"{fits:,} tokens fit. Allow more{shorter}."
+        )
     if fits:
         then = "Set max_model_len (--max-model-len) to at most that, free memory, or take a smaller model."
     elif config.kv_cache_bytes is not None or config.num_blocks is not None or lighter <= 0:
@@ -132,7 +148,6 @@ def _refused(found: MemoryPlan, config: EngineConfig, wanted: int, room: int, on
     else:
         then = f"Free memory, or take a smaller model: beside {gib(lighter)} of weights, {LEAST_CONTEXT:,} such tokens fit."
     return OutOfMemory(
-        f"a context of {wanted:,} tokens needs {gib(needed)} of KV cache "
-        f"({found.block_bytes // BLOCK_SIZE:,} bytes a token), but {gib(max(room, 0))} is left of {gib(found.free)} free "
+        f"{needs}, but {gib(max(room, 0))} is left of {gib(found.free)} free "
         f"after {gib(found.weights)} of weights and a reserve of {gib(found.reserve)}: {fits:,} tokens fit. {then}"
     )

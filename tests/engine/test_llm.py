@@ -307,7 +307,8 @@ def test_vllms_names_of_a_dtype_are_stored_as_the_plain_ones(given: object, stor
 
 
 def test_a_context_that_does_not_fit_is_refused_with_the_arithmetic(starter_model: Path) -> None:
-    with pytest.raises(OutOfMemory, match=r"8,192 tokens needs .* tokens fit"):
+    said = r"8,192 tokens needs .* kv_cache_bytes \(engine.kv_cache_gib .* allows 10 MiB: 448 tokens fit. Allow more, or set"
+    with pytest.raises(OutOfMemory, match=said):
         LLM(str(starter_model), max_model_len=8192, kv_cache_bytes=10 * 2**20)
     assert LLM(str(starter_model), kv_cache_bytes=10 * 2**20).core.max_model_len == 10 * 2**20 // 368640 * 16
 
