@@ -152,9 +152,24 @@ def fit(
     known = reserves.of(memory.name, key) if reserves is not None else None
     reserve = 0 if on_cpu else known if known is not None else step_bytes(shape, dtype)
     wanted = limits.least(shape.context, per_token, devices)
-    # The engine's own plan decides, so that what is promised here is what a load gives.
+    room = _room(
+        shape, memory, limits, weights=weights, per_token=per_token, reserve=reserve, devices=devices
+    )
+    kv = -(-wanted // BLOCK_SIZE) * BLOCK_SIZE * per_token
+    missing = max(weights + reserve + kv * (2 if on_cpu else 1) - memory.usable, 0) if room < wanted else 0
+    context = room if room >= wanted else 0
+    return Fit(
+        memory, dtype, weights, per_token, reserve, known is not None, context, shape.context, devices * missing, wanted,
+        devices,
+    )  # fmt: skip
+
+
+def _room(
+    shape: Shape, memory: Memory, limits: Limits, *, weights: int, per_token: int, reserve: int, devices: int
+) -> int:
+    """Tokens of context by the engine's own plan, so that what is promised here is what a load gives; 0 where it refuses."""
     try:
-        room = plan(
+        return plan(
             EngineConfig(
                 model=Path(), max_model_len=limits.max_model_len, kv_cache_bytes=limits.kv_cache_bytes
             ),
@@ -163,18 +178,11 @@ def fit(
             free=max(memory.usable - weights, 0),
             weights=weights,
             reserve=reserve,
-            on_cpu=on_cpu,
+            on_cpu=memory.kind == "cpu",
             ranks=devices,
         ).max_model_len
     except OutOfMemory:
-        room = 0
-    kv = -(-wanted // BLOCK_SIZE) * BLOCK_SIZE * per_token
-    missing = max(weights + reserve + kv * (2 if on_cpu else 1) - memory.usable, 0) if room < wanted else 0
-    context = room if room >= wanted else 0
-    return Fit(
-        memory, dtype, weights, per_token, reserve, known is not None, context, shape.context, devices * missing, wanted,
-        devices,
-    )  # fmt: skip
+        return 0
 
 
 def _devices(shape: Shape, memory: Memory, weights: int) -> int:
