@@ -30,7 +30,7 @@ def fetch_by_hub_client(
             locks.enter_context(store.locked(file, tally))
         wanted = [file for file in files if not store.is_whole(file, tally)]
         names = [_escape(file.name) for file in wanted]
-        bar = _bar(wanted, tally, report)
+        bars = _Bars(wanted, tally, report)
         try:
             if wanted:
                 snapshot_download(
@@ -40,7 +40,7 @@ def fetch_by_hub_client(
                     local_dir=folder,
                     endpoint=store.hub.endpoint,
                     token=store.hub.token or False,
-                    tqdm_class=bar,
+                    tqdm_class=bars.kind(),
                 )
         except Exception as error:
             raise _failed(error, wanted) from error
@@ -74,45 +74,51 @@ def _escape(name: str) -> str:
     return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
 
 
-def _bar(files: list[RemoteFile], tally: Tally, report: Callable[[], None]) -> type[Any]:
-    """A progress bar in the hub client's form that feeds the tally: its bytes are spread over the files in order."""
-    bars: list[Any] = []
-    shown = 0
+class _Bars:
+    """Progress bars in the hub client's form that feed the tally: their bytes are spread over the files in order."""
 
-    def spread() -> None:
+    def __init__(self, files: list[RemoteFile], tally: Tally, report: Callable[[], None]) -> None:
+        self._files, self._tally, self._report = files, tally, report
+        self._bars: list[Any] = []
+        self._shown = 0
+
+    def _spread(self) -> None:
         # One bar counts what came over the network, one what was written: whichever is ahead.
-        nonlocal shown
-        count = int(max(bar.n for bar in bars if bar.in_bytes))
-        left, fresh, shown = count, max(count - shown, 0), max(count, shown)
-        for file in files:
-            tally.at(file, min(left, file.size), fresh)
+        count = int(max(bar.n for bar in self._bars if bar.in_bytes))
+        left, fresh, self._shown = count, max(count - self._shown, 0), max(count, self._shown)
+        for file in self._files:
+            self._tally.at(file, min(left, file.size), fresh)
             left, fresh = max(left - file.size, 0), 0
-        report()
+        self._report()
 
-    class Bar:
-        """Just as much of tqdm as the hub client uses."""
+    def kind(self) -> type[Any]:
+        """The class of a bar, which the hub client makes as many of as it likes."""
+        bars, spread = self._bars, self._spread
 
-        def __init__(self, *_: object, **options: Any) -> None:
-            self.in_bytes = options.get("unit") == "B"
-            self.total, self.n = options.get("total") or 0, 0.0
-            self.format_dict: dict[str, Any] = {"rate": None}
-            bars.append(self)
+        class Bar:
+            """Just as much of tqdm as the hub client uses."""
 
-        def update(self, count: float | None = 1) -> None:
-            """Bytes, or files, came."""
-            self.n += count or 0
-            if self.in_bytes:
-                spread()
+            def __init__(self, *_: object, **options: Any) -> None:
+                self.in_bytes = options.get("unit") == "B"
+                self.total, self.n = options.get("total") or 0, 0.0
+                self.format_dict: dict[str, Any] = {"rate": None}
+                bars.append(self)
 
-        def __enter__(self) -> Bar:
-            return self
+            def update(self, count: float | None = 1) -> None:
+                """Bytes, or files, came."""
+                self.n += count or 0
+                if self.in_bytes:
+                    spread()
 
-        def __exit__(self, *_: object) -> None:
-            """Nothing to close."""
+            def __enter__(self) -> Bar:
+                return self
 
-        def __getattr__(self, name: str) -> Callable[..., None]:
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return lambda *_, **__: None
+            def __exit__(self, *_: object) -> None:
+                """Nothing to close."""
 
-    return Bar
+            def __getattr__(self, name: str) -> Callable[..., None]:
+                if name.startswith("__"):
+                    raise AttributeError(name)
+                return lambda *_, **__: None
+
+        return Bar
