@@ -130,6 +130,7 @@ def _rows(plan: Plan, setting: Setting, hooks: Hooks, facts: dict[str, Any]) -> 
         KeyboardInterrupt: the user stopped the run; what was measured of the case at hand came before.
     """
     from nanochat.benchmarks.first_token import start_row
+    from nanochat.benchmarks.run_progress import RunProgress
     from nanochat.benchmarks.time_left import TimeLeft
 
     cases, drawn = plan.cases(), plan.drawn_cases()
@@ -143,23 +144,14 @@ def _rows(plan: Plan, setting: Setting, hooks: Hooks, facts: dict[str, Any]) -> 
         stages.append((drawn, 2, _screen))
     floors = [setting.floor(case) * engines for own, engines, _ in stages for case in own]
     left = TimeLeft(floors, plan.repeats + 1)
-    latest: list[Progress] = []
-
-    def tell(progress: Progress) -> None:
-        latest[:] = [replace(progress, run_seconds_left=left.after(progress.seconds_left))]
-        hooks.on_progress(latest[0])
-
-    def tell_rate(rate: float) -> None:
-        if latest:
-            hooks.on_progress(replace(latest[0], rate=rate))
-
+    told = RunProgress(left, hooks.on_progress)
     number = 0
     for own, _, opened in stages:
         if not own:
             continue
         with ExitStack() as stack:
-            targets = opened(plan, setting, own, hooks, tell_rate, facts, stack)
-            bench = _bench(plan, setting, targets, tell)
+            targets = opened(plan, setting, own, hooks, told.tell_rate, facts, stack)
+            bench = _bench(plan, setting, targets, told.tell)
             for case in own:
                 number += 1
                 started = time.perf_counter()
