@@ -112,7 +112,7 @@ class Home:
                     assert hashlib.sha256(blob.read_bytes()).hexdigest() == etags[blob.name]
 
     def files(self) -> set[str]:
-        """Every file below the root that is not a lock, a note or a listing."""
+        """Every file below the root that is not a lock, nor the hub client's own note of who runs it."""
         found = (path for path in self.root.rglob("*") if not path.is_dir())
         names = {path.relative_to(self.root).as_posix() for path in found}
-        return {name for name in names if not name.endswith(".lock")}
+        return {name for name in names if not name.endswith((".lock", ".agent_harnesses.json"))}
