@@ -207,8 +207,11 @@ def test_bytes_that_are_not_text_are_refused(read, tmp_path):
 def test_a_folder_without_a_config_is_not_found(tmp_path):
     with pytest.raises(ModelNotFound, match="no config"):
         ModelConfig.from_folder(tmp_path)
-    with pytest.raises(ModelNotFound, match="not a folder"):
+    with pytest.raises(ModelNotFound, match="moved or removed"):
         ModelConfig.from_folder(tmp_path / "nowhere")
+    (tmp_path / "a-file").touch()
+    with pytest.raises(ModelNotFound, match="not a folder"):
+        ModelConfig.from_folder(tmp_path / "a-file")
 
 
 @pytest.mark.parametrize(
