@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from fakehome import Home
     from fakehub import Hub
 
+    from nanochat.history import History
+
 os.environ.setdefault(
     "GOMP_SPINCOUNT", "1000"
 )  # two test processes on two cores: waiting threads must not spin
@@ -78,6 +80,16 @@ def nanochat_home(_session_home: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     """No test reads or writes the user's own settings and chats."""
     monkeypatch.setenv("NANOCHAT_HOME", str(_session_home))
     yield _session_home
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[History]:
+    """An empty history; at the end everything in it is as it must be."""
+    from nanochat.history import History
+
+    with History.open(tmp_path / "chats") as opened:
+        yield opened
+        assert opened.check() == ()
 
 
 @pytest.fixture

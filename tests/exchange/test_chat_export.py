@@ -69,13 +69,6 @@ def trees(draw: st.DrawFn, *, linear: bool = False) -> ChatBundle:
     )  # fmt: skip
 
 
-@pytest.fixture
-def history(tmp_path: Path) -> Iterator[History]:
-    with History.open(tmp_path / "chats") as opened:
-        yield opened
-        assert opened.check() == ()
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[History, History]]:
     """Two histories that have nothing to do with each other; each example brings chats of its own."""

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import sqlite3
-from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import history_writer
-import pytest
 
 from nanochat.history import History
 from nanochat.storage.records import Role, Status
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[ForkServerContext]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["history_writer"])
-    yield context
 
 
 def kill_after(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,13 +12,6 @@ from hypothesis import strategies as st
 from nanochat.errors import ChatNotFound, HistoryError
 from nanochat.history import History
 from nanochat.storage.records import Message, Role, Status, message_id, pack_ids, storable, unpack_ids
-
-
-@pytest.fixture
-def history(tmp_path: Path) -> Iterator[History]:
-    with History.open(tmp_path / "chats") as opened:
-        yield opened
-        assert opened.check() == ()
 
 
 def ask(history: History, chat: str, text: str, answer: str) -> tuple[Message, Message]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import stat
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -17,13 +15,6 @@ import pytest
 from nanochat.errors import HistoryLocked
 from nanochat.history import History
 from nanochat.storage.records import Role, Status
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[ForkServerContext]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["history_writer"])
-    yield context
 
 
 def test_two_processes_write_at_once_and_both_are_kept(processes: ForkServerContext, tmp_path: Path) -> None:

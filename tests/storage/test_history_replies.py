@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,6 @@ import pytest
 from nanochat.errors import ChatNotFound, HistoryFull
 from nanochat.history import History
 from nanochat.storage.records import Role, Running, Status
-
-
-@pytest.fixture
-def history(tmp_path: Path) -> Iterator[History]:
-    with History.open(tmp_path / "chats") as opened:
-        yield opened
-        assert opened.check() == ()
 
 
 def begin(history: History, text: str = "go") -> tuple[str, Running]:
