@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from itertools import pairwise
 from types import SimpleNamespace
 
 import interpreted  # noqa: F401  # first: it turns the interpreter on
 import pytest
 import torch
+from rank_ends import CPU, ROWS, WORDS, OneShotRanks, numbers
 
 from nanochat.engine.parallel.one_shot import Sums
 from nanochat.engine.parallel.trial import Limits
@@ -17,44 +17,7 @@ from nanochat.kernels.gemv_config import GemvConfig
 from nanochat.kernels.triton_divided import choose_rows
 from nanochat.kernels.triton_gemv import gemv
 from nanochat.kernels.triton_norm import add_rms_norm
-from nanochat.kernels.triton_one_shot import GATHERED, OneShot, inbox_bytes
-
-CPU = torch.device("cpu")
-ROWS, WORDS, LOOKS = 5, 96, 3
-
-
-class Ranks:
-    """The ends of all ranks in this process, and their inboxes."""
-
-    def __init__(self, count: int) -> None:
-        self.memory = [
-            torch.zeros(inbox_bytes(count, ROWS, WORDS) // 8, dtype=torch.int64) for _ in range(count)
-        ]
-        inboxes = [memory.data_ptr() for memory in self.memory]
-        self.ends = [OneShot(inboxes, rank, ROWS, WORDS, CPU, LOOKS, parts=2) for rank in range(count)]
-
-    def send(self, deltas: list[torch.Tensor]) -> None:
-        for end, delta in zip(self.ends, deltas, strict=True):
-            end._launch(delta, None, None, 0.0, receive=False)
-
-    def add_norm(self, deltas: list[torch.Tensor], x: torch.Tensor, weight: torch.Tensor):
-        self.send(deltas)
-        return [
-            end._launch(delta, x, weight, 1e-5, send=False)
-            for end, delta in zip(self.ends, deltas, strict=True)
-        ]
-
-    def sum(self, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
-        self.send(deltas)
-        return [
-            end._launch(delta, None, None, 0.0, send=False)[0]
-            for end, delta in zip(self.ends, deltas, strict=True)
-        ]
-
-
-def numbers(seed: int, count: int, rows: int, width: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    draw = torch.Generator().manual_seed(seed)
-    return [torch.randn(rows, width, generator=draw).to(dtype) for _ in range(count)]
+from nanochat.kernels.triton_one_shot import GATHERED, OneShot
 
 
 @pytest.mark.parametrize(
@@ -63,7 +26,7 @@ def numbers(seed: int, count: int, rows: int, width: int, dtype: torch.dtype) ->
 )
 def test_every_rank_gets_the_sum_with_residual_and_norm(ranks: int, dtype: torch.dtype) -> None:
     """Round after round, of more and of fewer rows: what an earlier round left is never taken for this one's."""
-    group = Ranks(ranks)
+    group = OneShotRanks(ranks)
     for seed, rows in enumerate((1, 5, 2, 5, 5, 1)):
         *deltas, x = numbers(seed, ranks + 1, rows, 90, dtype)
         weight = torch.rand(90, generator=torch.Generator().manual_seed(seed)).to(dtype)
@@ -79,37 +42,6 @@ def test_every_rank_gets_the_sum_with_residual_and_norm(ranks: int, dtype: torch
         )  # the interpreter cuts off to 16 bits
         assert all(torch.equal(total, sums[0]) for total in sums)
     assert not any(end.failed.item() for end in group.ends)
-
-
-def test_one_row_may_be_in_many_more_rounds_than_another() -> None:
-    group = Ranks(2)
-    for seed in range(5):
-        deltas = numbers(seed, 2, 1, 64, torch.float32)
-        assert torch.equal(group.sum(deltas)[1], deltas[0] + deltas[1])
-    deltas = numbers(9, 2, 5, 64, torch.float32)
-    assert torch.equal(group.sum(deltas)[0], deltas[0] + deltas[1])
-
-
-def test_a_rank_that_is_a_round_ahead_overwrites_nothing_that_is_still_needed() -> None:
-    group, rounds = Ranks(2), [numbers(seed, 2, 2, 64, torch.float32) for seed in range(4)]
-    ahead, behind = group.ends
-    behind._launch(rounds[0][1], None, None, 0.0, receive=False)
-    for now, then in pairwise(rounds):
-        ahead._launch(now[0], None, None, 0.0)
-        ahead._launch(then[0], None, None, 0.0, receive=False)
-        assert torch.equal(behind._launch(now[1], None, None, 0.0, send=False)[0], now[0] + now[1])
-        behind._launch(then[1], None, None, 0.0, receive=False)
-
-
-def test_rounds_go_on_when_their_count_overflows() -> None:
-    group = Ranks(2)
-    for end in group.ends:
-        end._rounds.fill_(-3)
-    for seed in range(5):  # the rounds -2, -1, 2, 3, 4
-        deltas = numbers(seed, 2, 2, 64, torch.float32)
-        assert torch.equal(group.sum(deltas)[0], deltas[0] + deltas[1])
-        assert not group.ends[0].failed.item()
-    assert group.ends[0]._rounds[0] == 4
 
 
 def products(ranks: int, dtype: torch.dtype, seed: int) -> tuple[list, list, torch.Tensor, torch.Tensor]:
@@ -132,7 +64,7 @@ CONFIG = GemvConfig(32, 32, 4, prefetch=1)
 @pytest.mark.parametrize(("ranks", "dtype"), [(2, torch.float16), (3, torch.float32)])
 def test_products_send_and_every_rank_collects_the_same(ranks: int, dtype: torch.dtype) -> None:
     """Between other exchanges, of more rows and of whole rows; what is sent is rounded once, after the residual."""
-    group = Ranks(ranks)
+    group = OneShotRanks(ranks)
     for seed in range(5):
         inputs, weights, x, expected = products(ranks, dtype, seed)
         for end, a, w in zip(group.ends, inputs, weights, strict=True):
@@ -149,7 +81,7 @@ def test_products_send_and_every_rank_collects_the_same(ranks: int, dtype: torch
 
 
 def test_a_product_of_a_rank_that_is_ahead_overwrites_nothing_that_is_still_needed() -> None:
-    group = Ranks(2)
+    group = OneShotRanks(2)
     ahead, behind = group.ends
     rounds = [products(2, torch.float32, seed) for seed in range(4)]
 
@@ -169,7 +101,7 @@ def test_a_product_of_a_rank_that_is_ahead_overwrites_nothing_that_is_still_need
 
 
 def test_a_product_that_did_not_send_ends_in_nan() -> None:
-    group = Ranks(2)
+    group = OneShotRanks(2)
     inputs, weights, x, _ = products(2, torch.float32, 0)
     gemv(inputs[0], weights[0], to=group.ends[0].outlet(x))
     assert group.ends[0].collect(x).isnan().all() and group.ends[0].failed.item() == 1
@@ -180,7 +112,7 @@ def test_a_product_that_did_not_send_ends_in_nan() -> None:
 
 
 def test_a_peer_that_sends_nothing_ends_in_nan_and_is_not_waited_for_again() -> None:
-    group = Ranks(3)
+    group = OneShotRanks(3)
     deltas = numbers(1, 3, 2, 64, torch.bfloat16)
     assert torch.isfinite(group.sum(deltas)[0]).all()
     for end in group.ends[:2]:  # rank 2 is lost
@@ -200,7 +132,7 @@ def test_a_peer_that_sends_nothing_ends_in_nan_and_is_not_waited_for_again() -> 
 )
 def test_few_words_of_every_rank_are_put_side_by_side(made) -> None:
     """Sums of a full inbox before and after: they do not meet."""
-    group = Ranks(3)
+    group = OneShotRanks(3)
     deltas = [torch.full((ROWS, WORDS), 1.0 + rank) for rank in range(3)]
     for turn in range(3):
         assert all(torch.equal(total, sum(deltas)) for total in group.sum(deltas))
@@ -215,7 +147,7 @@ def test_few_words_of_every_rank_are_put_side_by_side(made) -> None:
 
 
 def test_words_of_a_rank_that_is_lost_say_so() -> None:
-    group, offers = Ranks(2), torch.zeros(2, 3, dtype=torch.int32)
+    group, offers = OneShotRanks(2), torch.zeros(2, 3, dtype=torch.int32)
     found = group.ends[0].gather(offers)
     assert group.ends[0].failed.item() == 1
     assert found[0].tolist() == offers.tolist() and (found[1] == 1).all()
@@ -224,7 +156,7 @@ def test_words_of_a_rank_that_is_lost_say_so() -> None:
 
 
 def test_what_does_not_fit_into_an_inbox_is_not_taken() -> None:
-    end = Ranks(2).ends[0]
+    end = OneShotRanks(2).ends[0]
     assert end.takes(torch.empty(5, 96)) and end.takes(torch.empty(5, 192, dtype=torch.bfloat16))
     assert end.takes(torch.empty(1, 5, 64))
     assert not end.takes(torch.empty(6, 96)) and not end.takes(torch.empty(5, 97))
@@ -242,7 +174,7 @@ def test_the_row_parallel_end_of_half_a_layer_is_one_exchange(
         name="none", major=9, minor=0, multi_processor_count=4, shared_memory_per_block_optin=1
     )
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: chip)
-    kernels, group, said = CudaKernels(CPU), Ranks(2), []
+    kernels, group, said = CudaKernels(CPU), OneShotRanks(2), []
     draw = torch.Generator().manual_seed(rows)
     y, weight, x = (torch.randn(size, generator=draw) for size in ((rows, 32), (64, 32), (rows, 64)))
     norm = torch.rand(64, generator=draw)

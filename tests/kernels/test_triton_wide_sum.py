@@ -3,81 +3,21 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from itertools import pairwise
 from types import SimpleNamespace
 
 import interpreted  # noqa: F401  # first: it turns the interpreter on
 import pytest
 import torch
 import triton.language as tl
+from rank_ends import CPU, ROWS, UNWRITTEN, WideRanks, numbers
 
 from nanochat.engine.parallel.one_shot import Sums
 from nanochat.engine.parallel.trial import Limits
 from nanochat.kernels import triton_inbox
 from nanochat.kernels.cuda import CudaKernels, Weight
 from nanochat.kernels.triton_norm import add_rms_norm
-from nanochat.kernels.triton_one_shot import OneShot, inbox_bytes
-from nanochat.kernels.triton_row_inbox import LINE, row_stride
+from nanochat.kernels.triton_row_inbox import LINE
 from nanochat.kernels.triton_wide_sum import WideSum, wide_bytes, wide_rows
-
-CPU = torch.device("cpu")
-ROWS, ROW_BYTES, LOOKS = 5, 400, 3
-UNWRITTEN = (
-    -1
-)  # int32 in every inbox at first, a NaN in each of the dtypes: what was not sent must not be read
-
-
-class Ranks:
-    """The ends of all ranks in this process, and their inboxes: one memory each, wide sums behind those in one shot."""
-
-    def __init__(self, count: int) -> None:
-        begin, size = inbox_bytes(count, ROWS, 100), wide_bytes(count, ROWS, ROW_BYTES)
-        self.memory = [torch.zeros((begin + size) // 4, dtype=torch.int32) for _ in range(count)]
-        inboxes = [memory.data_ptr() for memory in self.memory]
-        self.small = [OneShot(inboxes, rank, ROWS, 100, CPU, LOOKS) for rank in range(count)]
-        self.ends = [
-            WideSum([inbox + begin for inbox in inboxes], ROWS, ROW_BYTES, end) for end in self.small
-        ]
-        first, last = begin // 4, begin // 4 + 2 * count * ROWS * row_stride(ROW_BYTES) // 4
-        self.wide = [memory[first:last].view(2, count, ROWS, -1) for memory in self.memory]
-        self.flagless = [memory[last:] for memory in self.memory]
-        for area in self.wide:
-            area[..., : -LINE // 4] = UNWRITTEN
-
-    def send(self, deltas: list[torch.Tensor]) -> None:
-        for end, delta in zip(self.ends, deltas, strict=True):
-            end._launch(delta, None, None, 0.0, own=False, receive=False)
-
-    def receive(self, deltas: list[torch.Tensor], x=None, weight=None, eps: float = 0.0):
-        """What was sent; in two shots what owners send first, into outputs that the others complete."""
-        found = [
-            end._launch(delta, x, weight, eps, send=False, receive=not end.two_shots)
-            for end, delta in zip(self.ends, deltas, strict=True)
-        ]
-        for end, delta, (normed, total) in zip(self.ends, deltas, found, strict=True):
-            if end.two_shots:
-                others = torch.arange(len(delta)) % len(self.ends) != end.rank
-                rest = end._launch(delta, x, weight, eps, send=False, own=False)
-                normed[others], total[others] = rest[0][others], rest[1][others]
-        return found
-
-    def add_norm(self, deltas: list[torch.Tensor], x: torch.Tensor, weight: torch.Tensor):
-        self.send(deltas)
-        return self.receive(deltas, x, weight, 1e-5)
-
-    def sum(self, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
-        self.send(deltas)
-        return [total for total, _ in self.receive(deltas)]
-
-    def take(self, shots: int) -> None:
-        """From now on every wide sum goes in so many shots."""
-        for end in self.ends:
-            end.two_shots = shots - 1
-
-
-def numbers(seed: int, count: int, rows: int, width: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    draw = torch.Generator().manual_seed(seed)
-    return [torch.randn(rows, width, generator=draw).to(dtype) for _ in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +26,7 @@ def numbers(seed: int, count: int, rows: int, width: int, dtype: torch.dtype) ->
 )
 def test_every_rank_gets_the_sum_with_residual_and_norm(ranks: int, dtype: torch.dtype) -> None:
     """Round after round, of more and of fewer rows, wider and narrower: what an earlier round left is never taken for this one's."""
-    group = Ranks(ranks)
+    group = WideRanks(ranks)
     for seed, (rows, size) in enumerate(((1, 288), (5, 400), (2, 256), (5, 288), (5, 400), (1, 288))):
         width = size // dtype.itemsize
         *deltas, x = numbers(seed, ranks + 1, rows, width, dtype)
@@ -107,7 +47,7 @@ def test_every_rank_gets_the_sum_with_residual_and_norm(ranks: int, dtype: torch
 @pytest.mark.parametrize(("ranks", "dtype"), [(2, torch.float32), (3, torch.bfloat16), (4, torch.float16)])
 def test_in_two_shots_every_rank_gets_the_bits_of_a_wide_sum(ranks: int, dtype: torch.dtype) -> None:
     """Whichever kind the rounds before were, which left their numbers and flags in the same inboxes."""
-    group, other = Ranks(ranks), Ranks(ranks)
+    group, other = WideRanks(ranks), WideRanks(ranks)
     for seed, (rows, shots) in enumerate(
         ((5, 2), (1, 2), (5, 1), (5, 1), (3, 2), (5, 2), (4, 1), (5, 2), (5, 1))
     ):
@@ -124,7 +64,7 @@ def test_in_two_shots_every_rank_gets_the_bits_of_a_wide_sum(ranks: int, dtype: 
 
 
 def test_in_two_shots_a_row_travels_to_its_owner_and_back_alone() -> None:
-    group = Ranks(3)
+    group = WideRanks(3)
     group.take(2)
     deltas = numbers(1, 3, 5, 64, torch.float32)
     group.send(deltas)
@@ -143,7 +83,7 @@ def test_in_two_shots_a_row_travels_to_its_owner_and_back_alone() -> None:
 
 
 def test_in_two_shots_an_owner_that_misses_a_summand_ends_in_nan_and_tells_the_others_so() -> None:
-    group = Ranks(3)
+    group = WideRanks(3)
     group.take(2)
     deltas = numbers(1, 3, 3, 64, torch.bfloat16)
     assert torch.isfinite(group.sum(deltas)[0]).all()
@@ -162,7 +102,7 @@ def test_in_two_shots_an_owner_that_misses_a_summand_ends_in_nan_and_tells_the_o
 )
 def test_without_flags_every_rank_gets_the_bits_of_a_wide_sum(ranks: int, dtype: torch.dtype) -> None:
     """Zeros of either sign too, which stand for what has not come; and whichever kind the rounds before were."""
-    group, other = Ranks(ranks), Ranks(ranks)
+    group, other = WideRanks(ranks), WideRanks(ranks)
     for seed, rows in enumerate((1, 5, 5, 3, 5, 1, 2, 5)):
         *deltas, x = numbers(seed, ranks + 1, rows, 96, dtype)
         deltas[0][:, :9], deltas[1][:, 5:14], deltas[1][0] = 0.0, -0.0, 0.0
@@ -181,7 +121,7 @@ def test_without_flags_every_rank_gets_the_bits_of_a_wide_sum(ranks: int, dtype:
 
 
 def test_without_flags_a_row_of_which_one_number_is_missing_ends_in_nan() -> None:
-    group = Ranks(3)
+    group = WideRanks(3)
     for end in group.ends:
         end.flagless = ROWS
     deltas = numbers(1, 3, 2, 64, torch.bfloat16)
@@ -198,7 +138,7 @@ def test_without_flags_a_row_of_which_one_number_is_missing_ends_in_nan() -> Non
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_it_has_the_bits_of_a_sum_in_one_shot_and_leaves_its_inbox_alone(dtype: torch.dtype) -> None:
-    group = Ranks(3)
+    group = WideRanks(3)
     for seed in range(4):
         *deltas, x = numbers(seed, 4, ROWS, 96, dtype)
         for end, delta in zip(group.small, deltas, strict=True):
@@ -212,7 +152,7 @@ def test_it_has_the_bits_of_a_sum_in_one_shot_and_leaves_its_inbox_alone(dtype: 
 @pytest.mark.parametrize(("rows", "shots"), [(4, 1), (5, 1), (6, 1), (13, 1), (13, 2)])
 def test_what_an_inbox_has_no_room_for_goes_in_several_launches(rows: int, shots: int) -> None:
     """Of one rank, which waits for nobody: no two run at once here."""
-    group = Ranks(1)
+    group = WideRanks(1)
     group.take(shots)
     delta, x = numbers(rows, 2, rows, 96, torch.float32)
     weight = torch.rand(96, generator=torch.Generator().manual_seed(rows))
@@ -238,7 +178,7 @@ def test_an_exchange_is_timed_from_its_first_row_to_its_last(
     rows: int, shots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock tells how many rows are through: rows do not run all at once, as those of a prompt."""
-    group = Ranks(1)
+    group = WideRanks(1)
     group.take(shots)
     end = group.ends[0]
     monkeypatch.setattr(triton_inbox, "clock", lambda compiled: tl.full([], int(end._rounds.sum()), tl.int64))
@@ -250,49 +190,14 @@ def test_an_exchange_is_timed_from_its_first_row_to_its_last(
 def test_who_asks_in_the_middle_of_an_exchange_is_told_what_was_found_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = Ranks(1).small[0].clock
+    clock = WideRanks(1).small[0].clock
     found = iter([5 * 10**9, -(2**60), -(2**60), 7 * 10**9, *[-1] * 1000])
     monkeypatch.setattr(clock, "_ask", lambda: next(found))
     assert [clock.seconds() for _ in range(3)] == [5.0, 7.0, 7.0]
 
 
-def test_one_row_may_be_in_many_more_rounds_than_another() -> None:
-    group = Ranks(2)
-    for seed in range(5):
-        deltas = numbers(seed, 2, 1, 64, torch.float32)
-        assert torch.equal(group.sum(deltas)[1], deltas[0] + deltas[1])
-    deltas = numbers(9, 2, 5, 64, torch.float32)
-    assert torch.equal(group.sum(deltas)[0], deltas[0] + deltas[1])
-
-
-@pytest.mark.parametrize("flagless", [0, ROWS])
-def test_a_rank_that_is_a_round_ahead_overwrites_nothing_that_is_still_needed(flagless: int) -> None:
-    """Neither a row nor its flag."""
-    group, rounds = Ranks(2), [numbers(seed, 2, 2, 64, torch.float32) for seed in range(4)]
-    ahead, behind = group.ends
-    ahead.flagless = behind.flagless = flagless
-    behind._launch(rounds[0][1], None, None, 0.0, receive=False)
-    for now, then in pairwise(rounds):
-        ahead._launch(now[0], None, None, 0.0)
-        ahead._launch(then[0], None, None, 0.0, receive=False)
-        assert torch.equal(behind._launch(now[1], None, None, 0.0, send=False)[0], now[0] + now[1])
-        behind._launch(then[1], None, None, 0.0, receive=False)
-    assert not behind.failed.item()
-
-
-def test_rounds_go_on_when_their_count_overflows() -> None:
-    group = Ranks(2)
-    for end in group.ends:
-        end._rounds.fill_(-3)
-    for seed in range(5):  # the rounds -2, -1, 2, 3, 4
-        deltas = numbers(seed, 2, 2, 64, torch.float32)
-        assert torch.equal(group.sum(deltas)[0], deltas[0] + deltas[1])
-        assert not group.ends[0].failed.item()
-    assert group.ends[0]._rounds[0] == 4
-
-
 def test_nothing_is_written_beside_a_row_and_its_flag() -> None:
-    group = Ranks(2)
+    group = WideRanks(2)
     group.send(numbers(1, 2, 2, 72, torch.bfloat16))
     for rank, area in enumerate(group.wide):
         theirs = area[1, 1 - rank, :2]  # the first round is an odd one
@@ -303,7 +208,7 @@ def test_nothing_is_written_beside_a_row_and_its_flag() -> None:
 
 
 def test_a_peer_that_sends_nothing_ends_in_nan_and_is_not_waited_for_again() -> None:
-    group = Ranks(3)
+    group = WideRanks(3)
     deltas = numbers(1, 3, 2, 64, torch.bfloat16)
     for _ in range(3):  # so that flags were raised in both halves
         assert torch.isfinite(group.sum(deltas)[0]).all()
@@ -319,7 +224,7 @@ def test_a_peer_that_sends_nothing_ends_in_nan_and_is_not_waited_for_again() -> 
 
 
 def test_who_was_told_that_a_peer_is_lost_does_not_sum_even_what_is_there() -> None:
-    group = Ranks(2)
+    group = WideRanks(2)
     deltas = numbers(1, 2, 2, 64, torch.float32)
     group.send(deltas)
     group.ends[0].failed.fill_(1)
@@ -330,7 +235,7 @@ def test_who_was_told_that_a_peer_is_lost_does_not_sum_even_what_is_there() -> N
 
 
 def test_what_does_not_fit_into_an_inbox_is_not_taken() -> None:
-    end = Ranks(2).ends[0]
+    end = WideRanks(2).ends[0]
     assert end.takes(torch.empty(5, 100)) and end.takes(torch.empty(5, 200, dtype=torch.bfloat16))
     assert end.takes(torch.empty(1, 5, 64))
     assert end.takes(torch.empty(6, 96)), "it goes in two launches"
@@ -348,7 +253,7 @@ def test_the_row_parallel_end_of_half_a_layer_goes_the_wide_way_with_more_rows_t
     )
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: chip)
     monkeypatch.setattr(WideSum, "sum", None)  # the norm is no launch of its own
-    kernels, group = CudaKernels(CPU), Ranks(2)
+    kernels, group = CudaKernels(CPU), WideRanks(2)
     *y, x = numbers(1, 3, 5, 64, torch.float32)
     *shares, (norm, *_) = numbers(2, 3, 64, 64, torch.float32)
     group.ends[1]._launch(y[1] @ shares[1].T, None, None, 0.0, receive=False)
