@@ -497,6 +497,25 @@ async def test_set_changes_sampling_from_the_next_turn_and_refuses_what_is_out_o
         assert stage.engine.requests[0].params.temperature == 0.5
 
 
+@pytest.mark.parametrize("size", [(80, 24), (40, 12)])
+async def test_the_panel_says_in_sight_that_a_value_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    async with on_stage(tmp_path, size=size) as stage:
+        await stage.press("f6")
+        await stage.until(lambda: stage.app.chat_screen.sides.panel.has_focus_within)
+        panel = stage.app.chat_screen.sides.panel
+        line, last = panel.query_one("#panel-temperature"), panel.query_one("#panel-stop")
+        line.focus()
+        await stage.until(lambda: line.has_focus)
+        await stage.type("hot")
+        last.focus()
+        await stage.until(lambda: "must be a number" in str(panel.query_one("#panel-error", Static).render()))
+        error = panel.query_one("#panel-error")
+        await stage.until(lambda: 0 < last.region.bottom <= error.region.y < error.region.bottom < size[1])
+        line.focus()
+        await stage.press("backspace", "backspace", "backspace", "enter")
+        await stage.until(lambda: not error.display)
+
+
 async def test_the_panel_says_what_another_system_prompt_costs(tmp_path: Path) -> None:
     async with on_stage(tmp_path) as stage:
         await stage.ask("hello you")

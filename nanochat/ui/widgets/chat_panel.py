@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
@@ -42,7 +42,7 @@ class SystemPrompt(TextArea):
         self.move_cursor(self.replace(text, *self.selection, maintain_selection_offset=False).end_location)
 
 
-class ChatPanel(VerticalScroll, can_focus=False):
+class ChatPanel(Vertical):
     """Shows and changes `ChatSettings`; every change is posted at once and holds from the next turn."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -69,13 +69,18 @@ class ChatPanel(VerticalScroll, can_focus=False):
         self._session: ChatSession | None = None
         self._settings = ChatSettings()
         self._showing = False
+        self._refused = ""  # the line whose value was refused
         self._filling = asyncio.Lock()  # who opens it twice at once waits for the first
 
     async def fill(self) -> None:
         """Make the lines, when they are wanted first: the first frame does not pay for them."""
         async with self._filling:
             if not self.children:
-                await self.mount(*self._lines())
+                error, about = Static("", id="panel-error"), Static("", id="panel-help")
+                lines = VerticalScroll(*self._lines(), id="panel-lines", can_focus=False)
+                await self.mount(
+                    lines, Vertical(error, about, id="panel-said")
+                )  # in sight, however low the screen is
 
     def _lines(self) -> Iterator[Widget]:
         """Model, thinking, system prompt, then a line for each knob."""
@@ -90,8 +95,6 @@ class ChatPanel(VerticalScroll, can_focus=False):
             name = Label(knob.name.removesuffix("_penalty").replace("_", " "))
             line = Input(id=f"panel-{knob.name}", compact=True, select_on_focus=False)
             yield Horizontal(name, line, classes="panel-knob")
-        yield Static("", id="panel-help", classes="panel-help")
-        yield Static("", id="panel-error", classes="panel-error")
 
     def show(
         self, session: ChatSession, *, model: str, defaults: Mapping[str, Any], can_think: bool, note: str
@@ -146,6 +149,7 @@ class ChatPanel(VerticalScroll, can_focus=False):
         knob = next((knob for knob in KNOBS if knob.name == name), None)
         words = _HELP.get(name, "") if knob is None else f"{knob.name}: {knob.span}. {knob.help}"
         self.query_one("#panel-help", Static).update(Content(words))
+        self.call_after_refresh(self._show_focused)
 
     def on_descendant_blur(self, event: events.DescendantBlur) -> None:
         """Take what was typed when the focus leaves."""
@@ -164,12 +168,16 @@ class ChatPanel(VerticalScroll, can_focus=False):
     def _take(self, line: Input) -> None:
         name = (line.id or "").removeprefix("panel-")
         knob = next((knob for knob in KNOBS if knob.name == name), None)
-        if knob is None or self._showing or line.value.strip() == _shown(getattr(self._settings, name)):
+        if knob is None or self._showing:
+            return
+        if line.value.strip() == _shown(getattr(self._settings, name)):
+            if name == self._refused:
+                self._fault("")
             return
         try:
             self._change(name, knob.parse(line.value))
         except InvalidSampling as error:
-            self._fault(f"{error}")
+            self._fault(f"{error}", name)
 
     def _change(self, name: str, value: Any) -> None:
         self._settings = self._settings.with_value(name, value)
@@ -177,10 +185,18 @@ class ChatPanel(VerticalScroll, can_focus=False):
         if self._session is not None:
             self.post_message(self.Changed(self._session, self._settings))
 
-    def _fault(self, text: str) -> None:
+    def _fault(self, text: str, name: str = "") -> None:
+        self._refused = name
         fault = self.query_one("#panel-error", Static)
         fault.update(Content(sanitize(text)))
         fault.display = bool(text)
+        self.call_after_refresh(self._show_focused)
+
+    def _show_focused(self) -> None:
+        """What is said below took lines from the list: the focused one stays in sight."""
+        focused = self.screen.focused
+        if focused is not None and self in focused.ancestors:
+            focused.scroll_visible(animate=False)
 
 
 def _shown(value: object) -> str:
