@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nanochat.kernels.layout import AttentionLayout
+
 BLOCK_SIZE = 16
 
 
@@ -33,6 +35,15 @@ class Batch:
     @property
     def scale(self) -> float:
         return self.k_cache.shape[3] ** -0.5
+
+    @property
+    def layout(self) -> AttentionLayout:
+        """How it is told to kernels."""
+        return AttentionLayout(
+            slots=self.slots, block_tables=self.block_tables, query_start=self.query_start,
+            context_lens=self.context_lens, query_lens=self.query_lens, contexts=self.contexts, tables=[],
+            max_context=max(self.contexts),
+        )  # fmt: skip
 
     def keys(self, seq: int, cache: Tensor) -> Tensor:
         """[context, kv_heads, head_dim] in float32, gathered through the block table."""

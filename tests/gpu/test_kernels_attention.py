@@ -12,7 +12,6 @@ from attention_cases import Batch, angles, expect_written, make_batch, project, 
 
 from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.cuda import CudaKernels
-from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.triton_prefill import _prefill
 from nanochat.kernels.triton_rope import Rope, write_kv
 
@@ -25,19 +24,6 @@ SHAPES = [  # heads, kv_heads, head_dim
 ]  # fmt: skip
 
 
-def layout_of(batch: Batch) -> AttentionLayout:
-    return AttentionLayout(
-        slots=batch.slots,
-        block_tables=batch.block_tables,
-        query_start=batch.query_start,
-        context_lens=batch.context_lens,
-        query_lens=batch.query_lens,
-        contexts=batch.contexts,
-        tables=[],
-        max_context=max(batch.contexts),
-    )
-
-
 def spec_of(batch: Batch, **fields: object) -> AttentionSpec:
     _, _, kv_heads, head_dim = batch.k_cache.shape
     return AttentionSpec(
@@ -47,7 +33,7 @@ def spec_of(batch: Batch, **fields: object) -> AttentionSpec:
 
 def attend(batch: Batch, kernels: CudaKernels, **fields: object) -> torch.Tensor:
     q = batch.q.view(batch.q.shape[0], batch.num_heads, -1)
-    plan = kernels.plan(layout_of(batch))
+    plan = kernels.plan(batch.layout)
     return kernels.attend(q, spec_of(batch, **fields), (batch.k_cache, batch.v_cache), plan).flatten(1)
 
 
@@ -158,7 +144,7 @@ def test_norm_rotation_and_write_come_with_attention(
         cos, sin = torch.ones(qkv.shape[0], 1, device="cuda"), torch.zeros(qkv.shape[0], 1, device="cuda")
     turned = rotated(split[:, : heads + kv_heads], cos, sin, weight)
     before = batch.k_cache.clone(), batch.v_cache.clone()
-    plan = kernels.plan(layout_of(batch))
+    plan = kernels.plan(batch.layout)
     out = kernels.attention(qkv, spec, rotation, (batch.k_cache, batch.v_cache), plan)
     v = split[:, heads + kv_heads :]
     expect_written(batch, before, turned[:, heads:], v.float(), TOLERANCE[dtype])
@@ -176,7 +162,7 @@ def test_padding_writes_no_keys(kernels: CudaKernels) -> None:
         spec_of(batch),
         Rope(cos, sin, 64),
         (batch.k_cache, batch.v_cache),
-        kernels.plan(layout_of(batch)),
+        kernels.plan(batch.layout),
     )
     write_kv(
         qkv.view(2, -1, 64)[:, :2], qkv.view(2, -1, 64)[:, :2], batch.k_cache, batch.v_cache, batch.slots

@@ -23,7 +23,6 @@ from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.cuda import CudaKernels
 from nanochat.kernels.decode_plan import decode_plan
 from nanochat.kernels.gemv_config import GemvConfig
-from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.triton_activation import gate_mul
 from nanochat.kernels.triton_decode import decode_attention
 from nanochat.kernels.triton_gemv import gemv
@@ -63,14 +62,6 @@ def make(lens: list[int], contexts: list[int], **options) -> Batch:
     )  # fmt: skip
 
 
-def layout_of(batch: Batch) -> AttentionLayout:
-    return AttentionLayout(
-        slots=batch.slots, block_tables=batch.block_tables, query_start=batch.query_start,
-        context_lens=batch.context_lens, query_lens=batch.query_lens, contexts=batch.contexts, tables=[],
-        max_context=max(batch.contexts),
-    )  # fmt: skip
-
-
 SPEC = AttentionSpec(num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, scale=HEAD_DIM**-0.5)
 
 
@@ -84,7 +75,7 @@ def test_attention(lens: list[int], contexts: list[int], deterministic: bool) ->
     batch = make(lens, contexts)
     kernels, there = CudaKernels(DEVICE, deterministic=deterministic), moved(batch)
     q, cache = there.q.view(-1, HEADS, HEAD_DIM), (there.k_cache, there.v_cache)
-    out = kernels.attend(q, SPEC, cache, kernels.plan(layout_of(there)))
+    out = kernels.attend(q, SPEC, cache, kernels.plan(there.layout))
     assert relative_error(out.flatten(1).cpu(), batch.expected()) <= TOLERANCE
     assert not kernels.counters.any()
 
@@ -99,7 +90,7 @@ def test_norm_rotation_and_write_come_with_attention(contexts: list[int], way: s
     split = qkv.view(count, -1, HEAD_DIM)
     turned = rotated(split[:, : HEADS + KV_HEADS], cos, sin, weight)
     kernels, there = CudaKernels(DEVICE), moved(batch)
-    cache, plan, rows = (there.k_cache, there.v_cache), kernels.plan(layout_of(there)), qkv.to(DEVICE)
+    cache, plan, rows = (there.k_cache, there.v_cache), kernels.plan(there.layout), qkv.to(DEVICE)
     rope = Rope(cos.to(DEVICE), sin.to(DEVICE), HEAD_DIM, weight.to(DEVICE), weight.to(DEVICE))
     if way == "apart":
         q = rope_and_write(rows, HEADS, rope, *cache, there.slots)

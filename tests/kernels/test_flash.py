@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -14,7 +15,6 @@ from torch import Tensor
 from nanochat.kernels import flash
 from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.flash import FlashAttention, fresh_prompts
-from nanochat.kernels.layout import AttentionLayout
 
 
 def varlen(
@@ -36,20 +36,11 @@ def varlen(
     return torch.cat(parts)
 
 
-def layout_of(batch, **changes) -> AttentionLayout:
-    fields = {
-        "slots": batch.slots, "block_tables": batch.block_tables, "query_start": batch.query_start,
-        "context_lens": batch.context_lens, "query_lens": batch.query_lens, "contexts": batch.contexts, "tables": [],
-        "max_context": max(batch.contexts),
-    }  # fmt: skip
-    return AttentionLayout(**(fields | changes))
-
-
 @pytest.mark.parametrize("window", [0, 100])
 def test_fresh_prompts_behind_decoding_rows_are_computed_from_the_cache(window: int) -> None:
     batch = make_batch([1, 1, 700, 400], [33, 500, 700, 400], heads=6, kv_heads=2, head_dim=64)
     spec = AttentionSpec(num_heads=6, num_kv_heads=2, head_dim=64, scale=batch.scale, window=window)
-    fresh = fresh_prompts(layout_of(batch), 2)
+    fresh = fresh_prompts(batch.layout, 2)
     assert fresh is not None and fresh.row == 2
     out = FlashAttention(varlen, "flash-attn").attend(
         batch.q, spec, (batch.k_cache, batch.v_cache), batch.slots, fresh
@@ -59,9 +50,9 @@ def test_fresh_prompts_behind_decoding_rows_are_computed_from_the_cache(window: 
 
 def test_a_cached_prefix_or_a_short_prompt_stays_with_our_kernel() -> None:
     cached = make_batch([1100, 1100], [1100, 1116], heads=2, kv_heads=1, head_dim=16)
-    assert fresh_prompts(layout_of(cached), 0) is None
+    assert fresh_prompts(cached.layout, 0) is None
     short = make_batch([1, 500], [9, 500], heads=2, kv_heads=1, head_dim=16)
-    assert fresh_prompts(layout_of(short), 1) is None
+    assert fresh_prompts(short.layout, 1) is None
 
 
 def test_a_captured_prompt_of_the_whole_context_is_not_taken_for_a_fresh_one(
@@ -78,8 +69,8 @@ def test_a_captured_prompt_of_the_whole_context_is_not_taken_for_a_fresh_one(
     kernels = CudaKernels(torch.device("cpu"))
     kernels.flash = FlashAttention(varlen, "flash-attn 2.8.3")
     batch = make_batch([1024], [1024], heads=2, kv_heads=1, head_dim=16)
-    assert kernels.plan(layout_of(batch)).fresh is not None
-    assert kernels.plan(layout_of(batch, captured=True)).fresh is None
+    assert kernels.plan(batch.layout).fresh is not None
+    assert kernels.plan(replace(batch.layout, captured=True)).fresh is None
 
 
 def test_only_what_it_can_compute_is_given_to_it() -> None:
