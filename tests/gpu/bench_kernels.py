@@ -24,6 +24,8 @@ import triton.language as tl
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from dense_layer import Layer, Mlp
+
 from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.cuda import CudaKernels, Weight
 from nanochat.kernels.decode_plan import DecodePlan, decode_plan
@@ -369,23 +371,6 @@ def sampling(kernels: CudaKernels, peak: float) -> None:
                                 torch.arange(batch, device=DEVICE), torch.arange(batch, device=DEVICE))  # fmt: skip
             seconds = time_of_launches([lambda x=x: sample_rows(x, rows, pdl=kernels.pdl) for x in logits])
             line(f"sampling b{batch} {name}", seconds, batch * 151936 * 4, peak)
-
-
-@dataclass
-class Mlp:
-    gate_up: Weight
-    down: Weight
-
-
-@dataclass
-class Layer:
-    rope: int | None
-    spec: AttentionSpec
-    qkv: Weight
-    output: Weight
-    mlp: Mlp
-    input_norm: torch.Tensor
-    mlp_norm: torch.Tensor
 
 
 def make_model(shape: Shape) -> DenseModel:

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +13,7 @@ if not torch.cuda.is_available():
 
 from attention_cases import Batch, make_batch, relative_error, rotated
 from dense_cases import gated
+from dense_layer import Layer, Mlp
 
 from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.cuda import CudaKernels, Weight
@@ -24,23 +23,6 @@ from nanochat.kernels.triton_step import DecodeRows, Told, advance
 
 pytestmark = pytest.mark.gpu
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER, VOCAB, LAYERS = 8, 4, 64, 512, 768, 3000, 3
-
-
-@dataclass
-class Mlp:
-    gate_up: Weight
-    down: Weight
-
-
-@dataclass
-class Layer:
-    rope: int | None
-    spec: AttentionSpec
-    qkv: Weight
-    output: Weight
-    mlp: Mlp
-    input_norm: torch.Tensor
-    mlp_norm: torch.Tensor
 
 
 def make_model(dtype: torch.dtype, head_dim: int = HEAD_DIM, plain: bool = False) -> DenseModel:
