@@ -1,4 +1,4 @@
-"""What a request wants of its logits before a token is drawn: biases, penalties, no end before `min_tokens`.
+"""What a request wants of its logits before a token is drawn: biases, penalties, no end before `min_tokens`, no bad words.
 
 All rows of a step together, in a few operations that wait for nothing: the numbers are counted on the host, see `SeenTokens`.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nanochat.engine.bad_words import completing
 from nanochat.engine.device_copies import send_array
 from nanochat.engine.seen_tokens import Bends
 from nanochat.engine.sequence import Sequence
@@ -62,9 +63,11 @@ def adjust(logits: Tensor, sequences: list[Sequence]) -> None:
             sequence.seen.extend(sequence.tokens, len(sequence.prompt), params)
             repeated.add(row, sequence.seen.repeated)
             lowered.add(row, sequence.seen.lowered)
-        if sequence.counter < params.min_tokens:
-            ends = {token for token in (*sequence.eos_ids, *params.stop_token_ids) if token < vocabulary}
-            banned.add(row, Bends(array("q", ends), array("f", [_BANNED]) * len(ends)))
+        if sequence.bad_words or sequence.counter < params.min_tokens:
+            out = completing(sequence.bad_words, sequence.tokens, len(sequence.prompt))
+            if sequence.counter < params.min_tokens:
+                out |= {token for token in (*sequence.eos_ids, *params.stop_token_ids) if token < vocabulary}
+            banned.add(row, Bends(array("q", out), array("f", [_BANNED]) * len(out)))
     biases.make(logits, lambda values, bias: values + bias)
     repeated.make(logits, lambda values, penalty: (values * penalty).where(values < 0, values / penalty))
     lowered.make(logits, lambda values, by: values - by)

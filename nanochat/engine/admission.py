@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING
 
+from nanochat.engine.bad_words import Spellings, spell
 from nanochat.engine.config import EngineConfig
 from nanochat.engine.detokenizer import IncrementalDetokenizer
 from nanochat.engine.request import Request
@@ -37,6 +39,7 @@ class Admission:
         self._max_model_len = max_model_len
         self._root = hashlib.sha256(f"{fingerprint}|{config.prefix_salt}".encode()).digest()
         self._arrivals = count()
+        self._spelled = lru_cache(16)(self._spell)
 
     def check(self, request: Request) -> SamplingParams:
         """Refuse what can never run, before anything is queued; the parameters with the model's defaults filled in.
@@ -63,6 +66,7 @@ class Admission:
             raise InvalidSampling(
                 "stop strings need a tokenizer, and this engine was loaded with skip_tokenizer"
             )
+        self._spelled(request.params.bad_words or ())
         return request.params.resolved(self._model_config.generation_defaults)
 
     def sequences(self, request: Request, submitted: float) -> list[Sequence]:
@@ -94,12 +98,22 @@ class Admission:
                 max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
                 root=root,
                 eos_ids=frozenset() if params.ignore_eos else frozenset(self._model_config.eos_token_ids),
+                bad_words=self._spelled(params.bad_words or ()),
                 leader=sequences[0] if sequences else None,
             )
             if self._tokenizer is not None:
                 sequence.detokenizer = IncrementalDetokenizer(self._tokenizer, params, prompt)
             sequences.append(sequence)
         return sequences
+
+    def _spell(self, words: tuple[str, ...]) -> Spellings:
+        if not words:
+            return ()
+        if self._tokenizer is None:
+            raise InvalidSampling(
+                "bad_words need a tokenizer, and this engine was loaded with skip_tokenizer"
+            )
+        return spell(words, self._tokenizer, self._model_config.vocab_size)
 
     def _draw_seed(self) -> int:
         if self._config.seed is None:

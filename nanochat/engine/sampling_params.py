@@ -37,6 +37,8 @@ class SamplingParams:
         presence_penalty: subtract this from the logits of tokens in the reply. -2 to 2.
         frequency_penalty: subtract this times the count in the reply. -2 to 2.
         logit_bias: token id -> added to its logit. Each -100 to 100.
+        bad_words: texts that the reply must not hold. What is kept from coming is, as in vLLM, the last token of each text as
+            the tokenizer spells it, alone and after a blank: other spellings of it (CAPITALS, other tokens) may come.
         seed: makes the reply repeatable: the draws do not depend on what else is in the batch. The logits may, in their last
             bits; the engine's `deterministic` mode excludes that too. `None` draws one.
         n: how many replies to one prompt; they share the prompt's blocks. 1 to 128.
@@ -62,6 +64,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] | None = None
+    bad_words: Sequence[str] | None = None
     seed: int | None = None
     n: int = 1
     max_tokens: int | None = 64
@@ -113,12 +116,17 @@ class SamplingParams:
         for text in texts:
             if not isinstance(text, str) or not text:
                 raise InvalidSampling(f"stop must hold non-empty strings, not {text!r}")
+        words = _items("bad_words", self.bad_words, "a list of strings")
+        for text in words:
+            if not isinstance(text, str) or not text:
+                raise InvalidSampling(f"bad_words must hold non-empty strings, not {text!r}")
         ids = _items("stop_token_ids", self.stop_token_ids, "a list of token ids")
         biases: Any = self.logit_bias
         if biases is not None and not isinstance(biases, Mapping):
             raise InvalidSampling(f"logit_bias must be a dict of token id -> bias, not {biases!r}")
         return {
             "stop": texts,
+            "bad_words": words,
             "stop_token_ids": tuple(_integer("a token of stop_token_ids", token, 0, _MOST) for token in ids),
             "logit_bias": None if biases is None else {
                 _integer("a token of logit_bias", token, 0, _MOST): _number("a bias of logit_bias", bias, -100, 100)

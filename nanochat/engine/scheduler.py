@@ -91,13 +91,13 @@ class Scheduler:
     def _decodes(self) -> list[Chunk]:
         chunks: list[Chunk] = []
         # Penalties count tokens that were read. Those who wait for theirs go on together: apart they would share no step.
-        unread = any(s.pending and s.params.needs_history for s in self.running)
+        unread = any(s.pending and s.needs_history for s in self.running)
         for sequence in list(self.running):
             if len(chunks) == self.budget.tokens:
                 break
             if sequence.status is not Status.RUNNING or not (sequence.decoding and sequence.wants_more):
                 continue
-            if unread and sequence.params.needs_history:
+            if unread and sequence.needs_history:
                 continue
             if self._extend(sequence):
                 chunks.append(Chunk(sequence, sequence.num_computed, 1, samples=True))

@@ -9,6 +9,7 @@ from enum import Enum
 from itertools import count
 from typing import TYPE_CHECKING
 
+from nanochat.engine.bad_words import Spellings
 from nanochat.engine.config import BLOCK_SIZE
 from nanochat.engine.outputs import CompletionOutput, FinishReason, Logprob, RequestMetrics
 from nanochat.engine.sampling_params import SamplingParams
@@ -59,6 +60,7 @@ class Sequence:
     max_tokens: int  # the reply's length at most, the context's end included
     root: bytes  # the name that the first block's parent goes by
     eos_ids: frozenset[int]
+    bad_words: Spellings = ()  # of `params.bad_words`
     leader: Sequence | None = None  # of n > 1 replies, the one that computes the prompt
     detokenizer: IncrementalDetokenizer | None = None
     tokens: list[int] = field(default_factory=list[int])
@@ -109,11 +111,17 @@ class Sequence:
         return self.num_output + self.pending - 1
 
     @property
+    def needs_history(self) -> bool:
+        """Whether the logits depend on the tokens sampled before, so that these must have been read."""
+        return self.params.needs_history or any(len(ids) > 1 for ids in self.bad_words)
+
+    @property
     def plain(self) -> bool:
         """While a step that samples is dispatched: whether the token follows from its logits and its seat's parameters."""
         params = self.params
         return (
             not params.needs_history
+            and not self.bad_words
             and not params.logit_bias
             and params.logprobs is None
             and self.counter >= params.min_tokens

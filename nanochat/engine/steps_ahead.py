@@ -86,7 +86,7 @@ class StepsAhead:
 
 def _counts(step: PendingStep) -> bool:
     """Whether a reply of a step goes on only when its token was read."""
-    return any(chunk.sequence.params.needs_history for chunk in step.chunks)
+    return any(chunk.sequence.needs_history for chunk in step.chunks)
 
 
 def _reads(step: PendingStep) -> bool:

@@ -16,6 +16,7 @@ from hash_model import VOCABULARY, hash_core
 from lagging_device import lag
 
 from nanochat.engine import cuda_graphs, sampler
+from nanochat.engine.admission import Admission
 from nanochat.engine.outputs import CompletionOutput, FinishReason
 from nanochat.engine.request import Request
 from nanochat.engine.sampler import Logprobs
@@ -202,3 +203,20 @@ def test_a_reply_whose_logits_are_nan_ends_and_its_neighbours_go_on(driver: Driv
         right = run(whole, [request(name, 60)])[0].token_ids
         assert output.token_ids == (right[: len(output.token_ids)] if damaged else right), name
         assert "NaN" in (output.error or "") if damaged else output.error is None
+
+
+def test_bad_words_come_in_no_captured_step(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = alone("plain").token_ids
+    spellings = ((free[3],), free[1:3])
+    monkeypatch.setattr(Admission, "_spell", lambda self, words: spellings[: len(words)])
+    for words in (["w"], ["w", "w w"]):
+        wish = Request(request("plain").prompt_ids, SamplingParams(**GREEDY, max_tokens=24, bad_words=words))
+        beside = request("drawn")
+        right = hash_core(64)
+        right._runner.model.logits = logits_of  # type: ignore[attr-defined]
+        core, model = engine()
+        lag(core, 3)
+        outputs = run(core, [wish, beside])
+        assert outputs[0].token_ids == run(right, [wish])[0].token_ids != free
+        assert free[3] not in outputs[0].token_ids and outputs[1].token_ids == alone("drawn").token_ids
+        assert all(layout.captured for layout in model.layouts)

@@ -10,6 +10,7 @@ import pytest
 from graphed import graphed_core, install
 from lagging_device import lag
 
+from nanochat.engine.admission import Admission
 from nanochat.engine.parallel.messages import StepReader, StepWriter
 from nanochat.engine.request import Request
 from nanochat.engine.sampling_params import SamplingParams
@@ -65,6 +66,9 @@ def test_ranks_say_the_same_where_sequences_are_preempted_and_seats_are_taken_ov
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch)
+    monkeypatch.setattr(
+        Admission, "_spell", lambda self, words: tuple(tuple(map(int, word.split())) for word in words)
+    )
     core, seen = two_ranks(10, max_num_seqs=4, prefill_beside_decodes=32)
     draw = random.Random(seed)
     requests = [
@@ -72,7 +76,7 @@ def test_ranks_say_the_same_where_sequences_are_preempted_and_seats_are_taken_ov
             [draw.randrange(90) for _ in range(draw.randint(1, 40))],
             SamplingParams(
                 **GREEDY, max_tokens=draw.randint(1, 50), stop_token_ids=draw.sample(range(90), 3),
-                **({"logprobs": 1} if draw.random() < 0.3 else {}),
+                **draw.choice(({}, {}, {"logprobs": 1}, {"bad_words": ["5", "17", "0 0", "3 0 0"]})),
             ),
             priority=draw.randrange(3),
         )

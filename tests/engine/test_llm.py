@@ -86,6 +86,17 @@ def test_stop_ids_eos_and_min_tokens(llm: LLM) -> None:
     assert stopped.token_ids == (first,) and stopped.outputs[0].stop_reason == first
 
 
+def test_bad_words_do_not_come_and_others_do(llm: LLM) -> None:
+    prompt = "The capital of France is"
+    params = SamplingParams(max_tokens=12, **GREEDY)
+    (free,) = llm.generate(prompt, params, use_tqdm=False)
+    assert free.text.startswith(" Paris")
+    for words in (["Paris"], ["Paris", free.text.split()[1]], [free.text[:12]]):
+        (kept, beside) = llm.generate([prompt] * 2, [params.clone(bad_words=words), params], use_tqdm=False)
+        assert beside.token_ids == free.token_ids and len(kept.token_ids) == 12
+        assert not any(word in kept.text for word in words), kept.text
+
+
 def test_logprobs_hold_the_sampled_and_the_likeliest_tokens(llm: LLM) -> None:
     params = SamplingParams(max_tokens=5, temperature=1.0, seed=3, logprobs=4)
     (output,) = llm.generate(COUNT, params, use_tqdm=False)
@@ -246,6 +257,8 @@ def test_a_closed_model_says_so_and_may_be_closed_again(tiny_folder) -> None:
         assert len(llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2), use_tqdm=False)[0].token_ids) == 2
         with pytest.raises(InvalidSampling, match="stop strings need a tokenizer"):
             llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2, stop="x"), use_tqdm=False)
+        with pytest.raises(InvalidSampling, match="bad_words need a tokenizer"):
+            llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2, bad_words=["x"]), use_tqdm=False)
     llm.close()
     with pytest.raises(EngineDead, match="was closed"):
         llm.generate([[1, 2, 3]], use_tqdm=False)

@@ -24,6 +24,7 @@ from nanochat.errors import InvalidSampling
         ("presence_penalty", 2.1, "from -2 to 2"), ("frequency_penalty", -3, "from -2 to 2"), ("n", 0, "from 1 to 128"),
         ("max_tokens", -1, "from 0"), ("min_tokens", 65, "more than max_tokens"), ("seed", 2**64, "from"), ("seed", True, "whole"),
         ("logprobs", 1025, "from 0 to 1024"), ("stop", "", "non-empty"), ("stop", ["a", ""], "non-empty"), ("stop", [3], "non-empty"),
+        ("bad_words", "ab", "bad_words must be a list of strings"), ("bad_words", ["a", ""], "non-empty"), ("bad_words", [3], "non-empty"),
         ("stop_token_ids", [-1], "from 0"), ("logit_bias", {-1: 0.0}, "from 0"), ("logit_bias", {1: 101.0}, "from -100 to 100"),
     ],
 )  # fmt: skip

@@ -164,8 +164,7 @@ class Chip:
         counts = bool(self.bending) and not any(step.counts for step in self._queue)
         self._wait(self.HOST + self.bending * counts)
         self.free = end = max(self.free, self.now) + self.STEP
-        params = SamplingParams(frequency_penalty=0.1 * counts)
-        chunk = SimpleNamespace(count=1, sequence=SimpleNamespace(params=params))
+        chunk = SimpleNamespace(count=1, sequence=SimpleNamespace(needs_history=counts))
         return SimpleNamespace(chunks=[chunk], counts=counts, end=end, done=lambda: self.now >= end)
 
     def _wait(self, seconds: float) -> None:

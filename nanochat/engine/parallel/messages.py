@@ -6,7 +6,8 @@ sequence's tokens and blocks that the other side does not have yet, its paramete
     step      number of sequences that are gone, number of chunks, the gone, the chunks
     chunk     key, start, count, samples, seat, pending, is new, tokens, from block, blocks, [new], tokens..., blocks...
     new       prompt's length, seed, greedy's and the other numbers of `_NUMBERS`, logprobs (-1: none), minimum of
-              tokens, and how many ends, stops and biases follow; ends..., stops..., (token, bias)...
+              tokens, and how many ends, stops, biases and bad words follow; ends..., stops..., (token, bias)...,
+              (length, tokens...)...
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from array import array
 from collections.abc import Iterable
 from typing import Any
 
+from nanochat.engine.bad_words import Spellings
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.scheduler import Chunk
 from nanochat.engine.sequence import Sequence, Status
@@ -97,10 +99,11 @@ class StepReader:
         key, start, count, samples, seat, pending, new, tokens, same, blocks = words[at : at + 10]
         at += 10
         if new:
-            at, prompt, seed, params, ends = _read_params(words, at)
+            at, prompt, seed, params, ends, bad_words = _read_params(words, at)
             self._known[key] = Sequence(
                 request_id=str(key), index=0, prompt=tuple(words[at : at + prompt]), params=params, seed=seed,
                 priority=0, arrival=key, submitted=0.0, max_tokens=0, root=b"", eos_ids=frozenset(ends),
+                bad_words=bad_words,
             )  # fmt: skip
             self._known[key].tokens = []
         sequence = self._known[key]
@@ -141,21 +144,23 @@ def _write_params(sequence: Sequence, words: array[int]) -> None:
     words.extend((len(sequence.prompt), seed))
     words.extend(_bits(float(getattr(params, name) or 0) for name in _NUMBERS))
     words.extend((-1 if params.logprobs is None else params.logprobs, params.min_tokens))
-    words.extend((len(ends), len(stops), len(biases), *sorted(ends), *stops))
+    words.extend((len(ends), len(stops), len(biases), len(sequence.bad_words), *sorted(ends), *stops))
     for token, bias in biases.items():
         words.extend((token, *_bits([bias])))
+    for ids in sequence.bad_words:
+        words.extend((len(ids), *ids))
 
 
-def _read_params(words: array[int], at: int) -> tuple[int, int, int, SamplingParams, list[int]]:
-    """(where they end, the prompt's length, seed, parameters, ends of sequence)."""
+def _read_params(words: array[int], at: int) -> tuple[int, int, int, SamplingParams, list[int], Spellings]:
+    """(where they end, the prompt's length, seed, parameters, ends of sequence, bad words)."""
     prompt, seed = words[at : at + 2]
     at += 2
     values = _floats(words[at : at + len(_NUMBERS)])
     numbers: dict[str, Any] = dict(zip(_NUMBERS, values, strict=True))
     numbers["top_k"] = int(numbers["top_k"])
     at += len(_NUMBERS)
-    logprobs, least, num_ends, num_stops, num_biases = words[at : at + 5]
-    at += 5
+    logprobs, least, num_ends, num_stops, num_biases, num_words = words[at : at + 6]
+    at += 6
     ends, stops = (
         words[at : at + num_ends].tolist(),
         words[at + num_ends : at + num_ends + num_stops].tolist(),
@@ -170,7 +175,12 @@ def _read_params(words: array[int], at: int) -> tuple[int, int, int, SamplingPar
         stop_token_ids=stops,
         logit_bias=dict(zip(pairs[::2].tolist(), _floats(pairs[1::2]), strict=True)) or None,
     )
-    return at + 2 * num_biases, prompt, seed % 2**64, params, ends
+    at += 2 * num_biases
+    bad: list[tuple[int, ...]] = []
+    for _ in range(num_words):
+        bad.append(tuple(words[at + 1 : at + 1 + words[at]]))
+        at += 1 + words[at]
+    return at, prompt, seed % 2**64, params, ends, tuple(bad)
 
 
 def _bits(values: Iterable[float]) -> list[int]:
