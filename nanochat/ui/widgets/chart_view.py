@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 from textual.content import Content
-from textual.geometry import Size
-from textual.widget import Widget
 
 from nanochat.benchmarks.charts import Chart
 from nanochat.benchmarks.text_plot import draw
 from nanochat.sanitize import sanitize_line
+from nanochat.ui.widgets.fitted_lines import FittedLines
 
 _COLOURS = ("$primary", "$accent", "$success", "$error", "$secondary", "$warning")
 _ROWS = 16
 
 
-class ChartView(Widget):
+class ChartView(FittedLines):
     """One chart, as wide as it may be."""
-
-    DEFAULT_CSS = "ChartView { height: auto; }"
 
     def __init__(self, chart: Chart, *, ascii_only: bool = False) -> None:
         super().__init__()
         self._chart, self._ascii = chart, ascii_only
 
-    def render(self) -> Content:
-        """The chart at the present width."""
-        return Content("\n").join(self._lines(self.size.width))
-
-    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        """As many rows as it takes."""
-        return len(self._lines(width))
-
-    def _lines(self, width: int) -> list[Content]:
+    def lines(self, width: int) -> list[Content]:
+        """The chart, its title first."""
         rows = draw(self._chart, width, _ROWS, ascii_only=self._ascii)
         lines = [
             Content.assemble(

@@ -7,34 +7,24 @@ from textwrap import wrap
 
 from rich.cells import cell_len
 from textual.content import Content
-from textual.geometry import Size
-from textual.widget import Widget
 
 from nanochat.sanitize import sanitize_line
+from nanochat.ui.widgets.fitted_lines import FittedLines
 
 Entry = tuple[str, str]
 """A term and its meaning; an empty meaning makes the term a heading."""
 
 
-class Definitions(Widget):
+class Definitions(FittedLines):
     """A list of entries; as high as it needs to be."""
-
-    DEFAULT_CSS = "Definitions { height: auto; }"
 
     def __init__(self, entries: Sequence[Entry], *, term_width: int = 27) -> None:
         super().__init__()
         self._entries = [(sanitize_line(term), sanitize_line(meaning)) for term, meaning in entries]
         self._term_width = term_width
 
-    def render(self) -> Content:
-        """The entries at the present width."""
-        return Content("\n").join(self._lines(self.size.width))
-
-    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        """As many rows as the entries take."""
-        return len(self._lines(width))
-
-    def _lines(self, width: int) -> list[Content]:
+    def lines(self, width: int) -> list[Content]:
+        """The entries: headings, and terms with what they mean."""
         terms = [cell_len(term) + 2 for term, meaning in self._entries if meaning]
         widest = max((cells for cells in terms if cells <= self._term_width), default=self._term_width)
         column = min(widest, max(width * 2 // 5, 8))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from rich.cells import cell_len
 from textual.content import Content
 from textual.geometry import Size
-from textual.widget import Widget
 
 from nanochat.bench import Row, Run
 from nanochat.benchmarks.report import cells
 from nanochat.sanitize import sanitize_line
 from nanochat.ui.cells import cut, fixed
+from nanochat.ui.widgets.fitted_lines import FittedLines
 
 _GAP = 2
 _BAR = 10
@@ -32,10 +32,8 @@ _STYLES = {
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
-class ResultTable(Widget):
+class ResultTable(FittedLines):
     """A run's rows; as high as it needs to be."""
-
-    DEFAULT_CSS = "ResultTable { height: auto; }"
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,15 +45,12 @@ class ResultTable(Widget):
         self._rows = [(row, {name: sanitize_line(text) for name, text in cells(row).items()}) for row in rows]
         self.refresh(layout=True)
 
-    def render(self) -> Content:
-        """The table at the present width."""
-        return Content("\n").join(self._lines(self.size.width))
-
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """A row for each, and the head."""
         return len(self._rows) + 1 if self._rows else 0
 
-    def _lines(self, width: int) -> list[Content]:
+    def lines(self, width: int) -> list[Content]:
+        """The head and a line for each row."""
         if not self._rows:
             return []
         widths = self._fitting(width)
