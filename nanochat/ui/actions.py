@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import wraps
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from nanochat.ui.session import ChatSession
 
 Scope = Literal["app", "chat"]
+_ELSEWHERE = {  # what other chat programs call it
+    "bye": "quit", "exit": "quit", "clear": "new", "reset": "new", "history": "chats", "save": "export", "load": "import",
+}  # fmt: skip
 NO_KEY = "unbound"  # no terminal sends it: an action without a key of its own has it, until the key map gives it one
 Run = Callable[["NanochatApp", str], Awaitable[None] | None]
 RunOnChat = Callable[["NanochatApp", "ChatSession", str], Awaitable[None] | None]
@@ -105,6 +109,13 @@ class Registry:
         first = [self._slash[name] for name in sorted(self._slash) if name.startswith(start)]
         other = [a for _, a in sorted(self._slash.items()) if len(start) > 1 and start in a.title.lower()]
         return [*first, *(action for action in other if action not in first)]
+
+    def close_slash(self, name: str) -> list[str]:
+        """The slash commands that a name which is none of them may have meant, the likeliest first; at most four."""
+        elsewhere = [_ELSEWHERE[name]] if name in _ELSEWHERE else []
+        begins = [action.slash for action in self.complete_slash(name)]
+        alike = get_close_matches(name, self._slash, n=4, cutoff=0.6)
+        return list(dict.fromkeys((*elsewhere, *begins, *alike)))[:4]
 
     def groups(self) -> dict[str, list[Action]]:
         """The listed actions under their headings, in the order of registration."""

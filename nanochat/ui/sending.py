@@ -90,8 +90,8 @@ def _find(app: NanochatApp, line: str) -> tuple[Action, str]:
     found = app.registry.find_slash(line)
     if found is None:
         name = line.split()[0]
-        close = app.registry.complete_slash(name[1:2])
-        hint = f" Is it {', '.join('/' + action.slash for action in close[:4])}?" if close else ""
+        close = app.registry.close_slash(name[1:].lower())
+        hint = f" Is it {' or '.join('/' + known for known in close)}?" if close else " /help lists them."
         raise UsageError(f"there is no command {name}.{hint} A space before it sends it as a message.")
     return found
 

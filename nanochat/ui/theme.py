@@ -65,11 +65,15 @@ LIGHT = Theme(
 THEMES = (DARK, LIGHT)
 
 
+def is_theme(app: App[Any], name: str) -> bool:
+    """Whether the settings' word means a theme that there is."""
+    return resolve(name) in app.available_themes
+
+
 def use_theme(app: App[Any], name: str) -> bool:
     """Look as the settings' word says, dark where there is no such theme. Returns whether there is."""
-    wanted = resolve(name)
-    known = wanted in app.available_themes
-    app.theme = wanted if known else DARK.name
+    known = is_theme(app, name)
+    app.theme = resolve(name) if known else DARK.name
     return known
 
 

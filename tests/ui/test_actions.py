@@ -79,6 +79,21 @@ def test_completion_puts_what_begins_so_first() -> None:
     assert "copy" in names  # Copy *re*ply
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("sys", ["system"]),
+        ("modle", ["model", "models"]),
+        ("regenerate", ["retry"]),
+        ("exit", ["quit"]),
+        ("xyz", []),
+    ],
+)
+def test_a_command_that_is_none_is_answered_with_what_it_may_have_meant(name: str, meant: list[str]) -> None:
+    assert REGISTRY.close_slash(name)[: max(1, len(meant))] == meant
+    assert all(action.slash != name for action in REGISTRY)
+
+
 def test_a_registry_refuses_two_actions_of_one_name() -> None:
     action = Action(id="one", title="One", help="", group="", run=lambda app, argument: None)
     with pytest.raises(ValueError, match="twice"):

@@ -516,6 +516,22 @@ async def test_the_panel_says_in_sight_that_a_value_is_refused(tmp_path: Path, s
         await stage.until(lambda: not error.display)
 
 
+async def test_what_cannot_be_is_refused_and_not_kept(tmp_path: Path) -> None:
+    async with on_stage(tmp_path, settings=Settings(theme="light")) as stage:
+        await stage.until(lambda: stage.app.host.language is not None)
+        language = stage.app.host.language
+        assert isinstance(language, FakeLanguage)
+        language.can_think = False
+        for line, said in (("/theme nope", "no theme 'nope'"), ("/think on", "no reasoning")):
+            await stage.type(line)
+            await stage.press("enter")
+            await stage.until(lambda said=said: said in stage.notices)
+            assert stage.app.chat_screen.prompt.text == line
+            stage.app.chat_screen.prompt.clear()
+        assert (stage.app.theme, stage.app.settings.theme) == ("nanochat-light", "light")
+        assert stage.app.chats.active.settings.thinking is None
+
+
 async def test_the_panel_says_what_another_system_prompt_costs(tmp_path: Path) -> None:
     async with on_stage(tmp_path) as stage:
         await stage.ask("hello you")

@@ -14,8 +14,8 @@ from nanochat.ui.background import detached
 from nanochat.ui.chat_settings import ChatSettings, named_and_value
 from nanochat.ui.model_host import HostState
 from nanochat.ui.screens.question import Answer, Question
-from nanochat.ui.shelf import reference
-from nanochat.ui.theme import use_theme
+from nanochat.ui.shelf import reference, short_name
+from nanochat.ui.theme import is_theme, use_theme
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
@@ -44,6 +44,10 @@ async def think(app: NanochatApp, session: ChatSession, word: str) -> None:
     """Turn thinking on or off."""
     if word and word.lower() not in _THINKING:
         raise UsageError("/think takes on, off or default")
+    language, switches = app.host.language, _THINKING.get(word.lower(), True) is not None
+    mine = language is not None and session.settings.model in ("", language.name)
+    if language is not None and mine and switches and not language.can_think:
+        raise UsageError(f"{short_name(language.name)} has no reasoning that could be turned on or off")
     now = session.settings.thinking
     await change(app, session, "thinking", _THINKING[word.lower()] if word else now is False)
 
@@ -147,8 +151,9 @@ async def theme(app: NanochatApp, name: str) -> None:
         ]
         name = await app.ask(Question("Theme", "", answers)) or ""
     if name:
-        if not use_theme(app, name):
-            app.say(f"There is no theme {name!r}.", severity="warning")
+        if not is_theme(app, name):
+            raise UsageError(f"there is no theme {name!r}: auto, dark, light, or one that /theme lists")
+        use_theme(app, name)
         app.settings = await asyncio.to_thread(Settings.change, app.paths.settings_file, theme=name)
 
 
