@@ -389,7 +389,7 @@ async def test_what_waits_above_the_prompt(
         )
         await enter(stage, "漢字\nin two lines", "An applicative?", "Thanks")
         transcript = stage.app.chat_screen.transcript
-        await stage.until(lambda: "4 wait" in str(stage.app.chat_screen.prompt.border_title))
+        await stage.until(lambda: "takes the last back" in str(stage.app.chat_screen.prompt.border_title))
         await stage.until(lambda: not transcript.working)
         svg = stage.app.export_screenshot()
         assert snapshot(name="queue", extension_class=SVGImageExtension) == svg
