@@ -14,7 +14,7 @@ from nanochat.errors import ChatRejected, InvalidTemplate, UsageError
 from nanochat.prompt import ChatTemplate, Message
 from nanochat.templating.template import Template
 
-PARAMS = SamplingParams(max_tokens=4, temperature=0.0)
+PARAMS = SamplingParams(max_tokens=1, temperature=0.0)
 CHAT = [{"role": "user", "content": "Name a river."}]
 BEGUN = [*CHAT, {"role": "assistant", "content": "The river  "}]
 PARTS = [{"type": "text", "text": "Name a"}, {"type": "text", "text": "river."}]
@@ -91,7 +91,7 @@ def test_a_reply_is_continued_where_it_was_cut_off(llm: LLM) -> None:
     )
     reply = Message("assistant", first.text, token_ids=first.token_ids)
     (rest,) = llm.chat(
-        [Message("user", "Name a river."), reply], PARAMS.clone(ignore_eos=True), use_tqdm=False,
+        [Message("user", "Name a river."), reply], PARAMS.clone(max_tokens=4, ignore_eos=True), use_tqdm=False,
         add_generation_prompt=False, continue_final_message=True,
     )  # fmt: skip
     assert first.token_ids + rest.token_ids == whole.token_ids
