@@ -22,6 +22,7 @@ from nanochat.settings import Settings
 from nanochat.ui.download_flow import DownloadFlow
 from nanochat.ui.screens.question import Question, TextQuestion
 from nanochat.ui.widgets.facts import Facts
+from nanochat.ui.widgets.hints import lines_of
 from nanochat.ui.widgets.status_bar import StatusBar
 
 BIG = listed("org/big", rows=8192)
@@ -439,3 +440,27 @@ async def test_details_of_a_model_on_the_hub_come_from_its_headers_not_its_weigh
         text = str(stage.app.screen.query_one(Facts).render())
         assert few.commit in text and "so it         fits with 4k" in text
         assert all(seen.range for seen in hub.gets("*.safetensors*", origin="cdn"))
+
+
+async def test_details_without_the_hub_are_what_is_known_here(
+    hub: Hub, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    async with on_models(home, hub, size=(80, 24)) as stage:
+        await stage.open_models()
+        await stage.go_to("recommended:Qwen/Qwen3-8B")
+        await stage.press("i")
+        await stage.until(lambda: stage.screen == "Page")
+        text = str(stage.app.screen.query_one(Facts).render())
+        assert "147,456 bytes a token" in text and "offline:" in text
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (23, ["Enter load · u default", "i details · / search"]),
+        (12, ["Enter load", "u default", "i details", "/ search"]),
+    ],
+)
+def test_a_hint_stands_on_one_line(width: int, lines: list[str]) -> None:
+    assert lines_of(("Enter load", "u default", "i details", "/ search"), width) == lines

@@ -14,24 +14,26 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Input, Static
 
+from nanochat.errors import Offline
 from nanochat.sanitize import sanitize_line
 from nanochat.ui.model_rows import Row
 from nanochat.ui.models_flow import ModelsFlow
 from nanochat.ui.screens.leaving import LeftOnce
 from nanochat.ui.screens.page import Page
 from nanochat.ui.widgets.facts import Facts
+from nanochat.ui.widgets.hints import Hints
 from nanochat.ui.widgets.model_list import ModelList
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
 
-_HINTS: dict[str, str] = {
-    "here": "Enter load · u default · v verify · x remove · e unload · t idle time",
-    "listing": "Enter download",
-    "download": "p pause, resume · x cancel",
-    "leftovers": "Enter clean",
+_HINTS: dict[str, tuple[str, ...]] = {
+    "here": ("Enter load", "u default", "v verify", "x remove", "e unload", "t idle time"),
+    "listing": ("Enter download",),
+    "download": ("p pause, resume", "x cancel"),
+    "leftovers": ("Enter clean",),
 }
-_ALWAYS = "i details · / search · o folder · Esc back"
+_ALWAYS = ("i details", "/ search", "o folder", "Esc back")
 
 
 class ModelsScreen(LeftOnce, Screen[None]):
@@ -69,7 +71,7 @@ class ModelsScreen(LeftOnce, Screen[None]):
                 yield ModelList(id="models-list")
             with VerticalScroll(id="models-details", can_focus=False):
                 yield Facts(id="models-details-text")
-        yield Static("", id="models-hints")
+        yield Hints(id="models-hints")
 
     def on_mount(self) -> None:
         """Show what is known, and look again."""
@@ -222,7 +224,12 @@ class ModelsScreen(LeftOnce, Screen[None]):
             self.call_after_refresh(self.models.lead_with, group)
 
     async def _details(self, row: Row) -> None:
-        lines = await self._flow.look_up(row)
+        try:
+            lines = await self._flow.look_up(row)
+        except Offline as error:
+            if self.query_one("#models-details").display:
+                raise
+            lines = [*self._flow.details(row), "", f"{error}"]  # what is known without the hub
         if not self.is_current or self.query_one("#models-details").display:
             return
         self.app.push_screen(Page(row.name, Facts(lines)))
@@ -230,5 +237,5 @@ class ModelsScreen(LeftOnce, Screen[None]):
     def _show_row(self, row: Row | None) -> None:
         details = self._flow.details(row) if row is not None else []
         self.query_one(Facts).show(details)
-        hint = _HINTS.get(row.kind, "") if row is not None else ""
-        self.query_one("#models-hints", Static).update(Content(" · ".join(filter(None, (hint, _ALWAYS)))))
+        hints = _HINTS.get(row.kind, ()) if row is not None else ()
+        self.query_one(Hints).show((*hints, *_ALWAYS))
