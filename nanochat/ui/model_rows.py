@@ -22,6 +22,7 @@ Tone = Literal["", "good", "bad", "dim", "active"]
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float8_e4m3fn": "fp8"}
 _BAR = 24
+_STATE = len("100 % ") + _BAR  # the bar last: where there is no room, it is what is cut
 _GAP = 2
 _NAME_LEAST, _NAME_MOST, _NOTE_LEAST = 18, 44, 14
 
@@ -89,7 +90,7 @@ def lines_of(row: Row, width: int) -> list[list[Piece]]:
         return [[(f"{row.mark:<2}", "mark"), (fixed(sanitize_line(row.name), width - 2), "more")]]
     room = width - 2 - sum(column.width + _GAP for column in columns)
     if row.kind == "download":
-        room = max(width - 2 - 40, 24)
+        room = max(width - 4 - _STATE, _NAME_LEAST)
     most = 40 if row.kind == "download" else _NAME_MOST
     name = _named(sanitize_line(row.name), min(room, most), from_left=row.kind == "heading")
     first: list[Piece] = [(f"{row.mark:<2}", "mark"), (name, "name")]
@@ -201,7 +202,7 @@ def download_row(one: Download, fit: Fit | None = None) -> Row:
         *([note] if note else []),
     )
     return Row(
-        f"download:{one.id}", "download", one.repo_id, {"state": f"{bar} {percent}"}, mark, tone, tuple(more), fit=fit, about=about
+        f"download:{one.id}", "download", one.repo_id, {"state": f"{percent} {bar}"}, mark, tone, tuple(more), fit=fit, about=about
     )  # fmt: skip
 
 

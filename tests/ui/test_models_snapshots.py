@@ -21,7 +21,7 @@ from nanochat.modelhub.download import Download, State
 from nanochat.modelhub.shape import Shape
 from nanochat.settings import Settings
 from nanochat.ui.app import NanochatApp
-from nanochat.ui.model_rows import Row, lines_of
+from nanochat.ui.model_rows import Row, download_row, lines_of
 from nanochat.ui.screens.models import ModelsScreen
 from nanochat.ui.screens.question import Question
 from nanochat.ui.widgets.model_list import ModelList
@@ -197,3 +197,10 @@ def test_what_a_removal_frees_is_asked(snap_compare: Compare, home: Home) -> Non
         await pilot.pause(0.1)
 
     assert snap_compare(app, terminal_size=(80, 24), run_before=ask)
+
+
+@pytest.mark.parametrize("width", [30, 40, 54, 55, 77])
+def test_how_far_a_download_is_fits_into_every_width(width: int) -> None:
+    first = plain([download_row(DOWNLOADS[0])], width).split("\n")[0]
+    assert first[:width].count("42 %") == 1
+    assert width < 54 or len(first) <= width
