@@ -30,13 +30,17 @@ SOON = Bounds(still=10)  # 2 s
 FEW = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
 PROMPT = [[3, 4, 5]]
 
-# What a worker runs before anything else. `hang` is done in the place that `fault` picks, whose file says when.
+# What a worker runs before anything else. `hang` is done in the place that `fault` picks, whose file says when: once torch
+# is there, as importing it by itself would take longer than a piece of work may.
 FAULT = """
 import sys
 if "nanochat.engine.parallel.worker" in sys.orig_argv:
+    import contextlib
     import pathlib
     import threading
     import time
+
+    from nanochat.kernels import headway
 
     whole, hung = threading.Event(), []
 
@@ -55,13 +59,25 @@ if "nanochat.engine.parallel.worker" in sys.orig_argv:
 
         return with_fault
 
-    {fault}
+    def begin():
+        {fault}
+
+    @contextlib.contextmanager
+    def longer(seconds, given=headway.longer, begun=[]):
+        with given(seconds):
+            yield
+        if not begun:
+            begun.append(begin())
+
+    if {at_once}:
+        hang()
+    headway.longer = longer
 """
 SLEEP, LOOP = "whole.wait()", "while True: pass"
 BY_TURNS = "[whole.wait(0.02) or sum(range(1_000_000)) for _ in iter(int, 1)]"
 EXIT = "import os; os._exit(3)"
 
-AT_ONCE = "hang()"
+AT_ONCE = "at once"
 _WEIGHTS = "from nanochat.engine.weights import Checkpoint; "
 BEFORE_THE_WEIGHTS = f"{_WEIGHTS}Checkpoint.__init__ = after(0, Checkpoint.__init__)"
 IN_THE_WEIGHTS = f"{_WEIGHTS}Checkpoint._fill = after(12, Checkpoint._fill)"
@@ -82,7 +98,11 @@ class Place:
         self._before = processor_seconds()
 
     def fault(self, fault: str, hang: str) -> None:
-        self._fault.write_text(FAULT.format(fault=fault, hang=hang, mark=str(self._mark)))
+        at_once = fault == AT_ONCE
+        code = FAULT.format(
+            fault="pass" if at_once else fault, hang=hang, mark=str(self._mark), at_once=at_once
+        )
+        self._fault.write_text(code)
 
     def mend(self) -> None:
         self._fault.unlink()
