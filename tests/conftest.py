@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores already
 # Where the tests are started in the background, Ctrl-C is ignored, and every program that they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+with suppress(ModuleNotFoundError):  # tests/gpu does without it
+    from hypothesis import settings
+
+    settings.register_profile("nanochat", deadline=None)  # a busy machine may take long for one example
+    settings.load_profile("nanochat")
 REAL_PATHS = Paths.find()
 TESTS = Path(__file__).parent
 #: The files that take longest begin first: a long one that begins last leaves the other processes without work.

@@ -32,7 +32,7 @@ def test_equal_samples_differ_by_nothing() -> None:
     assert rank_sum_p([], [1.0]) == 1.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 6), min_size=1, max_size=5), st.lists(st.integers(0, 6), min_size=1, max_size=5)
 )

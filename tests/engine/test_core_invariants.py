@@ -118,7 +118,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 EngineMachine.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=100, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=100, suppress_health_check=list(HealthCheck)
 )
 TestTenThousandRandomSteps = EngineMachine.TestCase
 

@@ -49,7 +49,7 @@ def cut_at_stop(text: str, stops: tuple[str, ...], start: int = 0) -> tuple[str,
 
 
 @every_kind
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(data=st.data(), step=st.integers(1, 4), skip=st.booleans())
 def test_the_pieces_are_the_whole(kind: str, data: st.DataObject, step: int, skip: bool) -> None:
     tok = tokenizer(kind)
@@ -70,7 +70,7 @@ def test_the_starter_models_pieces_are_the_whole(starter_model: Path) -> None:
 
 
 @every_kind
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), step=st.integers(1, 3), keep=st.booleans())
 def test_no_part_of_a_stop_string_ever_leaks(kind: str, data: st.DataObject, step: int, keep: bool) -> None:
     tok = tokenizer(kind)
@@ -151,7 +151,7 @@ def test_a_byte_run_goes_on_across_a_token_that_is_left_out() -> None:
     assert "".join(pieces(tok, SamplingParams(), ids)) == "ö"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     minimum=st.integers(0, 8),
     text=st.text("ab", min_size=1, max_size=10),

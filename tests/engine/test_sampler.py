@@ -37,7 +37,7 @@ def logits(rows: int = 1, spread: float = 4.0, seed: int = 0, vocabulary: int = 
     return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * spread
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     temperature=st.floats(0.1, 3.0),
     top_k=st.one_of(st.just(0), st.integers(1, VOCABULARY + 5)),

@@ -39,7 +39,7 @@ def hostile_text(kind: str) -> st.SearchStrategy[str]:
 
 
 @every_kind
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_text_from_outside_never_becomes_a_marker(kind: str, data: st.DataObject) -> None:
     tok = tokenizer(kind)
@@ -114,7 +114,7 @@ def test_a_text_that_starts_with_bos_gets_no_second_one(kind: str) -> None:
 
 
 @every_kind
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(words=st.lists(st.text("abé你 .\n<|", max_size=8), min_size=1, max_size=4))
 def test_pieces_between_markers_are_encoded_as_inside_the_whole(kind: str, words: list[str]) -> None:
     tok = tokenizer(kind)

@@ -158,7 +158,7 @@ def test_a_header_longer_than_the_file_is_refused(tmp_path):
     assert "its header claims" in refused(tmp_path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_damage_to_the_header_is_refused_or_harmless(folder, data):
     path = folder / "model.safetensors"

@@ -25,7 +25,7 @@ from nanochat.exchange.reading import MAX_FILE_BYTES, from_json_text, read_chats
 from nanochat.history import History
 from nanochat.storage.records import Role, Status, storable
 
-FIXED = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+FIXED = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 TEXT = st.text(max_size=40).map(storable) | st.text(alphabet='\\#\n `-<>!"ab', max_size=60)
 MARK_LIKE = st.sampled_from(
     [
@@ -474,7 +474,7 @@ ANYTHING = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.dictionaries(st.sampled_from(["a", "b", "c"]), ANYTHING, max_size=3), ANYTHING, ANYTHING)
 def test_any_values_in_a_chatgpt_export_are_read_or_refused(mapping: Any, title: Any, when: Any) -> None:
     data = {"mapping": mapping, "title": title, "create_time": when, "current_node": title}

@@ -145,7 +145,7 @@ PROMPTS = st.lists(
 
 @pytest.mark.parametrize("window", [0, 1, 5, 16, 37])
 @pytest.mark.parametrize("heads", [(9, 3, 64), (4, 4, 32), (6, 1, 96), (8, 2, 128)])
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(PARTS, st.integers(0, 2**16))
 def test_attention_is_what_the_definition_says(kernels, window, heads, parts, seed):
     expect_attention(kernels, window, heads, parts, seed)
@@ -153,7 +153,7 @@ def test_attention_is_what_the_definition_says(kernels, window, heads, parts, se
 
 @pytest.mark.parametrize("window", [0, 1, 5, 16, 37])
 @pytest.mark.parametrize("heads", [(9, 3, 64), (4, 4, 32), (6, 1, 96), (8, 2, 128)])
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(PROMPTS, st.integers(0, 2**16))
 def test_prompts_attend_as_the_definition_says(kernels, window, heads, parts, seed):
     expect_attention(kernels, window, heads, parts, seed)

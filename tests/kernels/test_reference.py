@@ -63,7 +63,7 @@ def expected_rows(q, k, v, cached, spec):
 PARTS = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 20)), min_size=1, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     PARTS,
     st.sampled_from([(4, 4), (4, 2), (6, 1)]),

@@ -227,7 +227,7 @@ def test_figures_status_and_tokens_come_back_as_they_were(history: History) -> N
     assert (reply.cached_tokens, reply.prefill_tokens, reply.finish_reason) == (16, 3, "abort")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(text=st.text())
 def test_any_text_is_stored_exactly(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     with History.open(tmp_path_factory.mktemp("any")) as history:

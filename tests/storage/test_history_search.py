@@ -51,14 +51,14 @@ def test_every_word_must_be_somewhere_in_the_message(fresh: History, query: str,
     assert (chat in found(fresh, query)) == hit
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text() | st.text(alphabet="\"*():^-+{}ANDORNEAR \0'", max_size=20))
 def test_no_query_is_an_error(history: History, query: str) -> None:
     for each in history.search(query):
         assert each.chat
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(alphabet="abcAB \n\"*(é漢字'", min_size=1, max_size=30), data=st.data())
 def test_any_piece_of_a_message_finds_it(history: History, text: str, data: st.DataObject) -> None:
     chat = write(history, text)

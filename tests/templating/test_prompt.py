@@ -132,7 +132,7 @@ def test_the_starter_model_has_the_ids_of_transformers(starter_model: Path) -> N
     assert typed in ours.tokenizer.decode(hostile_ids, skip_special_tokens=False)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     name=st.sampled_from(sorted(TEMPLATES)),
     kind=st.sampled_from(sorted(KINDS)),
@@ -185,7 +185,7 @@ def hostile(kind: str) -> st.SearchStrategy[str]:
 
 
 @every_kind
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_no_text_adds_to_the_structure_of_a_chat(kind: str, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(set(TEMPLATES) - {"jinja_corners"})))
@@ -454,7 +454,7 @@ def test_a_template_that_drops_the_reasoning_is_found_out(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*REWRITING, "chatml", "llama3"])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(text=st.text("\n x<|>é", max_size=6), thinking=st.sampled_from([True, False]))
 def test_what_is_warmed_after_a_reply_is_what_the_next_prompt_starts_with(
     name: str, text: str, thinking: bool

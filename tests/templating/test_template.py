@@ -66,7 +66,7 @@ def test_popular_templates_render_as_in_transformers(name: str) -> None:
     assert rendered >= 18, "most chats must really be rendered"
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     name=st.sampled_from(sorted(TEMPLATES)),
     texts=st.lists(

@@ -41,21 +41,21 @@ def cut_documents(draw: st.DrawFn) -> tuple[str, list[str]]:
     return text, [text[a:b] for a, b in itertools.pairwise(edges)]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(cut_documents())
 def test_the_blocks_are_the_same_whatever_way_the_text_was_cut(case: tuple[str, list[str]]) -> None:
     text, pieces = case
     assert split(*pieces) == split(text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet="a *`-\n|> ", max_size=60), st.integers(1, 7))
 def test_long_lines_are_cut_at_the_same_places_whatever_way_they_came(text: str, size: int) -> None:
     text = text * 400
     assert split(*(text[i : i + 1000 * size] for i in range(0, len(text), 1000 * size))) == split(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(cut_documents())
 def test_a_settled_block_never_changes(case: tuple[str, list[str]]) -> None:
     _, pieces = case
@@ -71,7 +71,7 @@ def test_a_settled_block_never_changes(case: tuple[str, list[str]]) -> None:
     assert [repr(block) for block in splitter.blocks][: len(settled)] == settled
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(cut_documents())
 def test_looking_at_the_unfinished_line_changes_nothing(case: tuple[str, list[str]]) -> None:
     text, pieces = case
@@ -90,7 +90,7 @@ ORACLE_PIECES = [
 ]  # fmt: skip
 
 
-@settings(max_examples=600, deadline=None, derandomize=True)
+@settings(max_examples=600, derandomize=True)
 @given(st.lists(st.sampled_from(ORACLE_PIECES), max_size=25).map("".join))
 def test_it_reads_markdown_as_markdown_it_does(text: str) -> None:
     assert ours(text) == oracle(text)

@@ -100,7 +100,7 @@ def test_drawing_more_around_the_screen_moves_nothing_on_it() -> None:
         assert shown(view, top) == before
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(-400, 400), max_size=20))
 def test_wherever_the_reader_jumps_the_rows_are_those_of_the_chat(jumps: list[int]) -> None:
     conversation = chat(12)

@@ -64,7 +64,7 @@ def styles(text: str) -> list[tuple[str, str]]:
     return [(run.text, run.style) for row in rows(stack(text)) for run in row.runs]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(documents, st.lists(st.integers(0, 300), max_size=12), st.sampled_from([8, 24, 60, 100]))
 def test_a_streamed_reply_ends_as_one_drawn_at_once(text: str, cuts: list[int], width: int) -> None:
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
@@ -72,7 +72,7 @@ def test_a_streamed_reply_ends_as_one_drawn_at_once(text: str, cuts: list[int], 
     assert rows(stack(*pieces, width=width)) == rows(stack(text, width=width))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(documents, st.integers(8, 90))
 def test_no_row_is_wider_than_it_may_be(text: str, width: int) -> None:
     for row in rows(stack(text, width=width)):
@@ -82,7 +82,7 @@ def test_no_row_is_wider_than_it_may_be(text: str, width: int) -> None:
         assert "\t" not in row.text
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(documents, st.integers(8, 90), st.integers(8, 90))
 def test_another_width_and_back_changes_nothing(text: str, width: int, other: int) -> None:
     blocks = stack(text, width=width)
@@ -94,7 +94,7 @@ def test_another_width_and_back_changes_nothing(text: str, width: int, other: in
     assert rows(blocks) == before
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(documents)
 def test_estimates_become_exact_when_drawn(text: str) -> None:
     blocks = BlockStack(RENDERER)
@@ -306,7 +306,7 @@ def test_wrapping(text: str, width: int, expected: list[str]) -> None:
     assert [text[part.start : part.end] for part in wrap(text, width)] == expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(alphabet="ab .日👩‍\u0301\n", max_size=60), st.integers(2, 12))
 def test_wrapping_loses_nothing_but_blanks_at_breaks(text: str, width: int) -> None:
     parts = wrap(text, width)

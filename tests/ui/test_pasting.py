@@ -24,7 +24,7 @@ def heard(*pieces: str) -> list[str]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sets(st.integers(1, 80)))
 def test_a_paste_with_escapes_in_it_is_one_text_and_no_keys_however_it_is_cut(cuts: set[int]) -> None:
     data = f"a{START}{HOSTILE}{END}\x1b[Ab{START}{END}c"

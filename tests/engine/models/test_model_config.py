@@ -389,7 +389,7 @@ KEYS += [
 ]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from([LLAMA, QWEN3, MOE, PHI3, GEMMA3]),
     st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=4),
