@@ -70,13 +70,13 @@ class Results:
         names = self.names()
         if name == "last" or name.startswith("last-"):
             back = name.removeprefix("last").removeprefix("-") or "0"
-            if back.isdigit() and int(back) < len(names):
+            if back.isdecimal() and int(back) < len(names):
                 return self.folder / f"{names[-1 - int(back)]}.json"
             raise NoSuchResult(
                 f"{len(names)} runs are kept, so there is no {name}: `nanochat bench list` shows them"
             )
         if name.endswith(".json") or os.sep in name:
-            return Path(name).expanduser()
+            return Path(os.path.expanduser(name))
         found = [each for each in names if each == name] or [each for each in names if each.startswith(name)]
         if len(found) != 1:
             recent = ", ".join(names[-5:]) or "none yet"

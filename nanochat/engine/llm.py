@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ class LLM:
         self._lock, self._closed = threading.Lock(), False
 
     def _find(self, model: str | Path) -> Path:
-        return Path(model).expanduser()
+        return Path(os.path.expanduser(model))
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -162,7 +162,7 @@ def dropped_file(paste: str, folder: Path) -> Path | None:
 
 def suggest(start: str, folder: Path) -> list[str]:
     """Paths that begin as `start` does, folders with a slash behind them, hidden ones only when asked for."""
-    typed = Path(start).expanduser() if start.startswith("~") else Path(start)
+    typed = Path(os.path.expanduser(start))  # unlike Path's, it takes any text
     above = typed if start.endswith("/") or not start else typed.parent
     prefix = "" if start.endswith("/") else typed.name
     try:
@@ -173,7 +173,7 @@ def suggest(start: str, folder: Path) -> list[str]:
                 if entry.name.startswith(prefix)
                 and (prefix.startswith(".") or not entry.name.startswith("."))
             ]
-    except OSError:
+    except (OSError, ValueError):  # no such folder, a name too long, a NUL
         return []
     lead = start[: len(start) - len(prefix)] if prefix else start
     return [lead + name for name in sorted(names, key=str.lower)[:_SUGGESTIONS]]

@@ -29,8 +29,8 @@ def export_chat(history: History, chat_id: str, target: str, folder: Path) -> Pa
     Raises UsageError when the file is there already or cannot be written.
     """
     bundle = history.bundle(chat_id)
-    path = folder / Path(target or default_name(bundle.title, bundle.id)).expanduser()
-    if path.is_dir():
+    path = folder / os.path.expanduser(target or default_name(bundle.title, bundle.id))
+    if os.path.isdir(path):  # unlike Path's, these two take any text
         path = path / default_name(bundle.title, bundle.id)
     text = to_json([bundle]) if path.suffix.lower() == ".json" else to_markdown(bundle)
     write_new(path, text)
@@ -45,5 +45,7 @@ def write_new(path: Path, text: str) -> None:
             out.write(text)
     except FileExistsError as error:
         raise UsageError(f"{path} is there already: give another name") from error
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error

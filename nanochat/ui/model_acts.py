@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
 
 from nanochat import hub
@@ -83,7 +83,7 @@ class ModelActs:
         typed = await self._app.ask(TextQuestion("A model's folder", about=about))
         if not typed or not typed.strip():
             return False
-        path = str(Path(typed.strip()).expanduser())
+        path = os.path.expanduser(typed.strip())
         model = await detached(lambda: hub.resolve(path if "/" in path else f"./{path}"))
         return await self.use(model, await detached(lambda: self._flow.memory.fit_of(model)))
 

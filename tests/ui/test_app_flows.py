@@ -532,6 +532,25 @@ async def test_what_cannot_be_is_refused_and_not_kept(tmp_path: Path) -> None:
         assert stage.app.chats.active.settings.thinking is None
 
 
+async def test_names_that_no_file_can_have_are_refused(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("hello you")
+        for line, said in (
+            ("/tab ²", "a number from 1 to 1"),
+            ("/export ~no-such-user/x", "there is no folder"),
+            (f"/export {'x' * 300}", "name too long"),
+            ("/import ~no-such-user/x", "cannot be read"),
+        ):
+            await stage.type(line)
+            await stage.press("enter")
+            await stage.until(lambda said=said: said in stage.notices)
+            stage.app.chat_screen.prompt.clear()
+        await stage.type("see @~no-such-user/n")
+        await stage.press("tab")
+        await stage.ask(" and go on")
+        assert "~no-such-user" in stage.texts()[2]
+
+
 async def test_the_panel_says_what_another_system_prompt_costs(tmp_path: Path) -> None:
     async with on_stage(tmp_path) as stage:
         await stage.ask("hello you")

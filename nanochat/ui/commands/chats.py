@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat.errors import UsageError
@@ -134,7 +134,7 @@ async def bring_in(app: NanochatApp, source: str) -> None:
         return
     from nanochat.exchange.reading import read_chats
 
-    path = app.folder / Path(source).expanduser()
+    path = app.folder / os.path.expanduser(source)
     bundles = await asyncio.to_thread(read_chats, path)
     done = await asyncio.to_thread(app.history.take_in, bundles)
     await app.chats_changed("")

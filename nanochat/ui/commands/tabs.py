@@ -99,7 +99,7 @@ def go(index: int) -> Callable[[NanochatApp, str], None]:
 
 def go_to(app: NanochatApp, number: str) -> None:
     """Go to the tab of this number."""
-    if not number.isdigit() or not 1 <= int(number) <= len(app.chats):
+    if not number.isdecimal() or not 1 <= int(number) <= len(app.chats):
         raise UsageError(f"/tab takes a number from 1 to {len(app.chats)}")
     go(int(number) - 1)(app, "")
 
