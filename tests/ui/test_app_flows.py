@@ -522,7 +522,10 @@ async def test_what_cannot_be_is_refused_and_not_kept(tmp_path: Path) -> None:
         language = stage.app.host.language
         assert isinstance(language, FakeLanguage)
         language.can_think = False
-        for line, said in (("/theme nope", "no theme 'nope'"), ("/think on", "no reasoning")):
+        for line, said in (
+            ("/theme nope", "no theme 'nope'"), ("/think on", "no reasoning"),
+            ("/idle -5", "/idle takes 0 to"), ("/idle nan", "0 for never, not nan"),
+        ):  # fmt: skip
             await stage.type(line)
             await stage.press("enter")
             await stage.until(lambda said=said: said in stage.notices)

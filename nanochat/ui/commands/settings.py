@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nanochat.ui.session import ChatSession
 
 _GROUP = "Settings"
+_LONGEST_IDLE = 525_600  # minutes: a year, as in the settings file
 _THINKING = {"on": True, "off": False, "default": None}
 
 
@@ -132,6 +133,8 @@ async def idle(app: NanochatApp, minutes: str) -> None:
         wanted = float(minutes)
     except ValueError as error:
         raise UsageError(f"/idle takes a number of minutes, 0 for never, not {minutes!r}") from error
+    if not 0 <= wanted <= _LONGEST_IDLE:
+        raise UsageError(f"/idle takes 0 to {_LONGEST_IDLE:,} minutes, 0 for never, not {minutes}")
     app.settings = await asyncio.to_thread(
         Settings.change, app.paths.settings_file, idle_unload_minutes=wanted
     )
