@@ -103,7 +103,12 @@ class ServerTarget:
                 connection.request("GET", f"{self._path}/models")
                 answer = json.loads(connection.getresponse().read(1_000_000))
                 return str(answer["data"][0]["id"])
-            except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
+            except OSError as error:
+                raise NanochatError(
+                    f"{self.name} is not reached ({error.strerror or error}): start the server, or give the address that it "
+                    "listens on, such as http://127.0.0.1:8000/v1"
+                ) from error
+            except (HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
                 raise NanochatError(
                     f"{self.name} does not tell its models at {self._path}/models ({type(error).__name__}: {error})"
                 ) from error

@@ -28,7 +28,8 @@ class FakeServer(BaseHTTPRequestHandler):
     requests: list[dict[str, Any]]
 
     def do_GET(self) -> None:
-        self._send(json.dumps({"data": [{"id": "a-model"}]}).encode())
+        models = [{"id": "a-model"}] if self.path == "/v1/models" else []
+        self._send(json.dumps({"data": models}).encode())
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -95,8 +96,10 @@ def test_what_a_server_may_have_cached_is_not_asked_for_again(
 def test_a_server_that_fails_says_how(server: tuple[str, list[dict[str, Any]]]) -> None:
     with pytest.raises(NanochatError, match="status 500"):
         ServerTarget(server[0]).run([Ask((1, 2), 13)])
-    with pytest.raises(NanochatError, match="does not tell its models"):
+    with pytest.raises(NanochatError, match=r"127\.0\.0\.1:1 is not reached .*: start the server"):
         ServerTarget("http://127.0.0.1:1")
+    with pytest.raises(NanochatError, match="does not tell its models at /elsewhere/v1/models"):
+        ServerTarget(server[0].removesuffix("/v1") + "/elsewhere")
 
 
 def test_one_table_has_every_engine_on_the_same_work(
