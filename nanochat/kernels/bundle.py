@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,6 +74,39 @@ class AttentionSpec:
     norm_eps: float = 1e-6
 
 
+class DenseMlp(Protocol):
+    """The two halves of a feed-forward net, packed."""
+
+    gate_up: Any
+    down: Any
+
+
+class DenseLayer(Protocol):
+    """What a layer must hold, its matrices packed; norms of what a half adds (Gemma's) are not part of it."""
+
+    rope: int | None
+    spec: AttentionSpec
+    qkv: Any
+    output: Any
+    mlp: DenseMlp
+    input_norm: Tensor
+    mlp_norm: Tensor
+
+
+class Stack(Protocol):
+    """All layers of a dense decoder as one operation."""
+
+    def takes(self, rotations: Sequence[Any], plan: Any) -> bool:
+        """Whether it knows how to do a step. `rotations`: of each rope of the model."""
+        ...
+
+    def __call__(
+        self, x: Tensor, rotations: Sequence[Any], plan: Any, kv_cache: Sequence[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """Embedded tokens [T, H] -> hidden states after the final norm, [T, H]."""
+        ...
+
+
 class Kernels(Protocol):
     """The operations of a decoder on one kind of device. Stateless: what a step needs is passed in.
 
@@ -98,6 +131,12 @@ class Kernels(Protocol):
 
         `like` is a tensor of the dtype that will be rotated.
         """
+        ...
+
+    def stack(
+        self, layers: Sequence[DenseLayer], final_norm: Tensor, eps: float, activation: str
+    ) -> Stack | None:
+        """One operation in place of all that layers do, where the bundle has one that is faster for some steps."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

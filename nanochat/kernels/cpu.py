@@ -1,17 +1,16 @@
 """The decoder's operations on an x86-64 CPU: machine code of our own, but for products of many rows, which are torch's.
 
 Decoding on a CPU waits for two things: the weights to arrive from memory, and the calls. An operation of torch costs
-some 3 us and a waking thread more, of which a layer needs twenty; here it is five calls, each of which keeps all
-threads busy. From 17 rows on arithmetic is what costs, and the libraries under torch multiply matrices best: in float32 where
-the processor does not multiply 16 bits. Their attention is two to four times slower than ours.
+some 3 us and a waking thread more, of which a layer needs twenty; here it is five jobs, each of which keeps all threads
+busy, and of a dense decoder all layers' jobs are one call (`cpu_stack`). From 17 rows on arithmetic is what costs, and the
+libraries under torch multiply matrices best: in float32 where the processor does not multiply 16 bits. Their attention is two
+to four times slower than ours.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from ctypes import Array, addressof, c_int32, c_int64
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, repeat
 from typing import Any
@@ -19,35 +18,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanochat.kernels import cpu_attention, cpu_matmul, cpu_prompts
-from nanochat.kernels.bundle import AttentionSpec, Reduce
+from nanochat.kernels import cpu_attention, cpu_prompts, cpu_steps
+from nanochat.kernels.bundle import AttentionSpec, DenseLayer, Reduce, Stack
+from nanochat.kernels.cpu_arguments import (
+    Matrix,
+    attends,
+    attention_arguments,
+    norm_arguments,
+    norms,
+    product_arguments,
+    turns,
+)
 from nanochat.kernels.cpu_matmul import ADDED, GELU, MOST_ROWS, PLAIN, SILU
 from nanochat.kernels.headway import in_its_time
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.native import NativeCode, Team
 from nanochat.kernels.paged_attention import PagedPlan
 from nanochat.kernels.reference import ReferenceKernels, Rotation
-from nanochat.kernels.widened import Widened
 
-_Products = c_int64 * cpu_matmul.SIZE
-_Attention = c_int64 * cpu_attention.SIZE
-_TICKET_BYTES = 32 * 1024  # of weights: a microsecond's reading
-_MOST_TICKETS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """A weight [out, in] as it was read, with what a call needs to know of it."""
-
-    weight: Tensor
-    bias: Tensor | None
-    address: int
-    bias_address: int
-    multiply: Widened
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [T, in] -> [T, out], by torch."""
-        return self.multiply(x, self.weight, self.bias)
+_PART = 128  # positions: what a part of a context has at least
+_TICKETS_EACH = 4  # of attention, for a thread
 
 
 class CpuPlan:
@@ -72,6 +62,11 @@ class CpuPlan:
         lengths = zip(self.layout.query_lens, self.layout.contexts, strict=True)
         seen = (range(context - count + 1, context + 1) for count, context in lengths)
         return (c_int32 * self.rows)(*chain.from_iterable(seen))
+
+    def parts(self, kv_heads: int, threads: int) -> int:
+        """Into how many a row's context is cut, so that there is something for every thread."""
+        wanted = -(-_TICKETS_EACH * threads // (self.rows * kv_heads))
+        return max(1, min(wanted, max(self.layout.contexts) // _PART))
 
     @cached_property
     def pairs(self) -> int:
@@ -114,7 +109,9 @@ class CpuKernels(ReferenceKernels):
         super().__init__(device, widened=widened)
         self._code = code
         self._prompts = code.wide if prompts is None else prompts
-        self._team = Team(code, threads or torch.get_num_threads())
+        self.threads = threads or torch.get_num_threads()
+        self._team = Team(code, self.threads)
+        self._scratch = torch.empty(0)
 
     def describe(self, dtype: torch.dtype) -> str:
         """See `Kernels`."""
@@ -142,16 +139,20 @@ class CpuKernels(ReferenceKernels):
         if not isinstance(weight, Matrix) or not _takes(x):
             return super().linear(x, weight)
         out = torch.empty((x.shape[0], weight.weight.shape[0]), dtype=x.dtype)
-        self._multiply(x, weight, out, PLAIN, weight.weight.shape[0])
+        self._code.multiply(
+            self._team.address, product_arguments(self.threads, x, x.shape[0], weight, out, PLAIN)
+        )
         return out
 
     def gated(self, x: Tensor, weight: Any, activation: str) -> Tensor:
         """See `Kernels`."""
         if not isinstance(weight, Matrix) or not _takes(x) or weight.weight.shape[0] % 32:
             return super().gated(x, weight, activation)
-        width = weight.weight.shape[0] // 2
-        out = torch.empty((x.shape[0], width), dtype=x.dtype)
-        self._multiply(x, weight, out, SILU if activation == "silu" else GELU, width)
+        out = torch.empty((x.shape[0], weight.weight.shape[0] // 2), dtype=x.dtype)
+        mode = SILU if activation == "silu" else GELU
+        self._code.multiply(
+            self._team.address, product_arguments(self.threads, x, x.shape[0], weight, out, mode)
+        )
         return out
 
     def project_add_norm(
@@ -163,57 +164,22 @@ class CpuKernels(ReferenceKernels):
             or not isinstance(weight, Matrix)
             or not _takes(y)
             or not _takes(x)
-            or not _norms(norm)
+            or not norms(norm)
         ):
             return super().project_add_norm(y, weight, x, norm, eps, reduce)
         normed = torch.empty_like(x)
-        self._multiply(y, weight, x, ADDED, weight.weight.shape[0], norm, eps, normed)
+        args = product_arguments(self.threads, y, y.shape[0], weight, x, ADDED, norm, eps, normed)
+        self._code.multiply(self._team.address, args)
         return normed, x
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels`."""
-        if x.dim() != 2 or not _takes(x) or not _norms(weight):
+        if x.dim() != 2 or not _takes(x) or not norms(weight):
             return super().rms_norm(x, weight, eps)
         out = torch.empty(x.shape, dtype=x.dtype)
-        args = _Products()
-        args[cpu_matmul.X], args[cpu_matmul.X_ROW] = x.data_ptr(), x.stride(0)
-        args[cpu_matmul.ROWS], args[cpu_matmul.IN] = x.shape
-        args[cpu_matmul.NORM], args[cpu_matmul.EPS] = weight.data_ptr(), _bits(eps)
-        args[cpu_matmul.NORMED] = out.data_ptr()
+        args = norm_arguments(x, x.shape[0], weight, eps, out)
         self._code.normalize(self._team.address, args)
         return out
-
-    def _multiply(
-        self,
-        x: Tensor,
-        matrix: Matrix,
-        out: Tensor,
-        mode: int,
-        columns: int,
-        norm: Tensor | None = None,
-        eps: float = 0.0,
-        normed: Tensor | None = None,
-    ) -> None:
-        units, width = columns // 16, x.shape[1]
-        each = max(1, _TICKET_BYTES // (32 * width), units // _MOST_TICKETS)
-        args = _Products(
-            x.data_ptr(),
-            x.stride(0),
-            x.shape[0],
-            width,
-            matrix.address,
-            matrix.bias_address,
-            out.data_ptr(),
-            out.stride(0),
-            mode,
-            columns,
-            units,
-            each,
-            0 if norm is None else norm.data_ptr(),
-            _bits(eps),
-            0 if normed is None else normed.data_ptr(),
-        )
-        self._code.multiply(self._team.address, args)
 
     def attention(
         self,
@@ -225,11 +191,13 @@ class CpuKernels(ReferenceKernels):
     ) -> Tensor:
         """See `Kernels`."""
         many = self._prompts and plan.rows > MOST_ROWS and plan.rows == sum(plan.layout.query_lens)
-        fits = qkv.dtype == torch.bfloat16 and qkv.is_contiguous() and _attends(spec, rotation)
+        fits = qkv.dtype == torch.bfloat16 and qkv.is_contiguous() and attends(spec) and turns(rotation)
         if not fits or not (many or plan.few):
             return super().attention(qkv, spec, rotation, cache, plan.paged)
         out = torch.empty((plan.rows, spec.num_heads * spec.head_dim), dtype=qkv.dtype)
-        args = _arguments(qkv, spec, rotation, cache, plan, out)
+        half = 0 if rotation is None else rotation.rotated // 2
+        args = attention_arguments(qkv, spec, half, cache, plan.rows, out)
+        args[cpu_attention.COS : cpu_attention.SPANS] = self.places(plan, rotation, spec)
         if many:
             args[cpu_attention.SPANS] = addressof(plan.spans)
             args[cpu_attention.SPANS + 1] = len(plan.spans) // 2
@@ -238,6 +206,34 @@ class CpuKernels(ReferenceKernels):
         else:
             self._code.attend(self._team.address, args)
         return out
+
+    def places(self, plan: CpuPlan, rotation: Rotation | None, spec: AttentionSpec) -> list[int]:
+        """What `attend` takes of a step, from `COS` on; the plan and the rotation must outlive the call."""
+        parts = plan.parts(spec.num_kv_heads, self.threads) if plan.few else 1
+        if parts > 1:
+            size = cpu_attention.part_size(spec.num_heads // spec.num_kv_heads, spec.head_dim)
+            needed = plan.rows * spec.num_kv_heads * parts * size
+            if len(self._scratch) < needed:
+                self._scratch = torch.empty(needed)
+        return [
+            0 if rotation is None else rotation.cos.data_ptr(),
+            0 if rotation is None else rotation.sin.data_ptr(),
+            plan.slots.data_ptr(), plan.tables.data_ptr(), plan.tables.stride(0),
+            addressof(plan.owners), addressof(plan.contexts),
+            parts, self._scratch.data_ptr(),
+        ]  # fmt: skip
+
+    def perform(self, calls: Array[c_int64]) -> None:
+        """Calls one after the other (see `cpu_steps`)."""
+        self._code.perform(self._team.address, calls, len(calls) // cpu_steps.PLACES)
+
+    def stack(
+        self, layers: Sequence[DenseLayer], final_norm: Tensor, eps: float, activation: str
+    ) -> Stack | None:
+        """See `Kernels`."""
+        from nanochat.kernels.cpu_stack import CpuStack
+
+        return CpuStack.of(self, layers, final_norm, eps, activation)
 
     def write_kv(self, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], plan: Any) -> None:
         """See `Kernels`."""
@@ -248,48 +244,5 @@ class CpuKernels(ReferenceKernels):
         return super().attend(q, spec, cache, plan.paged)
 
 
-def _arguments(
-    qkv: Tensor, spec: AttentionSpec, rotation: Rotation | None, cache: tuple[Tensor, Tensor], plan: CpuPlan, out: Tensor
-) -> Array[c_int64]:  # fmt: skip
-    """What `attend` takes, by its places; the tensors must outlive the call."""
-    q_norm, k_norm = spec.q_norm, spec.k_norm
-    return _Attention(
-        qkv.data_ptr(), plan.rows, spec.num_heads, spec.num_kv_heads, spec.head_dim,
-        0 if rotation is None else rotation.rotated // 2,
-        0 if rotation is None else rotation.cos.data_ptr(),
-        0 if rotation is None else rotation.sin.data_ptr(),
-        cache[0].data_ptr(), cache[1].data_ptr(),
-        plan.slots.data_ptr(), plan.tables.data_ptr(), plan.tables.stride(0),
-        addressof(plan.owners), addressof(plan.contexts),
-        spec.window, _bits(spec.scale), out.data_ptr(),
-        int(q_norm is not None),
-        0 if q_norm is None else q_norm.data_ptr(),
-        0 if k_norm is None else k_norm.data_ptr(),
-        _bits(spec.norm_eps),
-    )  # fmt: skip
-
-
 def _takes(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16 and 0 < x.shape[0] <= MOST_ROWS and x.stride(-1) == 1
-
-
-def _norms(weight: Tensor) -> bool:
-    return weight.dtype == torch.bfloat16 and weight.shape[0] % 16 == 0
-
-
-def _attends(spec: AttentionSpec, rotation: Rotation | None) -> bool:
-    group = spec.num_heads // spec.num_kv_heads
-    return (
-        not spec.soft_cap
-        and spec.head_dim % 32 == 0
-        and group <= cpu_attention.MOST_GROUP
-        and spec.head_dim <= cpu_prompts.MOST_HEAD
-        and group * spec.head_dim <= cpu_attention.MOST_WIDTH
-        and (rotation is None or (rotation.rotated % 32 == 0 and rotation.cos.dtype == torch.bfloat16))
-        and (spec.q_norm is None or (_norms(spec.q_norm) and spec.k_norm is not None and _norms(spec.k_norm)))
-    )
-
-
-def _bits(value: float) -> int:
-    """A float32's bits."""
-    return struct.unpack("<i", struct.pack("<f", value))[0]

@@ -1,7 +1,8 @@
 """Attention of a few rows over the paged cache, in machine code: rotate, write into the cache, attend.
 
-A ticket is one row's queries of one key-value head: 16 positions are a step, and the softmax is kept running
-(Milakov and Gimelshein, 2018, https://arxiv.org/abs/1805.02867), so keys and values are read once.
+A ticket is one row's queries of one key-value head over a part of what the row sees: 16 positions are a step, and the softmax
+is kept running (Milakov and Gimelshein, 2018, https://arxiv.org/abs/1805.02867), so keys and values are read once. A context is
+cut where there would be too few tickets for all threads; the caller then puts the parts together.
 """
 
 from __future__ import annotations
@@ -34,27 +35,36 @@ assert BLOCK_SIZE == LANES  # a step is a block
 MOST_GROUP = 64  # query heads of one key-value head
 MOST_WIDTH = 8192  # of all of them together
 
-# The arguments, by place. QKV: bfloat16 [ROWS, (HEADS + 2 * KV_HEADS) * WIDTH], changed in place. TABLES: int32, block
-# ids, a table every TABLE_ROW; OWNERS: int32 [ROWS], whose table is a row's; CONTEXTS: int32 [ROWS], positions that a
-# row sees, its own last. COS and SIN: bfloat16 [ROWS, 2 * HALF]. SPANS: int32 (first row, rows) and, in the next place, how
-# many of them: only where there are many rows.
+# The arguments, by place; those that change from step to step lie side by side. QKV: bfloat16 [ROWS, (HEADS + 2 * KV_HEADS) *
+# WIDTH], changed in place. COS and SIN: bfloat16 [ROWS, 2 * HALF]. TABLES: int32, block ids, a table every TABLE_ROW; OWNERS:
+# int32 [ROWS], whose table is a row's; CONTEXTS: int32 [ROWS], positions that a row sees, its own last. PARTS: into how many each
+# context is cut; where there are several, SCRATCH has room for `part_size` float32 of each ticket. SPANS: int32 (first row, rows)
+# and, in the next place, how many of them: only where there are many rows.
 (
-    QKV, ROWS, HEADS, KV_HEADS, WIDTH, HALF, COS, SIN, KEYS, VALUES, SLOTS, TABLES, TABLE_ROW, OWNERS, CONTEXTS,
-    WINDOW, SCALE, OUT, NORMS, Q_NORM, K_NORM, EPS, SPANS,
-) = range(23)  # fmt: skip
-SIZE = 24
+    QKV, ROWS, HEADS, KV_HEADS, WIDTH, HALF, KEYS, VALUES, WINDOW, SCALE, OUT, NORMS, Q_NORM, K_NORM, EPS,
+    COS, SIN, SLOTS, TABLES, TABLE_ROW, OWNERS, CONTEXTS, PARTS, SCRATCH, SPANS,
+) = range(25)  # fmt: skip
+SIZE = 26
+
+
+def part_size(group: int, head_dim: int) -> int:
+    """float32 that a ticket leaves in SCRATCH: of each head its highest score, the weights' sum, and their sum of values."""
+    return group * (2 + head_dim)
 
 
 def build_attention(module: Any, share: Value, norm: Value, dots: bool) -> Value:
     """`attend(team, args)`; returns `place_row(args, row)`."""
-    job = _job(module, dots)
+    job, unite = _job(module, dots), _unite(module)
     place_row = _place_row(module, norm)
     code = Code(module, "attend", [POINTER, POINTER])
     b, (team, args) = code.b, code.function.args
-    rows, kv_heads = code.argument(args, ROWS), code.argument(args, KV_HEADS)
+    rows, kv_heads, parts = (code.argument(args, place) for place in (ROWS, KV_HEADS, PARTS))
     with code.loop(int64(0), rows) as row:
         b.call(place_row, [args, row])
-    b.call(share, [team, job, args, code.product(rows, kv_heads)])
+    groups = code.product(rows, kv_heads)
+    b.call(share, [team, job, args, code.product(groups, parts)])
+    with b.if_then(b.icmp_signed(">", parts, int64(1))), code.loop(int64(0), groups) as group:
+        b.call(unite, [args, group])
     b.ret_void()
     return place_row
 
@@ -104,7 +114,7 @@ def _head(module: Any, norm: Value) -> Value:
 
 
 class _Group:
-    """What a ticket knows of its row and its key-value head."""
+    """What a ticket knows of its row and its key-value head. `index`: KV_HEADS of them for each row."""
 
     def __init__(self, code: Code, args: Value, index: Value) -> None:
         b = code.b
@@ -143,19 +153,20 @@ def seen_by(code: Code, args: Value, row: Value) -> tuple[Value, Value]:
 def _job(module: Any, dots: bool) -> Value:
     code = Code(module, "group", [POINTER, I64], dots=dots)
     b, (args, index) = code.b, code.function.args
-    group = _Group(code, args, index)
+    parts = code.argument(args, PARTS)
+    group = _Group(code, args, b.sdiv(index, parts))
     highest, total = code.room(F32, MOST_GROUP), code.room(F32, MOST_GROUP)
     result = code.room(
         F32, MOST_WIDTH
-    )  # of each head: its even elements, 16 at a time, each before its odd ones
+    )  # of each head its even elements, 16 at a time, each before its odd ones
     with code.loop(int64(0), group.size) as g:
         b.store(real(float("-inf")), code.at(highest, g, F32))
         b.store(real(0.0), code.at(total, g, F32))
     with code.loop(int64(0), code.product(group.size, group.width), LANES) as i:
         code.store(constant(FLOATS, 0.0), code.at(result, i, F32))
     keys, values, scale = code.pointer(args, KEYS), code.pointer(args, VALUES), code.real(args, SCALE)
-    last = b.sdiv(b.add(group.context, int64(LANES - 1)), int64(LANES))
-    with code.loop(b.sdiv(group.start, int64(LANES)), last) as step:
+    first, last = _steps(code, group, b.srem(index, parts), parts)
+    with code.loop(first, last) as step:
         block = number_at(code, code.at(group.table, step, I32))
         offset = b.add(code.product(block, int64(LANES), group.line), code.product(group.head, group.width))
         before = b.mul(step, int64(LANES))
@@ -172,6 +183,68 @@ def _job(module: Any, dots: bool) -> Value:
             weights = _running(code, code.at(highest, g, F32), code.at(total, g, F32), scores)
             sums = code.at(result, code.product(g, group.width), F32)
             _accumulate(code, sums, v_rows, group.width, weights)
+    with b.if_else(b.icmp_signed("==", parts, int64(1))) as (whole, part):
+        with whole:
+            _finish(code, group, result, total)
+        with part:
+            at_highest, at_total, at_result = _scratch(code, args, group, index)
+            values = code.product(group.size, group.width)
+            copies = (
+                (highest, at_highest, group.size),
+                (total, at_total, group.size),
+                (result, at_result, values),
+            )
+            for source, to, count in copies:
+                with code.loop(int64(0), count) as i:
+                    b.store(b.load(code.at(source, i, F32), typ=F32), code.at(to, i, F32))
+    b.ret_void()
+    return code.function
+
+
+def _steps(code: Code, group: _Group, part: Value, parts: Value) -> tuple[Value, Value]:
+    """The steps [first, last) of a part, of which there may be none."""
+    b = code.b
+    start = b.sdiv(group.start, int64(LANES))
+    end = b.sdiv(b.add(group.context, int64(LANES - 1)), int64(LANES))
+    each = b.sdiv(b.add(b.sub(end, start), b.sub(parts, int64(1))), parts)
+    first = b.add(start, code.product(part, each))
+    return first, code.least(b.add(first, each), end)
+
+
+def _scratch(code: Code, args: Value, group: _Group, ticket: Value) -> tuple[Value, Value, Value]:
+    """Where a ticket's highest scores, sums of weights and sums of values are."""
+    b = code.b
+    size = code.product(group.size, b.add(group.width, int64(2)))
+    start = code.at(code.pointer(args, SCRATCH), code.product(ticket, size), F32)
+    return start, code.at(start, group.size, F32), code.at(start, code.product(group.size, int64(2)), F32)
+
+
+def _unite(module: Any) -> Value:
+    """`unite(args, group)`: the parts of one row's queries of one key-value head become one, where the first of them lies."""
+    code = Code(module, "unite", [POINTER, I64])
+    b, (args, index) = code.b, code.function.args
+    parts = code.argument(args, PARTS)
+    group = _Group(code, args, index)
+    tickets = code.product(index, parts)
+    highest, total, result = _scratch(code, args, group, tickets)
+    with code.loop(int64(1), parts) as part:
+        other_highest, other_total, other_result = _scratch(code, args, group, b.add(tickets, part))
+        with code.loop(int64(0), group.size) as g:
+            ours, theirs = (b.load(code.at(at, g, F32), typ=F32) for at in (highest, other_highest))
+            most = b.select(b.fcmp_ordered(">", theirs, ours), theirs, ours)
+            b.store(most, code.at(highest, g, F32))
+            kept, taken = (code.exp(code.splat(b.fsub(before, most))) for before in (ours, theirs))
+
+            def added(at: Value, other: Value, kind: Value, kept: Value, taken: Value) -> None:
+                first, second = (code.load(address, kind) for address in (at, other))
+                code.store(b.fadd(b.fmul(first, kept), b.fmul(second, taken)), at)
+
+            one = [b.extract_element(factor, int32(0)) for factor in (kept, taken)]
+            added(code.at(total, g, F32), code.at(other_total, g, F32), F32, *one)
+            first = code.product(g, group.width)
+            with code.loop(int64(0), group.width, LANES) as i:
+                place = b.add(first, i)
+                added(code.at(result, place, F32), code.at(other_result, place, F32), FLOATS, kept, taken)
     _finish(code, group, result, total)
     b.ret_void()
     return code.function

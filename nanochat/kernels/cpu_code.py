@@ -117,11 +117,11 @@ class Code:
         b.branch(head)
         b.position_at_end(after)
 
-    def argument(self, args: Value, index: int) -> Value:
+    def argument(self, args: Value, index: Value | int) -> Value:
         """Number `index` of a call's arguments, int64."""
         return self.b.load(self.at(args, index, I64), typ=I64)
 
-    def pointer(self, args: Value, index: int) -> Value:
+    def pointer(self, args: Value, index: Value | int) -> Value:
         """The same as an address."""
         return self.b.inttoptr(self.argument(args, index), POINTER)
 
@@ -157,6 +157,10 @@ class Code:
     def store(self, value: Value, address: Value) -> None:
         """Write a value to any address."""
         self.b.store(value, address, align=2)
+
+    def prefetch(self, address: Value) -> None:
+        """Ask for a cache line that will be read soon; it need not exist."""
+        self.intrinsic("llvm.prefetch.p0", VOID, address, int32(0), int32(3), int32(1))
 
     # Vectors ------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.kernels.bundle import AttentionSpec, FusedReduce, Reduce
+from nanochat.kernels.bundle import AttentionSpec, DenseLayer, FusedReduce, Reduce, Stack
 from nanochat.kernels.cuda_experts import CudaExperts
 from nanochat.kernels.decode_plan import decode_plan, invariant_plan
 from nanochat.kernels.flash import FlashAttention, Fresh, fresh_prompts
@@ -118,6 +119,12 @@ class CudaKernels:
     def rotation(self, cos: Tensor, sin: Tensor, like: Tensor) -> Rope:
         """See `Kernels`."""
         return Rope(cos.float().contiguous(), sin.float().contiguous(), 2 * cos.shape[-1])
+
+    def stack(
+        self, layers: Sequence[DenseLayer], final_norm: Tensor, eps: float, activation: str
+    ) -> Stack | None:
+        """See `Kernels`; a graph holds a whole step already."""
+        return None
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels`."""

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from nanochat.kernels.bundle import AttentionSpec, FusedReduce, Reduce
+from nanochat.kernels.bundle import AttentionSpec, DenseLayer, FusedReduce, Reduce
 from nanochat.kernels.cuda import CudaKernels, Weight
 from nanochat.kernels.decode_plan import decode_plan
 from nanochat.kernels.gemv_config import GemvConfig, GemvShape
@@ -29,25 +28,6 @@ from nanochat.kernels.triton_gemv import gemv
 from nanochat.kernels.triton_outlet import Outlet
 from nanochat.kernels.triton_rope import Rope
 from nanochat.kernels.triton_step import DecodeRows, embed
-
-
-class DenseMlp(Protocol):
-    """The two halves of a feed-forward net, packed by `CudaKernels`."""
-
-    gate_up: Weight
-    down: Weight
-
-
-class DenseLayer(Protocol):
-    """What a layer must hold; norms of what a half adds (Gemma's) are not part of it."""
-
-    rope: int | None
-    spec: AttentionSpec
-    qkv: Weight
-    output: Weight
-    mlp: DenseMlp
-    input_norm: Tensor
-    mlp_norm: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.kernels.bundle import AttentionSpec, Reduce
+from nanochat.kernels.bundle import AttentionSpec, DenseLayer, Reduce, Stack
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.packed import PackedLinear, can_pack
 from nanochat.kernels.paged_attention import PagedPlan, attend, write_kv
@@ -53,6 +53,12 @@ class ReferenceKernels:
     def rotation(self, cos: Tensor, sin: Tensor, like: Tensor) -> Rotation:
         """See `Kernels`."""
         return Rotation(cos, sin, like)
+
+    def stack(
+        self, layers: Sequence[DenseLayer], final_norm: Tensor, eps: float, activation: str
+    ) -> Stack | None:
+        """See `Kernels`."""
+        return None
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels`."""

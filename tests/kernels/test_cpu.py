@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import random
 import threading
-from dataclasses import dataclass
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from nanochat.kernels import native, pick
 from nanochat.kernels.bundle import AttentionSpec
-from nanochat.kernels.layout import BLOCK_SIZE, AttentionLayout
+from nanochat.kernels.layout import BLOCK_SIZE
 
 if not native.available():
     pytest.skip("no machine code on this machine", allow_module_level=True)
 
-from nanochat.kernels.cpu import CpuKernels, Matrix
+from paged_step import make_step
+
+from nanochat.kernels import cpu
+from nanochat.kernels.cpu import CpuKernels
+from nanochat.kernels.cpu_arguments import Matrix
 from nanochat.kernels.native import NativeCode, Team
 from nanochat.kernels.reference import ReferenceKernels
 
 CPU = torch.device("cpu")
-NUM_BLOCKS = 32
 
 
 @pytest.fixture(scope="module")
@@ -91,50 +91,6 @@ def test_what_is_not_finite_stays_visible(kernels, bad):
         assert torch.isfinite(found.float()).all(dim=1).tolist() == [True, False, True]
 
 
-@dataclass
-class Step:
-    """Sequences of (cached, new) tokens with their histories, float64 answers included."""
-
-    parts: list[tuple[int, int]]
-    layout: AttentionLayout
-    cache: tuple[Tensor, Tensor]
-    histories: list[Tensor]
-    qkv: Tensor
-
-
-def make_step(parts, heads, kv_heads, width, seed) -> Step:
-    random_, torch_ = random.Random(seed), torch.Generator().manual_seed(seed)
-    blocks = list(range(NUM_BLOCKS))
-    random_.shuffle(blocks)
-    tables = [[blocks.pop() for _ in range(-(-(cached + new) // BLOCK_SIZE))] for cached, new in parts]
-    longest = max(map(len, tables))
-    slots = [
-        table[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE
-        for (cached, new), table in zip(parts, tables, strict=True)
-        for p in range(cached, cached + new)
-    ]
-    layout = AttentionLayout(
-        slots=torch.tensor(slots),
-        block_tables=torch.tensor([t + [0] * (longest - len(t)) for t in tables], dtype=torch.int32),
-        query_start=torch.tensor([0, *(new for _, new in parts)]).cumsum(0).int(),
-        context_lens=torch.tensor([sum(part) for part in parts], dtype=torch.int32),
-        query_lens=[new for _, new in parts],
-        contexts=[sum(part) for part in parts],
-        tables=tables,
-        max_context=max(map(sum, parts)),
-    )
-    shape = (NUM_BLOCKS, BLOCK_SIZE, kv_heads, width)
-    cache = tuple(torch.full(shape, float("nan")).bfloat16() for _ in range(2))
-    histories = [torch.randn(2, sum(part), kv_heads, width, generator=torch_).bfloat16() for part in parts]
-    for (cached, _), table, history in zip(parts, tables, histories, strict=True):
-        for tensor, past in zip(cache, history, strict=True):
-            for position in range(cached):
-                tensor[table[position // BLOCK_SIZE], position % BLOCK_SIZE] = past[position]
-    new = [h[:, cached:].transpose(0, 1).flatten(1) for (cached, _), h in zip(parts, histories, strict=True)]
-    q = torch.randn(len(slots), heads * width, generator=torch_).bfloat16()
-    return Step(list(parts), layout, (cache[0], cache[1]), histories, torch.cat([q, torch.cat(new)], dim=1))
-
-
 PARTS = st.lists(st.tuples(st.integers(0, 70), st.integers(1, 4)), min_size=1, max_size=4)
 
 
@@ -151,6 +107,17 @@ def test_attention_is_what_the_definition_says(kernels, window, heads, parts, se
     expect_attention(kernels, window, heads, parts, seed)
 
 
+@pytest.mark.parametrize("window", [0, 5, 37, 100])
+@pytest.mark.parametrize("heads", [(9, 3, 64), (4, 4, 32), (6, 1, 96), (8, 2, 128)])
+@pytest.mark.parametrize("parts", [[(300, 1)], [(16, 1), (17, 1), (200, 1)], [(100, 3), (33, 1)]])
+@pytest.mark.parametrize("loud", [1, 64])  # scores of several hundred: e^88 is all that float32 holds
+def test_contexts_that_are_cut_are_put_together_again(code, window, heads, parts, loud, monkeypatch):
+    monkeypatch.setattr(cpu, "_PART", BLOCK_SIZE)
+    kernels = CpuKernels(CPU, code, threads=10)
+    assert kernels.plan(make_step(parts, *heads, seed=3).layout).parts(heads[1], 10) > 2
+    expect_attention(kernels, window, heads, parts, seed=3, loud=loud)
+
+
 @pytest.mark.parametrize("window", [0, 1, 5, 16, 37])
 @pytest.mark.parametrize("heads", [(9, 3, 64), (4, 4, 32), (6, 1, 96), (8, 2, 128)])
 @settings(max_examples=4)
@@ -159,9 +126,10 @@ def test_prompts_attend_as_the_definition_says(kernels, window, heads, parts, se
     expect_attention(kernels, window, heads, parts, seed)
 
 
-def expect_attention(kernels, window, heads, parts, seed):
+def expect_attention(kernels, window, heads, parts, seed, loud=1):
     num_heads, kv_heads, width = heads
     step = make_step(parts, num_heads, kv_heads, width, seed)
+    step.qkv[:, : num_heads * width] *= loud
     spec = AttentionSpec(num_heads=num_heads, num_kv_heads=kv_heads, head_dim=width, scale=0.2, window=window)
     found = kernels.attention(step.qkv.clone(), spec, None, step.cache, kernels.plan(step.layout))
     row = 0
@@ -182,6 +150,7 @@ def expect_attention(kernels, window, heads, parts, seed):
 @pytest.mark.parametrize("rotated", [32, 64])
 @pytest.mark.parametrize("parts", [[(3, 2), (40, 1)], [(3, 22), (40, 1), (0, 37)]], ids=["few", "many"])
 def test_heads_are_normed_and_rotated_as_in_plain_torch(kernels, normed, rotated, parts):
+    torch.manual_seed(1)
     step = make_step(parts, 4, 2, 64, seed=1)
     norms = [torch.rand(64).bfloat16() if normed else None for _ in range(2)]
     spec = AttentionSpec(

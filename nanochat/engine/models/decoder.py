@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nanochat.engine.models.config import ModelConfig
-from nanochat.engine.models.layers import Layer, SparseMlp
+from nanochat.engine.models.layers import Layer, Mlp, SparseMlp
 from nanochat.engine.models.rope import Rope
 from nanochat.kernels.bundle import FusedReduce, Gather, Kernels, Reduce
 from nanochat.kernels.headway import made
@@ -65,6 +65,12 @@ class Decoder:
         )
         norms = [layer.input_norm for layer in weights.layers[1:]]
         self._layers = list(zip(weights.layers, [*norms, weights.final_norm], strict=True))
+        plain = all(layer.post_mlp_norm is None and isinstance(layer.mlp, Mlp) for layer in weights.layers)
+        self._stack = (
+            kernels.stack(weights.layers, weights.final_norm, config.norm_eps, config.activation)  # type: ignore[arg-type]
+            if plain and reduce is None
+            else None
+        )
 
     @property
     def num_kv_heads(self) -> int:
@@ -88,6 +94,8 @@ class Decoder:
         x = self.weights.embed(ids)
         if self._scale is not None:
             x = x * self._scale
+        if self._stack is not None and self._stack.takes(rotations, plan):
+            return self._stack(x, rotations, plan, kv_cache)
         h = kernels.rms_norm(x, self.weights.layers[0].input_norm, eps)
         for (layer, next_norm), cache in zip(self._layers, kv_cache, strict=True):
             qkv = kernels.linear(h, layer.qkv)
