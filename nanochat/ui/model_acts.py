@@ -18,7 +18,7 @@ from nanochat.settings import Settings
 from nanochat.ui.background import detached
 from nanochat.ui.commands.settings import use_model
 from nanochat.ui.model_rows import Row, in_home, leftovers_row
-from nanochat.ui.screens.question import Answer, Question, TextQuestion
+from nanochat.ui.screens.question import Answer, Question, ask_until_done
 from nanochat.ui.shelf import reference
 
 if TYPE_CHECKING:
@@ -79,13 +79,14 @@ class ModelActs:
 
     async def use_folder(self) -> bool:
         """Ask for any model's folder, and use that."""
+
+        async def use(typed: str) -> bool:
+            path = os.path.expanduser(typed)
+            model = await detached(lambda: hub.resolve(path if "/" in path else f"./{path}"))
+            return await self.use(model, await detached(lambda: self._flow.memory.fit_of(model)))
+
         about = "A folder with config.json, a tokenizer and *.safetensors. It is used in place."
-        typed = await self._app.ask(TextQuestion("A model's folder", about=about))
-        if not typed or not typed.strip():
-            return False
-        path = os.path.expanduser(typed.strip())
-        model = await detached(lambda: hub.resolve(path if "/" in path else f"./{path}"))
-        return await self.use(model, await detached(lambda: self._flow.memory.fit_of(model)))
+        return bool(await ask_until_done(self._app.ask, "A model's folder", use, about=about))
 
     async def fetch(self, repo_id: str, fit: Fit | None) -> str | None:
         """Queue a download; its id, or None when the user thinks better of it."""

@@ -358,6 +358,15 @@ async def test_a_model_in_any_folder_is_used_in_place(hub: Hub, home: Home) -> N
         await stage.open_models()
         await stage.press("o")
         await stage.until(lambda: isinstance(stage.app.screen, TextQuestion))
+        first = stage.app.screen
+        first.query_one(Input).value = f"{folder}s"
+        await stage.press("enter")
+        await stage.until(
+            lambda: stage.app.screen is not first and isinstance(stage.app.screen, TextQuestion)
+        )
+        assert stage.app.screen.query_one(Input).value == f"{folder}s" and f"{folder}s" in stage.said(
+            ".dialog-wrong"
+        )
         stage.app.screen.query_one(Input).value = str(folder)
         await stage.press("enter")
         await stage.until(lambda: stage.app.host.model is not None and stage.app.host.model.path == folder)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from stage import Stage, on_stage
-from textual.widgets import OptionList
+from textual.widgets import Input, OptionList
 
 from nanochat.ui import overflow_flow
+from nanochat.ui.exporting import export_chat
 from nanochat.ui.overflow import Overflow
-from nanochat.ui.screens.question import Answer, Question
+from nanochat.ui.screens.question import Answer, Question, TextQuestion
 
 ANSWERS = [Answer(str(number), f"Answer {number}", f"What answer {number} does. " * 3) for number in range(8)]
 LONG = " ".join(f"word{number}" for number in range(150))
@@ -110,3 +111,36 @@ async def test_on_sixty_columns_all_four_answers_to_a_chat_that_is_too_long_are_
             "made shorter.",
         ):
             assert words in rows
+
+
+@pytest.mark.parametrize("size", [(80, 24), (40, 12)])
+@pytest.mark.parametrize(
+    ("command", "wrong", "why", "right", "said"),
+    [
+        ("/export", "here.md", "is there already: give another name", "there.md", "Written to"),
+        ("/export", "no-folder/chat.md", "cannot be written: there is no folder", "there.md", "Written to"),
+        ("/import", "nowhere.json", "cannot be read", "here.md", "Imported 1 chat"),
+    ],
+)
+async def test_a_name_that_was_not_taken_stays_with_the_reason_below_it(
+    tmp_path: Path, size: tuple[int, int], command: str, wrong: str, why: str, right: str, said: str
+) -> None:
+    async with on_stage(tmp_path, size=size) as stage:
+        await stage.ask("hello you")
+        assert stage.app.chats.active.chat is not None
+        export_chat(stage.app.history, stage.app.chats.active.chat.id, "here.md", tmp_path)
+        await stage.type(command)
+        await stage.press("enter")
+        await stage.until(lambda: isinstance(stage.app.screen, TextQuestion))
+        first = stage.app.screen
+        first.query_one(Input).value = wrong
+        await stage.press("enter")
+        await stage.until(
+            lambda: stage.app.screen is not first and isinstance(stage.app.screen, TextQuestion)
+        )
+        await stage.until(lambda: why in " ".join(visible(stage).split()))
+        assert stage.app.screen.query_one(Input).value == wrong and "Enter take" in visible(stage)
+        stage.app.screen.query_one(Input).value = right
+        await stage.press("enter")
+        await stage.until(lambda: said in stage.notices)
+        assert not isinstance(stage.app.screen, TextQuestion)

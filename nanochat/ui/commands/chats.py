@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nanochat.errors import UsageError
 from nanochat.ui.actions import Action, on_chat
 from nanochat.ui.commands import tabs
-from nanochat.ui.screens.question import TextQuestion
+from nanochat.ui.screens.question import TextQuestion, ask_until_done
 
 if TYPE_CHECKING:
     from nanochat.exchange.bundle import Imported
@@ -107,31 +108,30 @@ async def export_one(app: NanochatApp, chat_id: str, target: str = "") -> None:
     """Write a chat to a file, asking for its name when none is given."""
     from nanochat.ui.exporting import default_name, export_chat
 
-    if not target:
-        chat = await asyncio.to_thread(app.history.chats.get, chat_id)
-        question = TextQuestion(
-            "Export chat",
-            default_name(chat.title, chat.id),
-            about="A name ending in .json keeps every version.",
-        )
-        answer = await app.ask(question)
-        if not answer:
-            return
-        target = answer.strip()
-    replies = [session.reply for session in app.chats if session.chat and session.chat.id == chat_id]
-    for reply in filter(None, replies):
-        await reply.save()
-    path = await asyncio.to_thread(export_chat, app.history, chat_id, target, app.folder)
-    app.say(f"Written to {path}.")
+    async def write(target: str) -> None:
+        replies = [session.reply for session in app.chats if session.chat and session.chat.id == chat_id]
+        for reply in filter(None, replies):
+            await reply.save()
+        path = await asyncio.to_thread(export_chat, app.history, chat_id, target, app.folder)
+        app.say(f"Written to {path}.")
+
+    if target:
+        return await write(target)
+    chat = await asyncio.to_thread(app.history.chats.get, chat_id)
+    name, about = default_name(chat.title, chat.id), "A name ending in .json keeps every version."
+    await ask_until_done(app.ask, "Export chat", write, text=name, about=about)
 
 
 async def bring_in(app: NanochatApp, source: str) -> None:
     """Import chats from a file: ours, ChatGPT's export, or llm's database."""
-    if not source:
-        source = (await app.ask(TextQuestion("Import chats", about="A file: our Markdown or JSON, ChatGPT's "
-                                             "conversations.json, or llm's logs.db.")) or "").strip()  # fmt: skip
-    if not source:
-        return
+    about = "A file: our Markdown or JSON, ChatGPT's conversations.json, or llm's logs.db."
+    if source:
+        await _bring_in(app, source)
+    else:
+        await ask_until_done(app.ask, "Import chats", partial(_bring_in, app), about=about)
+
+
+async def _bring_in(app: NanochatApp, source: str) -> None:
     from nanochat.exchange.reading import read_chats
 
     path = app.folder / os.path.expanduser(source)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -14,6 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
 
+from nanochat.errors import NanochatError
 from nanochat.sanitize import sanitize, sanitize_line
 from nanochat.ui.screens.leaving import LeftOnce
 from nanochat.ui.screens.page import LOW, NARROW
@@ -22,6 +23,8 @@ from nanochat.ui.widgets.paged_list import PagedList
 
 MOST_ROWS = 14  # of answers
 _HINT = "↑↓ choose · Enter take · Esc back"
+
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,29 +114,52 @@ class Question(LeftOnce, ModalScreen[str | None]):
 
 
 class TextQuestion(LeftOnce, ModalScreen[str | None]):
-    """Asks for one line of text; gives it, or None after Esc."""
+    """Asks for one line of text; gives it, or None after Esc. `wrong`: why the text that stands there was not taken."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back", id="question.back")]
     HORIZONTAL_BREAKPOINTS = NARROW
     VERTICAL_BREAKPOINTS = LOW
 
-    def __init__(self, title: str, text: str = "", *, about: str = "") -> None:
+    def __init__(self, title: str, text: str = "", *, about: str = "", wrong: str = "") -> None:
         super().__init__()
-        self._title, self._text, self._about = title, text, about
+        self._title, self._text, self._about, self._wrong = title, text, about, wrong
 
     def compose(self) -> ComposeResult:
         """A box with one line to fill."""
         with Vertical(classes="dialog"):
             yield Label(Content(sanitize_line(self._title)), classes="dialog-title")
-            if self._about:
+            if self._about and not self._wrong:  # both have no room on a low screen
                 yield Static(Content(sanitize(self._about)), classes="dialog-text")
             yield Input(sanitize_line(self._text), select_on_focus=False)
+            if self._wrong:
+                yield Static(Content(sanitize_line(self._wrong)), classes="dialog-wrong")
             yield Static("Enter take · Esc back", classes="dialog-hint")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Give the text."""
         event.stop()
         self.dismiss(event.value)
+
+
+async def ask_until_done(
+    ask: Callable[[ModalScreen[str | None]], Awaitable[str | None]],
+    title: str,
+    do: Callable[[str], Awaitable[Done]],
+    *,
+    text: str = "",
+    about: str = "",
+) -> Done | None:
+    """Ask for a text and do something with it, until that is done or the user gives up: then None.
+
+    What cannot be done is told below the text, which stays.
+    """
+    wrong = ""
+    while text := (await ask(TextQuestion(title, text, about=about, wrong=wrong)) or "").strip():
+        try:
+            return await do(text)
+        except NanochatError as error:
+            wrong = str(error)
+    return None
 
 
 def _line(answer: Answer) -> Content:
