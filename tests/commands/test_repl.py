@@ -173,9 +173,10 @@ def test_who_is_killed_or_stopped_while_a_reply_streams_gives_the_terminal_back(
     os.kill(terminal.child, number)
     terminal.wait_for(lambda text: left in text)
     terminal.type("stty -a | md5sum")
-    terminal.wait_for(lambda text: text.count(before) == 2)
+    terminal.wait_for(lambda text: text.count(before) == 2 and text.endswith("$"))
     if number == signal.SIGTSTP:
-        terminal.type("fg")
+        terminal.type("fg")  # Ctrl-C would take back what nobody has read yet: the reply must go on first
+        terminal.wait_for(lambda text: words_after("penalty 1.3", text.partition("$ fg")[2]) > 0)
         terminal.type("", "C-c")
         terminal.wait_for(lambda text: "stopped" in text and text.endswith(">"))
 
