@@ -209,11 +209,12 @@ def test_a_message_that_is_too_long_is_refused_and_the_chat_goes_on(terminal: Te
 def test_only_answers_go_into_a_pipe(terminal: Terminal, tmp_path: Path) -> None:
     start(terminal, f"{GREEDY} | tee {shlex.quote(str(tmp_path / 'answers'))}")
     terminal.type("What is the capital of France?")
-    terminal.wait_for(lambda text: len(turns(text)) == 1 and text.endswith(">"))
+    # The answer comes through another process: its end may be there after the figures and the next prompt.
+    terminal.wait_for(lambda text: len(turns(text)) == 1 and text.count("\n>") == 2)
     terminal.type("", "C-d")
     screen = terminal.wait_for(lambda text: "left=0" in text)
     answers = (tmp_path / "answers").read_text()
-    assert answers.strip() in screen
+    assert answers.split() and set(answers.split()) <= set(re.split(r"\s+|prefill", screen))
     for other in (">", "prefill", "nanochat"):
         assert other not in answers
 
