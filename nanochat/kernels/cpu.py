@@ -36,7 +36,7 @@ from nanochat.kernels.native import NativeCode, Team
 from nanochat.kernels.paged_attention import PagedPlan
 from nanochat.kernels.reference import ReferenceKernels, Rotation
 
-_PART = 128  # positions: what a part of a context has at least
+_PART = 32  # positions: what a part of a context has at least
 _TICKETS_EACH = 4  # of attention, for a thread
 
 
@@ -63,9 +63,9 @@ class CpuPlan:
         seen = (range(context - count + 1, context + 1) for count, context in lengths)
         return (c_int32 * self.rows)(*chain.from_iterable(seen))
 
-    def parts(self, kv_heads: int, threads: int) -> int:
+    def parts(self, threads: int) -> int:
         """Into how many a row's context is cut, so that there is something for every thread."""
-        wanted = -(-_TICKETS_EACH * threads // (self.rows * kv_heads))
+        wanted = -(-_TICKETS_EACH * threads // self.rows)
         return max(1, min(wanted, max(self.layout.contexts) // _PART))
 
     @cached_property
@@ -209,10 +209,9 @@ class CpuKernels(ReferenceKernels):
 
     def places(self, plan: CpuPlan, rotation: Rotation | None, spec: AttentionSpec) -> list[int]:
         """What `attend` takes of a step, from `COS` on; the plan and the rotation must outlive the call."""
-        parts = plan.parts(spec.num_kv_heads, self.threads) if plan.few else 1
+        parts = plan.parts(self.threads) if plan.few else 1
         if parts > 1:
-            size = cpu_attention.part_size(spec.num_heads // spec.num_kv_heads, spec.head_dim)
-            needed = plan.rows * spec.num_kv_heads * parts * size
+            needed = plan.rows * parts * cpu_attention.part_size(spec.num_heads, spec.head_dim)
             if len(self._scratch) < needed:
                 self._scratch = torch.empty(needed)
         return [

@@ -113,6 +113,8 @@ def attends(spec: AttentionSpec) -> bool:
         and group <= cpu_attention.MOST_GROUP
         and spec.head_dim <= cpu_prompts.MOST_HEAD
         and group * spec.head_dim <= cpu_attention.MOST_WIDTH
+        and spec.num_heads <= cpu_attention.MOST_HEADS
+        and spec.num_heads * spec.head_dim <= cpu_attention.MOST_ROW
         and (spec.q_norm is None or (norms(spec.q_norm) and spec.k_norm is not None and norms(spec.k_norm)))
     )
 

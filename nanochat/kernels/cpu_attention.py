@@ -1,8 +1,9 @@
 """Attention of a few rows over the paged cache, in machine code: rotate, write into the cache, attend.
 
-A ticket is one row's queries of one key-value head over a part of what the row sees: 16 positions are a step, and the softmax
-is kept running (Milakov and Gimelshein, 2018, https://arxiv.org/abs/1805.02867), so keys and values are read once. A context is
-cut where there would be too few tickets for all threads; the caller then puts the parts together.
+A ticket is one row's queries over a part of what the row sees: 16 positions are a step, and the softmax is kept running
+(Milakov and Gimelshein, 2018, https://arxiv.org/abs/1805.02867), so keys and values are read once, block by block: a ticket for
+each key-value head took twice as long, since the lines of one head lie apart. A context is cut where there would be too few
+tickets for all threads; the caller then puts the parts together.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ assert BLOCK_SIZE == LANES  # a step is a block
 
 MOST_GROUP = 64  # query heads of one key-value head
 MOST_WIDTH = 8192  # of all of them together
+MOST_HEADS = 256
+MOST_ROW = 16384  # of all heads together
+_AHEAD = 2  # steps: memory does not know which block comes next
 
 # The arguments, by place; those that change from step to step lie side by side. QKV: bfloat16 [ROWS, (HEADS + 2 * KV_HEADS) *
 # WIDTH], changed in place. COS and SIN: bfloat16 [ROWS, 2 * HALF]. TABLES: int32, block ids, a table every TABLE_ROW; OWNERS:
@@ -47,9 +51,9 @@ MOST_WIDTH = 8192  # of all of them together
 SIZE = 26
 
 
-def part_size(group: int, head_dim: int) -> int:
+def part_size(heads: int, head_dim: int) -> int:
     """float32 that a ticket leaves in SCRATCH: of each head its highest score, the weights' sum, and their sum of values."""
-    return group * (2 + head_dim)
+    return heads * (2 + head_dim)
 
 
 def build_attention(module: Any, share: Value, norm: Value, dots: bool) -> Value:
@@ -58,13 +62,12 @@ def build_attention(module: Any, share: Value, norm: Value, dots: bool) -> Value
     place_row = _place_row(module, norm)
     code = Code(module, "attend", [POINTER, POINTER])
     b, (team, args) = code.b, code.function.args
-    rows, kv_heads, parts = (code.argument(args, place) for place in (ROWS, KV_HEADS, PARTS))
+    rows, parts = code.argument(args, ROWS), code.argument(args, PARTS)
     with code.loop(int64(0), rows) as row:
         b.call(place_row, [args, row])
-    groups = code.product(rows, kv_heads)
-    b.call(share, [team, job, args, code.product(groups, parts)])
-    with b.if_then(b.icmp_signed(">", parts, int64(1))), code.loop(int64(0), groups) as group:
-        b.call(unite, [args, group])
+    b.call(share, [team, job, args, code.product(rows, parts)])
+    with b.if_then(b.icmp_signed(">", parts, int64(1))), code.loop(int64(0), rows) as row:
+        b.call(unite, [args, row])
     b.ret_void()
     return place_row
 
@@ -113,21 +116,22 @@ def _head(module: Any, norm: Value) -> Value:
     return code.function
 
 
-class _Group:
-    """What a ticket knows of its row and its key-value head. `index`: KV_HEADS of them for each row."""
+class _Row:
+    """What a ticket knows of its row."""
 
-    def __init__(self, code: Code, args: Value, index: Value) -> None:
+    def __init__(self, code: Code, args: Value, row: Value) -> None:
         b = code.b
-        heads, self.kv_heads, self.width = (code.argument(args, place) for place in (HEADS, KV_HEADS, WIDTH))
-        self.row, self.head = b.sdiv(index, self.kv_heads), b.srem(index, self.kv_heads)
-        self.size = b.sdiv(heads, self.kv_heads)
+        self.heads, self.kv_heads, self.width = (
+            code.argument(args, place) for place in (HEADS, KV_HEADS, WIDTH)
+        )
+        self.group = b.sdiv(self.heads, self.kv_heads)
         self.line = code.product(self.kv_heads, self.width)
-        first = code.product(self.head, self.size, self.width)
-        row_size = b.add(code.product(heads, self.width), b.mul(self.line, int64(2)))
-        self.queries = code.at(code.pointer(args, QKV), b.add(code.product(self.row, row_size), first))
-        self.out = code.at(code.pointer(args, OUT), b.add(code.product(self.row, heads, self.width), first))
-        self.start, self.context = seen_by(code, args, self.row)
-        self.table = table_of(code, args, self.row)
+        self.all = code.product(self.heads, self.width)
+        size = b.add(self.all, b.mul(self.line, int64(2)))
+        self.queries = code.at(code.pointer(args, QKV), code.product(row, size))
+        self.out = code.at(code.pointer(args, OUT), code.product(row, self.all))
+        self.start, self.context = seen_by(code, args, row)
+        self.table = table_of(code, args, row)
 
 
 def number_at(code: Code, address: Value) -> Value:
@@ -151,88 +155,102 @@ def seen_by(code: Code, args: Value, row: Value) -> tuple[Value, Value]:
 
 
 def _job(module: Any, dots: bool) -> Value:
-    code = Code(module, "group", [POINTER, I64], dots=dots)
+    code = Code(module, "row", [POINTER, I64], dots=dots)
     b, (args, index) = code.b, code.function.args
     parts = code.argument(args, PARTS)
-    group = _Group(code, args, b.sdiv(index, parts))
-    highest, total = code.room(F32, MOST_GROUP), code.room(F32, MOST_GROUP)
+    row = _Row(code, args, b.sdiv(index, parts))
+    highest, total = code.room(F32, MOST_HEADS), code.room(F32, MOST_HEADS)
     result = code.room(
-        F32, MOST_WIDTH
+        F32, MOST_ROW
     )  # of each head its even elements, 16 at a time, each before its odd ones
-    with code.loop(int64(0), group.size) as g:
-        b.store(real(float("-inf")), code.at(highest, g, F32))
-        b.store(real(0.0), code.at(total, g, F32))
-    with code.loop(int64(0), code.product(group.size, group.width), LANES) as i:
+    with code.loop(int64(0), row.heads) as head:
+        b.store(real(float("-inf")), code.at(highest, head, F32))
+        b.store(real(0.0), code.at(total, head, F32))
+    with code.loop(int64(0), row.all, LANES) as i:
         code.store(constant(FLOATS, 0.0), code.at(result, i, F32))
     keys, values, scale = code.pointer(args, KEYS), code.pointer(args, VALUES), code.real(args, SCALE)
-    first, last = _steps(code, group, b.srem(index, parts), parts)
+    first, last = _steps(code, row, b.srem(index, parts), parts)
     with code.loop(first, last) as step:
-        block = number_at(code, code.at(group.table, step, I32))
-        offset = b.add(code.product(block, int64(LANES), group.line), code.product(group.head, group.width))
+        offset = _block(code, row, step)
         before = b.mul(step, int64(LANES))
-        least, end = b.sub(group.start, before), b.sub(group.context, before)
+        least, end = b.sub(row.start, before), b.sub(row.context, before)
         # What lies past the context was never written and may be NaN: the last position stands in, with no weight.
-        places = [code.product(code.least(int64(j), b.sub(end, int64(1))), group.line) for j in range(LANES)]
-        k_rows = [code.at(keys, b.add(offset, place)) for place in places]
-        v_rows = [code.at(values, b.add(offset, place)) for place in places]
+        places = [code.product(code.least(int64(j), b.sub(end, int64(1))), row.line) for j in range(LANES)]
         seen = between(code, least, end)
-        with code.loop(int64(0), group.size) as g:
-            query = code.at(group.queries, code.product(g, group.width))
-            scores = b.fmul(tile(code, k_rows, [query], group.width), code.splat(scale))
-            scores = b.select(seen, scores, constant(FLOATS, float("-inf")))
-            weights = _running(code, code.at(highest, g, F32), code.at(total, g, F32), scores)
-            sums = code.at(result, code.product(g, group.width), F32)
-            _accumulate(code, sums, v_rows, group.width, weights)
+        _ask_for(code, row, (keys, values), code.least(b.add(step, int64(_AHEAD)), b.sub(last, int64(1))))
+        with code.loop(int64(0), row.kv_heads) as kv_head:
+            at = b.add(offset, code.product(kv_head, row.width))
+            k_rows, v_rows = (
+                [code.at(tensor, b.add(at, place)) for place in places] for tensor in (keys, values)
+            )
+            group = code.product(kv_head, row.group)
+            with code.loop(group, b.add(group, row.group)) as head:
+                query = code.at(row.queries, code.product(head, row.width))
+                scores = b.fmul(tile(code, k_rows, [query], row.width), code.splat(scale))
+                scores = b.select(seen, scores, constant(FLOATS, float("-inf")))
+                weights = _running(code, code.at(highest, head, F32), code.at(total, head, F32), scores)
+                sums = code.at(result, code.product(head, row.width), F32)
+                _accumulate(code, sums, v_rows, row.width, weights)
     with b.if_else(b.icmp_signed("==", parts, int64(1))) as (whole, part):
         with whole:
-            _finish(code, group, result, total)
+            _finish(code, row, result, total)
         with part:
-            at_highest, at_total, at_result = _scratch(code, args, group, index)
-            values = code.product(group.size, group.width)
-            copies = (
-                (highest, at_highest, group.size),
-                (total, at_total, group.size),
-                (result, at_result, values),
-            )
-            for source, to, count in copies:
+            kept = _scratch(code, args, row, index)
+            for source, to, count in zip(
+                (highest, total, result), kept, (row.heads, row.heads, row.all), strict=True
+            ):
                 with code.loop(int64(0), count) as i:
                     b.store(b.load(code.at(source, i, F32), typ=F32), code.at(to, i, F32))
     b.ret_void()
     return code.function
 
 
-def _steps(code: Code, group: _Group, part: Value, parts: Value) -> tuple[Value, Value]:
+def _block(code: Code, row: _Row, step: Value) -> Value:
+    """Where a step's keys and values begin."""
+    block = number_at(code, code.at(row.table, step, I32))
+    return code.product(block, int64(LANES), row.line)
+
+
+def _ask_for(code: Code, row: _Row, tensors: tuple[Value, Value], step: Value) -> None:
+    """Have a step's keys and values fetched."""
+    offset = _block(code, row, step)
+    with code.loop(int64(0), code.product(int64(LANES), row.line), 2 * LANES) as i:
+        for tensor in tensors:
+            code.prefetch(code.at(tensor, code.b.add(offset, i)))
+
+
+def _steps(code: Code, row: _Row, part: Value, parts: Value) -> tuple[Value, Value]:
     """The steps [first, last) of a part, of which there may be none."""
     b = code.b
-    start = b.sdiv(group.start, int64(LANES))
-    end = b.sdiv(b.add(group.context, int64(LANES - 1)), int64(LANES))
+    start = b.sdiv(row.start, int64(LANES))
+    end = b.sdiv(b.add(row.context, int64(LANES - 1)), int64(LANES))
     each = b.sdiv(b.add(b.sub(end, start), b.sub(parts, int64(1))), parts)
     first = b.add(start, code.product(part, each))
     return first, code.least(b.add(first, each), end)
 
 
-def _scratch(code: Code, args: Value, group: _Group, ticket: Value) -> tuple[Value, Value, Value]:
+def _scratch(code: Code, args: Value, row: _Row, ticket: Value) -> tuple[Value, Value, Value]:
     """Where a ticket's highest scores, sums of weights and sums of values are."""
     b = code.b
-    size = code.product(group.size, b.add(group.width, int64(2)))
+    size = code.product(row.heads, b.add(row.width, int64(2)))
     start = code.at(code.pointer(args, SCRATCH), code.product(ticket, size), F32)
-    return start, code.at(start, group.size, F32), code.at(start, code.product(group.size, int64(2)), F32)
+    return start, code.at(start, row.heads, F32), code.at(start, code.product(row.heads, int64(2)), F32)
 
 
 def _unite(module: Any) -> Value:
-    """`unite(args, group)`: the parts of one row's queries of one key-value head become one, where the first of them lies."""
+    """`unite(args, row)`: the parts of one row become one, where the first of them lies."""
     code = Code(module, "unite", [POINTER, I64])
     b, (args, index) = code.b, code.function.args
     parts = code.argument(args, PARTS)
-    group = _Group(code, args, index)
+    row = _Row(code, args, index)
     tickets = code.product(index, parts)
-    highest, total, result = _scratch(code, args, group, tickets)
+    highest, total, result = _scratch(code, args, row, tickets)
     with code.loop(int64(1), parts) as part:
-        other_highest, other_total, other_result = _scratch(code, args, group, b.add(tickets, part))
-        with code.loop(int64(0), group.size) as g:
-            ours, theirs = (b.load(code.at(at, g, F32), typ=F32) for at in (highest, other_highest))
+        other_highest, other_total, other_result = _scratch(code, args, row, b.add(tickets, part))
+        with code.loop(int64(0), row.heads) as head:
+            ours, theirs = (b.load(code.at(at, head, F32), typ=F32) for at in (highest, other_highest))
             most = b.select(b.fcmp_ordered(">", theirs, ours), theirs, ours)
-            b.store(most, code.at(highest, g, F32))
+            b.store(most, code.at(highest, head, F32))
             kept, taken = (code.exp(code.splat(b.fsub(before, most))) for before in (ours, theirs))
 
             def added(at: Value, other: Value, kind: Value, kept: Value, taken: Value) -> None:
@@ -240,12 +258,12 @@ def _unite(module: Any) -> Value:
                 code.store(b.fadd(b.fmul(first, kept), b.fmul(second, taken)), at)
 
             one = [b.extract_element(factor, int32(0)) for factor in (kept, taken)]
-            added(code.at(total, g, F32), code.at(other_total, g, F32), F32, *one)
-            first = code.product(g, group.width)
-            with code.loop(int64(0), group.width, LANES) as i:
+            added(code.at(total, head, F32), code.at(other_total, head, F32), F32, *one)
+            first = code.product(head, row.width)
+            with code.loop(int64(0), row.width, LANES) as i:
                 place = b.add(first, i)
                 added(code.at(result, place, F32), code.at(other_result, place, F32), FLOATS, kept, taken)
-    _finish(code, group, result, total)
+    _finish(code, row, result, total)
     b.ret_void()
     return code.function
 
@@ -292,15 +310,15 @@ def _accumulate(
         code.store(odd, at_odd)
 
 
-def _finish(code: Code, group: _Group, result: Value, total: Value) -> None:
+def _finish(code: Code, row: _Row, result: Value, total: Value) -> None:
     """Divide by the weights' sum and round."""
     b = code.b
-    with code.loop(int64(0), group.size) as g:
-        inverse = code.splat(b.fdiv(real(1.0), b.load(code.at(total, g, F32), typ=F32)))
-        first = code.product(g, group.width)
-        with code.loop(int64(0), group.width, 2 * LANES) as i:
+    with code.loop(int64(0), row.heads) as head:
+        inverse = code.splat(b.fdiv(real(1.0), b.load(code.at(total, head, F32), typ=F32)))
+        first = code.product(head, row.width)
+        with code.loop(int64(0), row.width, 2 * LANES) as i:
             place = b.add(first, i)
             even = code.load(code.at(result, place, F32), FLOATS)
             odd = code.load(code.at(result, b.add(place, int64(LANES)), F32), FLOATS)
             pairs = code.joined(b.fmul(even, inverse), b.fmul(odd, inverse))
-            code.store(pairs, code.at(group.out, place))
+            code.store(pairs, code.at(row.out, place))

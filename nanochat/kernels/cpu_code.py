@@ -158,6 +158,10 @@ class Code:
         """Write a value to any address."""
         self.b.store(value, address, align=2)
 
+    def prefetch(self, address: Value) -> None:
+        """Ask for a cache line that will be read soon."""
+        self.intrinsic("llvm.prefetch.p0", VOID, address, int32(0), int32(3), int32(1))
+
     # Vectors ------------------------------------------------------------------------------------
 
     def intrinsic(self, name: str, result: Value, *operands: Value, flags: Sequence[str] = ()) -> Value:
