@@ -1,11 +1,12 @@
 """Capture and replay of decode: one CUDA graph holds a whole step, from the last ids to the next ones.
 
 Graphs are captured when first needed, and on one GPU small ones also while nobody waits, for batch sizes 1, 2, 4, 8, 16
-and so on up to the maximum, in one shared memory pool; over several ranks once more for steps whose tokens are drawn from
-logits that stay divided. Where a request wants penalties, biases, `min_tokens` or log-probabilities, the graph ends with the
-logits, and what is left of the step is launched behind it, without a wait: `sample_adjusted` and `advance`. Rows beyond the
-batch are empty: they write nothing. Without a graph (`enforce_eager`, or no memory for it) the same step is launched anew
-each time: the same kernels over the same rows, so the same bits.
+and so on up to the maximum; over several ranks once more for steps whose tokens are drawn from logits that stay divided.
+All share one memory pool, with those of prompts (`prefill_graphs`): what one graph leaves in it is read before the next
+replay. Where a request wants penalties, biases, `min_tokens` or log-probabilities, the graph ends with the logits, and what
+is left of the step is launched behind it, without a wait: `sample_adjusted` and `advance`. Rows beyond the batch are empty:
+they write nothing. Without a graph (`enforce_eager`, or no memory for it) the same step is launched anew each time: the same
+kernels over the same rows, so the same bits.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class DecodeGraphs:
         last_ids: Tensor,
         max_seqs: int,
         max_blocks: int,
+        captures: Captures,
         *,
         eager: bool = False,
         divided: DividedSampler | None = None,
@@ -81,7 +83,7 @@ class DecodeGraphs:
         self._pdl = isinstance(model.kernels, CudaKernels) and model.kernels.pdl
         self._steady = isinstance(model.kernels, CudaKernels) and model.kernels.deterministic
         self._captured: dict[tuple[int, Form], CapturedStep] = {}
-        self._captures = Captures(alone=model.reduce is None)
+        self._captures = captures
         self._ids = HostIds(self._sizes[-1], last_ids.device, self._calls)
 
     def describe(self) -> str:

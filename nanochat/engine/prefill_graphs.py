@@ -31,22 +31,18 @@ SIZES = (16, 32, 64, 128, 256, 384, 512, 768, 1024)
 
 @dataclass(frozen=True, slots=True)
 class CapturedPrefill:
-    """A graph, its inputs and its outputs; without a graph, the inputs alone.
+    """A graph and its inputs; without a graph, the inputs alone.
 
     Attributes:
         tokens: int64 [3, size]: ids, positions, slots.
         table: int32 [1, max_blocks].
         bounds: int32 [3]: 0, the chunk's length, the context's length with it.
-        hidden: [1, H] of the chunk's last token.
-        share: float32 [1, n], this rank's part of its logits.
     """
 
     tokens: Tensor
     table: Tensor
     bounds: Tensor
     graph: ExecutableGraph | None = None
-    hidden: Tensor | None = None
-    share: Tensor | None = None
 
 
 class PrefillGraphs:
@@ -58,11 +54,12 @@ class PrefillGraphs:
         kv_cache: KVTensors,
         max_blocks: int,
         device: torch.device,
+        captures: Captures,
         largest: int = SIZES[-1],
         *,
         eager: bool = False,
     ) -> None:
-        """`largest`: tokens of a sequence in a step at most."""
+        """`largest`: tokens of a sequence in a step at most. `captures`: those of the decode steps too."""
         self._eager = eager
         self._largest = largest
         self._model = model
@@ -70,7 +67,9 @@ class PrefillGraphs:
         self._max_blocks = max_blocks
         self._device = device
         self._captured: dict[int, CapturedPrefill] = {}
-        self._captures = Captures(alone=model.reduce is None)
+        self._captures = captures
+        # Of every graph, outside of the memory that all graphs share.
+        self._results: tuple[Tensor, Tensor] | None = None
         self._calls = StreamCalls()
 
     def takes(self, chunks: list[Chunk]) -> bool:
@@ -78,7 +77,7 @@ class PrefillGraphs:
         return len(chunks) == 1 and 1 < chunks[0].count <= SIZES[-1]
 
     def run(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """(last hidden state [1, H], this rank's part of its logits); good until the next run of the same size."""
+        """(last hidden state [1, H], this rank's part of its logits); good until the next run."""
         size = next(size for size in SIZES if size >= chunk.count)
         step = self._captured.get(size)
         if step is None and not self._eager:
@@ -97,11 +96,11 @@ class PrefillGraphs:
         step.table[0, : len(blocks)].copy_(send(blocks, torch.int32, self._device), non_blocking=True)
         bounds = [0, chunk.count, chunk.start + chunk.count]
         step.bounds.copy_(send(bounds, torch.int32, self._device), non_blocking=True)
-        if step.graph is None or step.hidden is None or step.share is None:
+        if step.graph is None or self._results is None:
             with longer(COMPILING):
                 return self._step(step.tokens, step.table, step.bounds)
         self._calls.launch(step.graph.handle, torch.cuda.current_stream(self._device).cuda_stream)
-        return step.hidden, step.share
+        return self._results
 
     def whole(self, share: Tensor) -> Tensor:
         """All logits of a run, float32 [1, vocab]: every rank must ask."""
@@ -128,17 +127,24 @@ class PrefillGraphs:
     def _capture(self, size: int) -> CapturedPrefill:
         inputs = self._inputs(size)
         tokens, table, bounds = inputs.tokens, inputs.table, inputs.bounds
-        with longer(MEASURING):  # kernels are compiled outside of the capture
-            run_aside(lambda: self._step(tokens, table, bounds), self._device)
+
+        def once() -> None:  # kernels are compiled outside of the capture
+            made = self._step(tokens, table, bounds)
+            if self._results is None:
+                self._results = torch.empty_like(made[0]), torch.empty_like(made[1])
+
+        with longer(MEASURING):
+            run_aside(once, self._device)
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph, pool=self._captures.pool, capture_error_mode=capture_mode(self._model)):
-            hidden, share = self._step(tokens, table, bounds)
-        step = self._captured[size] = CapturedPrefill(
-            tokens, table, bounds, ExecutableGraph(graph), hidden, share
-        )
+            self._step(tokens, table, bounds, self._results)
+        step = self._captured[size] = CapturedPrefill(tokens, table, bounds, ExecutableGraph(graph))
         return step
 
-    def _step(self, tokens: Tensor, table: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(
+        self, tokens: Tensor, table: Tensor, bounds: Tensor, results: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(last hidden state, this rank's part of its logits): in `results`, or in new memory."""
         size, longest = tokens.shape[1], self._max_blocks * BLOCK_SIZE
         layout = AttentionLayout(
             slots=tokens[2],
@@ -153,4 +159,7 @@ class PrefillGraphs:
         )
         hidden = self._model.forward(tokens[0], tokens[1], layout, self._kv_cache)
         last = hidden.index_select(0, bounds[1:2].long() - 1)
-        return last, self._model.share_of_logits(last)
+        made = last, self._model.share_of_logits(last)
+        for kept, new in zip(results or (), made, strict=results is not None):
+            kept.copy_(new)
+        return results or made

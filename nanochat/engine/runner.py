@@ -59,16 +59,20 @@ class ModelRunner:
         self._graphs: DecodeGraphs | None = None
         self._prefills: PrefillGraphs | None = None
         if device.type == "cuda" and _capturable(model):
+            from nanochat.engine.captures import Captures
             from nanochat.engine.cuda_graphs import DecodeGraphs
             from nanochat.engine.prefill_graphs import PrefillGraphs
 
             max_blocks = -(-max_model_len // BLOCK_SIZE)
             eager = config.enforce_eager
+            captures = Captures(alone=model.reduce is None)
             self._graphs = DecodeGraphs(
-                model, kv_cache, self._last_ids, config.max_num_seqs, max_blocks, eager=eager, divided=divided
-            )
+                model, kv_cache, self._last_ids, config.max_num_seqs, max_blocks, captures, eager=eager, divided=divided,
+            )  # fmt: skip
             largest = min(config.max_num_batched_tokens, max_model_len)
-            self._prefills = PrefillGraphs(model, kv_cache, max_blocks, device, largest, eager=eager)
+            self._prefills = PrefillGraphs(
+                model, kv_cache, max_blocks, device, captures, largest, eager=eager
+            )
 
     def describe(self, dtype: torch.dtype) -> str:
         """What computes the model, in a few words: for reports."""

@@ -19,6 +19,7 @@ from hash_model import VOCABULARY, hash_config, hash_loaded, next_token
 from torch import Tensor
 
 from nanochat.engine import cuda_graphs, prefill_graphs
+from nanochat.engine.captures import Captures
 from nanochat.engine.config import BLOCK_SIZE
 from nanochat.engine.core import EngineCore
 from nanochat.engine.runner import ModelRunner
@@ -176,16 +177,18 @@ def graphed_core(
     kv = [(torch.full((num_blocks, BLOCK_SIZE, 1, 1), -1.0), torch.zeros(1))]
     runner = ModelRunner(model, kv, config, CPU, max_model_len)  # type: ignore[arg-type]
     blocks = -(-max_model_len // BLOCK_SIZE)
+    captures = Captures(alone=True)
     runner._graphs = cuda_graphs.DecodeGraphs(
         model,
         kv,
         runner._last_ids,
         config.max_num_seqs,
         blocks,
+        captures,
         eager=eager,  # type: ignore[arg-type]
     )
     largest = min(config.max_num_batched_tokens, max_model_len)
-    runner._prefills = prefill_graphs.PrefillGraphs(model, kv, blocks, CPU, largest, eager=eager)  # type: ignore[arg-type]
+    runner._prefills = prefill_graphs.PrefillGraphs(model, kv, blocks, CPU, captures, largest, eager=eager)  # type: ignore[arg-type]
     object.__setattr__(loaded, "runner", runner)
     object.__setattr__(loaded, "model", model)
     core = EngineCore(config, loaded)

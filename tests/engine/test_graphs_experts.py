@@ -17,6 +17,7 @@ from models.tiny_models import save_tiny
 from transformers import Qwen3MoeConfig
 
 from nanochat.engine import cuda_graphs, models, prefill_graphs
+from nanochat.engine.captures import Captures
 from nanochat.engine.config import BLOCK_SIZE
 from nanochat.engine.llm import LLM
 from nanochat.engine.runner import _capturable
@@ -65,8 +66,9 @@ def graphed(folder: Path, monkeypatch: pytest.MonkeyPatch, *, deterministic: boo
     runner = llm.core._runner
     assert _capturable(runner.model)
     blocks = CONTEXT // BLOCK_SIZE
-    runner._graphs = cuda_graphs.DecodeGraphs(runner.model, runner.kv_cache, runner._last_ids, 4, blocks)
-    runner._prefills = prefill_graphs.PrefillGraphs(runner.model, runner.kv_cache, blocks, CPU, CONTEXT)
+    model, kv, captures = runner.model, runner.kv_cache, Captures(alone=True)
+    runner._graphs = cuda_graphs.DecodeGraphs(model, kv, runner._last_ids, 4, blocks, captures)
+    runner._prefills = prefill_graphs.PrefillGraphs(model, kv, blocks, CPU, captures, CONTEXT)
     llm.core.scheduler.lookahead = BLOCK_SIZE
     return llm
 

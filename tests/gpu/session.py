@@ -78,7 +78,7 @@ def parts(model: Path | None, ranks: list[int]) -> dict[str, Part]:
     )  # two ranks share one GPU; where there are several: ranks-sums
     engines = [
         f"{HERE}/test_{name}.py"
-        for name in ("engine_cuda", "adjusted_cuda", "memory_cuda", "divided_cuda", *alone)
+        for name in ("engine_cuda", "adjusted_cuda", "memory_cuda", "divided_cuda", "flash_cuda", *alone)
     ]
     few = [*PYTEST, *ONE_PROCESS, f"{HERE}/test_kernels_small.py", f"{HERE}/test_exchanges_small.py"]
     random_06b = [*BENCH, "--random", "qwen3-0.6b"]
@@ -168,7 +168,7 @@ def figures(text: str) -> dict[str, Any]:
             return (
                 {"rows": [row_of(row) for row in data["rows"]], **head_of(data)} if "rows" in data else data
             )
-    failed = [line for line in lines if re.match(r"E  |.*\b(FAILED|ERROR)\b", line)]
+    failed = [line for line in lines if re.match(r"E  |.*\b(FAILED|ERROR)\b(?! SUMMARY: 0 )", line)]
     passed = sum(re.search(r"\bPASSED\b", line) is not None for line in lines)
     return {"summary": lines[-1] if lines else "", "passed": passed, "failed": failed[:12]}
 

@@ -158,3 +158,25 @@ def test_replies_that_end_early_leave_the_others_alone(folder: Path) -> None:
     for whole, cut, params in zip(free, stopped, stops, strict=True):
         assert cut == whole[: whole.index(params.stop_token_ids[0]) + 1]
     llm.close()
+
+
+def test_what_a_prompts_graph_leaves_outlives_replays_of_the_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All graphs share memory: one captured later has its results where one captured before has its intermediates."""
+    llm = load(folder, max_num_batched_tokens=64)
+    ids_of(llm, [prompts()[0]], GREEDY)  # a decode step is captured first
+    left: list[tuple[torch.Tensor, torch.Tensor]] = []
+    prefills = llm.core._runner._prefills
+    run = type(prefills).run
+
+    def remembered(chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
+        made = run(prefills, chunk)
+        left.extend((tensor, tensor.clone()) for tensor in made)
+        return made
+
+    monkeypatch.setattr(prefills, "run", remembered)
+    ids_of(llm, [prompts()[3]], GREEDY)
+    torch.cuda.synchronize()
+    assert len(left) == 2 and all(torch.equal(now, then) for now, then in left)
+    llm.close()

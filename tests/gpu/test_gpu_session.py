@@ -65,6 +65,8 @@ def test_a_part_is_summed_up_in_one_line(tmp_path: Path) -> None:
     ]
     assert found["device"] == "a GPU" and found["read GB/s"] == 3000
     assert session.figures("..F\nFAILED tests/a.py::b - E\n1 failed, 2 passed in 3s")["failed"]
+    assert not session.figures("41 passed\n========= ERROR SUMMARY: 0 errors")["failed"]
+    assert session.figures("40 passed\n========= ERROR SUMMARY: 2 errors")["failed"]
     said: list[dict[str, object]] = []
     part = session.Part(
         [sys.executable, "-c", 'print(\'{"part": "x", "value": 1}\'); raise SystemExit(3)'], 60
