@@ -252,7 +252,8 @@ def _own_engine(
     facts["kernels"] = llm.core.describe()
     group = llm.core.group
     collectives = group.count_seconds if group is not None else None
-    return CoreTarget(llm.core, stopped=stopped, on_rate=on_rate, collectives=collectives)
+    weights = llm.core.weight_itemsize or "as planned"
+    return CoreTarget(llm.core, stopped=stopped, on_rate=on_rate, collectives=collectives, weights=weights)
 
 
 def _peak_memory(device: torch.device) -> int | None:

@@ -53,7 +53,6 @@ class CoreTarget:
 
     streams = True
     about = ""  # its kernels are told by themselves
-    weights: Weights = "as planned"
 
     def __init__(
         self,
@@ -64,9 +63,11 @@ class CoreTarget:
         stopped: Callable[[], bool] = lambda: False,
         on_rate: Callable[[float], None] = lambda _: None,
         collectives: Callable[[], float | None] | None = None,
+        weights: Weights = "as planned",
     ) -> None:
         """`collectives` tells the seconds that were spent in exchanges between ranks so far."""
         self.name = name
+        self.weights: Weights = weights
         self._core, self._clock, self._stopped, self._on_rate = core, clock, stopped, on_rate
         self._collectives = collectives
 

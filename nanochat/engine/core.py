@@ -92,6 +92,11 @@ class EngineCore:
         """What computes the model, in a few words: kernels, graphs."""
         return self._runner.describe(self.dtype)
 
+    @property
+    def weight_itemsize(self) -> float | None:
+        """See `ModelRunner`."""
+        return self._runner.weight_itemsize
+
     # Requests ---------------------------------------------------------------------------------
 
     def check(self, request: Request) -> SamplingParams:

@@ -84,6 +84,11 @@ class ModelRunner:
         return words
 
     @property
+    def weight_itemsize(self) -> float | None:
+        """Bytes of a weight as a decode step reads it, where that is not what the dtype says."""
+        return getattr(getattr(self.model, "kernels", None), "weight_itemsize", None)
+
+    @property
     def unprepared(self) -> bool:
         """Whether `prepare` has something to do."""
         return self._next_capture() is not None

@@ -27,10 +27,12 @@ from nanochat.kernels.cpu_arguments import (
     norm_arguments,
     norms,
     product_arguments,
+    quantize_arguments,
     turns,
 )
 from nanochat.kernels.cpu_matmul import ADDED, GELU, MOST_ROWS, PLAIN, SILU
-from nanochat.kernels.headway import in_its_time
+from nanochat.kernels.cpu_quantized import GROUP, MOST_GROUPS, unit_bytes
+from nanochat.kernels.headway import in_its_time, longer, moving
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.native import NativeCode, Team
 from nanochat.kernels.paged_attention import PagedPlan
@@ -38,6 +40,8 @@ from nanochat.kernels.reference import ReferenceKernels, Rotation
 
 _PART = 32  # positions: what a part of a context has at least
 _TICKETS_EACH = 4  # of attention, for a thread
+# By whether the processor multiplies bfloat16 itself, and by planes (see `cpu_quantized`): up to how many rows reading less pays.
+_MOST_QUANTIZED_ROWS = {True: {1: MOST_ROWS, 2: 4}, False: {1: 8, 2: 2}}
 
 
 class CpuPlan:
@@ -112,6 +116,8 @@ class CpuKernels(ReferenceKernels):
         self.threads = threads or torch.get_num_threads()
         self._team = Team(code, self.threads)
         self._scratch = torch.empty(0)
+        self._planes = set[int]()  # of the matrices that are quantized
+        self._read = self._numbers = 0  # by products of one row with each matrix
 
     def describe(self, dtype: torch.dtype) -> str:
         """See `Kernels`."""
@@ -120,15 +126,43 @@ class CpuKernels(ReferenceKernels):
         dots = "bfloat16 products" if self._code.dots else "float32 products of bfloat16"
         above = "torch in float32" if dtype in self.multiply.dtypes else "torch with oneDNN"
         ours = f"up to {MOST_ROWS} rows" + (" and for attention" if self._prompts else "")
-        return f"machine code by LLVM {ours} ({dots}), {above} above, bfloat16 matrices"
+        bits = " and ".join(str(4 * planes) for planes in sorted(self._planes))
+        kept = f", read in {bits} bits where they hold no more" if bits else ""
+        return f"machine code by LLVM {ours} ({dots}), {above} above, bfloat16 matrices{kept}"
 
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Any:
         """See `Kernels`."""
         fits = weight.dtype == torch.bfloat16 and weight.shape[0] % 16 == 0 and weight.shape[1] % 32 == 0
         if not fits or not weight.is_contiguous():
             return super().pack(weight, bias)
-        bias_address = 0 if bias is None else bias.data_ptr()
-        return Matrix(weight, bias, weight.data_ptr(), bias_address, self.multiply)
+        for planes, most_rows in _MOST_QUANTIZED_ROWS[self._code.dots].items():
+            quantized = self._quantized(weight, planes)
+            if quantized is not None:
+                self._planes.add(planes)
+                self._read += quantized.nbytes
+                self._numbers += weight.numel()
+                return Matrix(weight, bias, self.multiply, quantized, planes, most_rows)
+        self._read += weight.nbytes
+        self._numbers += weight.numel()
+        return Matrix(weight, bias, self.multiply)
+
+    @property
+    def weight_itemsize(self) -> float | None:
+        """Bytes of a matrix's number as one row's products read it; None where none are quantized."""
+        return self._read / self._numbers if self._planes else None
+
+    def _quantized(self, weight: Tensor, planes: int) -> Tensor | None:
+        """A weight as `cpu_quantized` has it; None where that would lose something."""
+        rows, width = weight.shape
+        if width > MOST_GROUPS * GROUP:
+            return None
+        out = torch.empty(rows // 16 * unit_bytes(width, planes), dtype=torch.uint8)
+        lost = (c_int64 * 1)()
+        with longer(moving(4 * weight.nbytes)):
+            self._code.quantize(
+                self._team.address, quantize_arguments(self.threads, weight, planes, out, lost)
+            )
+        return None if lost[0] else out
 
     def plan(self, layout: AttentionLayout) -> Any:
         """See `Kernels`."""

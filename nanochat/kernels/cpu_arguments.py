@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
-from ctypes import Array, c_int64
+from ctypes import Array, addressof, c_int64
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nanochat.kernels import cpu_attention, cpu_matmul, cpu_prompts
+from nanochat.kernels import cpu_attention, cpu_matmul, cpu_prompts, cpu_quantized
 from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.cpu_matmul import GELU, SILU
 from nanochat.kernels.reference import Rotation
@@ -24,13 +24,28 @@ _EACH = 4  # tickets for a thread, where they are neither too small nor too larg
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A weight [out, in] as it was read, with what a call needs to know of it."""
+    """A weight [out, in] as it was read, with what a call needs to know of it.
+
+    Attributes:
+        quantized: the same in fewer bits, where it holds no more (see `cpu_quantized`).
+        planes: of `quantized`; 0 where it is not there.
+        most_rows: of a product that reads `quantized`: with more the arithmetic takes longer than what is saved of reading.
+    """
 
     weight: Tensor
     bias: Tensor | None
-    address: int
-    bias_address: int
     multiply: Widened
+    quantized: Tensor | None = None
+    planes: int = 0
+    most_rows: int = 0
+
+    def read(self, rows: int) -> tuple[Tensor, int]:
+        """What a product of so few rows reads, and its planes."""
+        return (
+            (self.weight, 0)
+            if self.quantized is None or rows > self.most_rows
+            else (self.quantized, self.planes)
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, in] -> [T, out], by torch."""
@@ -52,16 +67,28 @@ def product_arguments(
     if mode in (SILU, GELU):
         columns //= 2
     units = columns // 16
-    tickets = matrix.weight.nbytes // _MOST_BYTES + 1
-    tickets = max(tickets, min(_EACH * threads, matrix.weight.nbytes // _LEAST_BYTES))
+    read, planes = matrix.read(rows)
+    tickets = max(read.nbytes // _MOST_BYTES + 1, min(_EACH * threads, read.nbytes // _LEAST_BYTES))
     return _Products(
         x.data_ptr(), x.stride(0), rows, width,
-        matrix.address, matrix.bias_address,
+        read.data_ptr(), 0 if matrix.bias is None else matrix.bias.data_ptr(),
         out.data_ptr(), out.stride(0),
         mode, columns, units, max(1, units // tickets),
         0 if norm is None else norm.data_ptr(), _bits(eps),
         0 if normed is None else normed.data_ptr(),
+        planes,
     )  # fmt: skip
+
+
+def quantize_arguments(
+    threads: int, weight: Tensor, planes: int, out: Tensor, lost: Array[c_int64]
+) -> Array[c_int64]:
+    """What `quantize` takes, by its places; the tensors must outlive the call."""
+    units = weight.shape[0] // 16
+    each = max(1, units // (_EACH * threads))
+    return (c_int64 * cpu_quantized.SIZE)(
+        weight.data_ptr(), weight.shape[1], units, each, out.data_ptr(), planes, addressof(lost)
+    )
 
 
 def norm_arguments(x: Tensor, rows: int, weight: Tensor, eps: float, out: Tensor) -> Array[c_int64]:

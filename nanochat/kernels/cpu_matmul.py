@@ -1,7 +1,8 @@
 """Products of a few rows with a matrix, and norms, in machine code.
 
-The matrix lies as it is saved, [out, in] in bfloat16, and each of its numbers is read once however many rows there
-are. Sums are float32. 16 rows of the matrix are a unit; a tile is 16 sums, of 8 matrix rows and 2 rows or of 4 and 4.
+The matrix lies as it is saved, [out, in] in bfloat16, or as `cpu_quantized` has it, and each of its numbers is read once
+however many rows there are. Sums are float32. 16 rows of the matrix are a unit; a tile is 16 sums, of 8 matrix rows and 2
+rows or of 4 and 4.
 """
 
 from __future__ import annotations
@@ -24,13 +25,23 @@ from nanochat.kernels.cpu_code import (
     int64,
     real,
 )
+from nanochat.kernels.cpu_quantized import (
+    GROUP,
+    MOST_GROUPS,
+    build_group_sums,
+    build_quantized_unit,
+    unit_bytes,
+)
 
 MOST_ROWS = 16
 
 # A product's arguments, by place. x: rows of bfloat16, ROW elements apart. A unit's 16 rows of the matrix give 16
-# columns of the result; `GATED` takes the gate's from there and the up projection's UP rows further on.
-X, X_ROW, ROWS, IN, WEIGHT, BIAS, OUT, OUT_ROW, MODE, UP, UNITS, UNITS_EACH, NORM, EPS, NORMED = range(15)
-SIZE = 15
+# columns of the result; `GATED` takes the gate's from there and the up projection's UP rows further on. A quantized matrix has
+# one or two PLANES, another one none; the sums of x's groups are `multiply`'s own.
+(
+    X, X_ROW, ROWS, IN, WEIGHT, BIAS, OUT, OUT_ROW, MODE, UP, UNITS, UNITS_EACH, NORM, EPS, NORMED, PLANES, GROUP_SUMS,
+) = range(17)  # fmt: skip
+SIZE = 17
 
 PLAIN, SILU, GELU, ADDED = range(4)
 
@@ -40,10 +51,15 @@ _BYTES = 2
 def build_matmul(module: Any, share: Value, dots: bool) -> Value:
     """`multiply(team, args)` and `normalize(team, args)`; returns `norm`."""
     norm = _norm(module)
-    unit = _unit(module, dots)
-    job = _job(module, unit)
+    units_of = [_unit(module, dots), *(build_quantized_unit(module, dots, planes) for planes in (1, 2))]
+    job = _job(module, units_of)
+    group_sums = build_group_sums(module)
     code = Code(module, "multiply", [POINTER, POINTER])
     b, (team, args) = code.b, code.function.args
+    with b.if_then(b.icmp_signed("!=", code.argument(args, PLANES), int64(0))):
+        x, sums = code.pointer(args, X), code.room(F32, MOST_ROWS * MOST_GROUPS)
+        b.call(group_sums, [x, *(code.argument(args, place) for place in (X_ROW, ROWS, IN)), sums])
+        b.store(b.ptrtoint(sums, I64), code.at(args, GROUP_SUMS, I64))
     units, each = code.argument(args, UNITS), code.argument(args, UNITS_EACH)
     b.call(share, [team, job, args, b.sdiv(b.add(units, b.sub(each, int64(1))), each)])
     with b.if_then(b.icmp_signed("!=", code.argument(args, NORMED), int64(0))):
@@ -160,23 +176,39 @@ def _lanes(code: Code, vector: Value, lanes: list[int]) -> Value:
     return code.b.shuffle_vector(vector, vector, mask)
 
 
-def _job(module: Any, unit: Value) -> Value:
-    """The units of one ticket: sums, and what becomes of them."""
+def _job(module: Any, units_of: list[Value]) -> Value:
+    """The units of one ticket: sums, and what becomes of them. `units_of` compute one, by the matrix's number of planes."""
     code = Code(module, "product", [POINTER, I64])
     b, (args, index) = code.b, code.function.args
     rows, width, mode = (code.argument(args, place) for place in (ROWS, IN, MODE))
     each, out_row, up = (code.argument(args, place) for place in (UNITS_EACH, OUT_ROW, UP))
     x, x_row, bias = code.pointer(args, X), code.argument(args, X_ROW), code.argument(args, BIAS)
     weight, out = code.pointer(args, WEIGHT), code.pointer(args, OUT)
+    planes, group_sums = code.argument(args, PLANES), code.pointer(args, GROUP_SUMS)
     sums, ups = code.room(F32, LANES * MOST_ROWS), code.room(F32, LANES * MOST_ROWS)
+
+    def unit(column: Value, to: Value) -> None:
+        """The sums of all rows with 16 rows of the matrix, from row `column` on."""
+        for count, function in enumerate(units_of):
+            with b.if_then(b.icmp_signed("==", planes, int64(count))):
+                if count:
+                    taken = b.mul(
+                        b.sdiv(column, int64(LANES)),
+                        b.mul(b.sdiv(width, int64(GROUP)), int64(unit_bytes(GROUP, count))),
+                    )
+                    place = b.gep(weight, [taken], source_etype=ir.IntType(8))
+                    b.call(function, [x, x_row, rows, width, place, group_sums, to])
+                else:
+                    place = code.at(weight, code.product(column, width))
+                    b.call(function, [x, x_row, rows, width, place, to])
+
     first = code.product(index, each)
     gated = b.and_(b.icmp_signed(">=", mode, int64(SILU)), b.icmp_signed("<=", mode, int64(GELU)))
     with code.loop(first, code.least(b.add(first, each), code.argument(args, UNITS))) as number:
         column = code.product(number, int64(LANES))
-        b.call(unit, [x, x_row, rows, width, code.at(weight, code.product(column, width)), sums])
+        unit(column, sums)
         with b.if_then(gated):
-            above = code.at(weight, code.product(b.add(column, up), width))
-            b.call(unit, [x, x_row, rows, width, above, ups])
+            unit(b.add(column, up), ups)
         with code.loop(int64(0), rows) as row:
             value = code.cell(FLOATS, _summed(code, sums, row, bias, column))
             to = code.at(out, b.add(code.product(row, out_row), column))

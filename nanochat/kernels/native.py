@@ -26,7 +26,8 @@ _TEAM_PLACES = 32
 _LINE = 64  # bytes
 _HASH = 32
 _SOURCES = (
-    "cpu_code.py", "cpu_team.py", "cpu_matmul.py", "cpu_attention.py", "cpu_prompts.py", "cpu_steps.py", "native.py",
+    "cpu_code.py", "cpu_team.py", "cpu_matmul.py", "cpu_quantized.py", "cpu_attention.py", "cpu_prompts.py", "cpu_steps.py",
+    "native.py",
 )  # fmt: skip
 
 
@@ -44,8 +45,8 @@ def available() -> bool:
 
 
 class NativeCode:
-    """`multiply`, `normalize`, `attend` and `attend_prompts` take a team's memory and int64 arguments, `perform` many of these calls
-    (see `cpu_steps`). The rest is `Team`'s.
+    """`multiply`, `normalize`, `quantize`, `attend` and `attend_prompts` take a team's memory and int64 arguments, `perform` many of
+    these calls (see `cpu_steps`). The rest is `Team`'s.
 
     Args:
         cache: where compiled code is kept; None compiles anew.
@@ -69,6 +70,7 @@ class NativeCode:
         self._engine.finalize_object()
         self.multiply = self._function("multiply", 2)
         self.normalize = self._function("normalize", 2)
+        self.quantize = self._function("quantize", 2)
         self.attend = self._function("attend", 2)
         self.attend_prompts = self._function("attend_prompts", 2)
         self.perform = self._function("perform", 3)
@@ -129,12 +131,14 @@ def source(dots: bool) -> str:
     from nanochat.kernels.cpu_attention import build_attention
     from nanochat.kernels.cpu_matmul import build_matmul
     from nanochat.kernels.cpu_prompts import build_prompts
+    from nanochat.kernels.cpu_quantized import build_quantize
     from nanochat.kernels.cpu_steps import build_steps
     from nanochat.kernels.cpu_team import build_team
 
     module = ir.Module("nanochat")
     share = build_team(module)
     norm = build_matmul(module, share, dots)
+    build_quantize(module, share)
     place_row = build_attention(module, share, norm, dots)
     build_prompts(module, share, place_row, dots)
     build_steps(module)

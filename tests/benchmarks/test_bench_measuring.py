@@ -94,8 +94,7 @@ def test_the_fraction_is_what_was_reached_of_the_ceiling(cost: ModelCost) -> Non
 def test_a_ceiling_is_that_of_the_weights_which_the_engine_reads(cost: ModelCost) -> None:
     def ceiling(weights: Weights) -> float | None:
         core = FakeCore(prefill=PREFILL, step_seconds=STEP)
-        target = CoreTarget(core, clock=core.clock)
-        target.weights = weights
+        target = CoreTarget(core, clock=core.clock, weights=weights)
         bench = Bench([target], cost, Ceilings(1e9, 1e12), 4096, repeats=1, clock=core.clock)
         return measure_case(bench, Decode(10, 1), 1, 1)[0][0].ceiling
 

@@ -51,6 +51,11 @@ class ParallelRunner:
         """See `ModelRunner`; and how the ranks are linked."""
         return f"{self._runner.describe(dtype)}, {self.group.ranks} ranks, {self.group.link}"
 
+    @property
+    def weight_itemsize(self) -> float | None:
+        """See `ModelRunner`; of this rank's part, which is like the others'."""
+        return self._runner.weight_itemsize
+
     def close(self) -> None:
         """Drop the tensors, end the workers."""
         self._end()

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers as tf
+from grids import on_grid
 from paged import Paged, lay_out
+from safetensors.torch import load_file, save_file
 from tiny_models import COMMON, GQA, llama, qwen3, save_tiny
 
 from nanochat.engine.models import ModelConfig, load_model
@@ -49,6 +51,16 @@ def with_two_ropes(model):
     return Decoder(model.config, turned, model.kernels, torch.bfloat16, CPU, None)
 
 
+def quantized(folder):
+    """The matrices lie on grids of 4 and 8 bits, which machine code reads as such."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if tensor.dim() == 2:
+            tensors[name] = on_grid(tensor, 4 if "mlp" in name else 8).to(tensor.dtype)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
 def steps(vocab):
     """Prompts of one, three and nine rows, then replies of all of them, then of some; (tokens, start, table) each."""
     draw = torch.Generator().manual_seed(5)
@@ -73,11 +85,17 @@ def steps(vocab):
     yield [chunk(0, 1)]
 
 
-@pytest.mark.parametrize("change", [None, with_two_ropes], ids=["as it is", "two ropes"])
+@pytest.mark.parametrize(
+    "change", [None, with_two_ropes, quantized], ids=["as it is", "two ropes", "quantized"]
+)
 def test_the_bits_are_those_of_layer_by_layer(folder, change, monkeypatch):
     monkeypatch.setattr(cpu, "_PART", 16)  # contexts are cut
-    model = loaded(folder) if change is None else change(loaded(folder))
+    if change is quantized:
+        quantized(folder)
+    model = with_two_ropes(loaded(folder)) if change is with_two_ropes else loaded(folder)
     assert model._stack is not None
+    planes = {matrix.planes for layer in model.weights.layers for matrix in (layer.qkv, layer.mlp.down)}
+    assert planes == ({1, 2} if change is quantized else {0})
     at_once, other_cache, one_by_one = (Paged(model, dtype=torch.bfloat16) for _ in range(3))
     for parts in steps(model.config.vocab_size):
         found = at_once.batch(parts)
