@@ -118,8 +118,8 @@ class Kernels(Protocol):
         """In a few words, what computes a model of this dtype here: for reports."""
         ...
 
-    def pack(self, weight: Tensor, bias: Tensor | None = None) -> Any:
-        """A weight [out, in] in the form that `linear` is fastest with; the caller drops its own copy."""
+    def pack(self, weight: Tensor, bias: Tensor | None = None, *, kept: bool = False) -> Any:
+        """A weight [out, in] in the form that `linear` is fastest with; the caller drops its own copy, unless it is `kept`."""
         ...
 
     def plan(self, layout: AttentionLayout) -> Any:

@@ -9,6 +9,7 @@ to four times slower than ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from ctypes import Array, addressof, c_int32, c_int64
 from functools import cached_property
@@ -21,18 +22,16 @@ from torch import Tensor
 from nanochat.kernels import cpu_attention, cpu_prompts, cpu_steps
 from nanochat.kernels.bundle import AttentionSpec, DenseLayer, Reduce, Stack
 from nanochat.kernels.cpu_arguments import (
-    Matrix,
     attends,
     attention_arguments,
     norm_arguments,
     norms,
     product_arguments,
-    quantize_arguments,
     turns,
 )
 from nanochat.kernels.cpu_matmul import ADDED, GELU, MOST_ROWS, PLAIN, SILU
-from nanochat.kernels.cpu_quantized import GROUP, MOST_GROUPS, unit_bytes
-from nanochat.kernels.headway import in_its_time, longer, moving
+from nanochat.kernels.cpu_matrix import Matrix, Quantizer
+from nanochat.kernels.headway import in_its_time
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.native import NativeCode, Team
 from nanochat.kernels.paged_attention import PagedPlan
@@ -40,8 +39,6 @@ from nanochat.kernels.reference import ReferenceKernels, Rotation
 
 _PART = 32  # positions: what a part of a context has at least
 _TICKETS_EACH = 4  # of attention, for a thread
-# By whether the processor multiplies bfloat16 itself, and by planes (see `cpu_quantized`): up to how many rows reading less pays.
-_MOST_QUANTIZED_ROWS = {True: {1: MOST_ROWS, 2: 4}, False: {1: 8, 2: 2}}
 
 
 class CpuPlan:
@@ -116,6 +113,7 @@ class CpuKernels(ReferenceKernels):
         self.threads = threads or torch.get_num_threads()
         self._team = Team(code, self.threads)
         self._scratch = torch.empty(0)
+        self._quantizer = Quantizer(code, self._team, self.threads)
         self._planes = set[int]()  # of the matrices that are quantized
         self._read = self._numbers = 0  # by products of one row with each matrix
 
@@ -130,39 +128,29 @@ class CpuKernels(ReferenceKernels):
         kept = f", read in {bits} bits where they hold no more" if bits else ""
         return f"machine code by LLVM {ours} ({dots}), {above} above, bfloat16 matrices{kept}"
 
-    def pack(self, weight: Tensor, bias: Tensor | None = None) -> Any:
+    def pack(self, weight: Tensor, bias: Tensor | None = None, *, kept: bool = False) -> Any:
         """See `Kernels`."""
         fits = weight.dtype == torch.bfloat16 and weight.shape[0] % 16 == 0 and weight.shape[1] % 32 == 0
         if not fits or not weight.is_contiguous():
-            return super().pack(weight, bias)
-        for planes, most_rows in _MOST_QUANTIZED_ROWS[self._code.dots].items():
-            quantized = self._quantized(weight, planes)
+            return super().pack(weight, bias, kept=kept)
+        shape = weight.shape[0], weight.shape[1]
+        self._numbers += weight.numel()
+        for planes in (1, 2):
+            quantized = self._quantizer.quantized(weight, planes)
             if quantized is not None:
                 self._planes.add(planes)
                 self._read += quantized.nbytes
-                self._numbers += weight.numel()
-                return Matrix(weight, bias, self.multiply, quantized, planes, most_rows)
+                whole, most_rows = weight if kept else None, self._quantizer.most_rows(planes)
+                return Matrix(
+                    shape, whole, bias, self.multiply, self._quantizer, quantized, planes, most_rows
+                )
         self._read += weight.nbytes
-        self._numbers += weight.numel()
-        return Matrix(weight, bias, self.multiply)
+        return Matrix(shape, weight, bias, self.multiply, self._quantizer)
 
     @property
     def weight_itemsize(self) -> float | None:
         """Bytes of a matrix's number as one row's products read it; None where none are quantized."""
         return self._read / self._numbers if self._planes else None
-
-    def _quantized(self, weight: Tensor, planes: int) -> Tensor | None:
-        """A weight as `cpu_quantized` has it; None where that would lose something."""
-        rows, width = weight.shape
-        if width > MOST_GROUPS * GROUP:
-            return None
-        out = torch.empty(rows // 16 * unit_bytes(width, planes), dtype=torch.uint8)
-        lost = (c_int64 * 1)()
-        with longer(moving(4 * weight.nbytes)):
-            self._code.quantize(
-                self._team.address, quantize_arguments(self.threads, weight, planes, out, lost)
-            )
-        return None if lost[0] else out
 
     def plan(self, layout: AttentionLayout) -> Any:
         """See `Kernels`."""
@@ -170,41 +158,51 @@ class CpuKernels(ReferenceKernels):
 
     def linear(self, x: Tensor, weight: Any) -> Tensor:
         """See `Kernels`."""
-        if not isinstance(weight, Matrix) or not _takes(x):
+        if not _multiplies(x, weight):
             return super().linear(x, weight)
-        out = torch.empty((x.shape[0], weight.weight.shape[0]), dtype=x.dtype)
-        self._code.multiply(
-            self._team.address, product_arguments(self.threads, x, x.shape[0], weight, out, PLAIN)
-        )
+        out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
+        self._multiply(x, weight, out, PLAIN)
         return out
 
     def gated(self, x: Tensor, weight: Any, activation: str) -> Tensor:
         """See `Kernels`."""
-        if not isinstance(weight, Matrix) or not _takes(x) or weight.weight.shape[0] % 32:
+        if not _multiplies(x, weight) or weight.shape[0] % 32:
             return super().gated(x, weight, activation)
-        out = torch.empty((x.shape[0], weight.weight.shape[0] // 2), dtype=x.dtype)
-        mode = SILU if activation == "silu" else GELU
-        self._code.multiply(
-            self._team.address, product_arguments(self.threads, x, x.shape[0], weight, out, mode)
-        )
+        out = torch.empty((x.shape[0], weight.shape[0] // 2), dtype=x.dtype)
+        self._multiply(x, weight, out, SILU if activation == "silu" else GELU)
         return out
 
     def project_add_norm(
         self, y: Tensor, weight: Any, x: Tensor, norm: Tensor, eps: float, reduce: Reduce | None
     ) -> tuple[Tensor, Tensor]:
         """See `Kernels`."""
-        if (
-            reduce is not None
-            or not isinstance(weight, Matrix)
-            or not _takes(y)
-            or not _takes(x)
-            or not norms(norm)
-        ):
+        fits = reduce is None and norms(norm) and x.dtype == torch.bfloat16 and x.is_contiguous()
+        if not fits or not _multiplies(y, weight):
             return super().project_add_norm(y, weight, x, norm, eps, reduce)
         normed = torch.empty_like(x)
-        args = product_arguments(self.threads, y, y.shape[0], weight, x, ADDED, norm, eps, normed)
-        self._code.multiply(self._team.address, args)
+        self._multiply(y, weight, x, ADDED, norm, eps, normed)
         return normed, x
+
+    def _multiply(
+        self, x: Tensor, matrix: Matrix, out: Tensor, mode: int,
+        norm: Tensor | None = None, eps: float = 0.0, normed: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """See `product_arguments`; as many rows at once as machine code takes."""
+        most = matrix.most_rows_at_once
+        for first in range(0, x.shape[0], most):
+            rows = min(most, x.shape[0] - first)
+            parts = (
+                (x, out, normed)
+                if first == 0
+                else (x[first:], out[first:], None if normed is None else normed[first:])
+            )
+            args = product_arguments(
+                self.threads, parts[0], rows, matrix, parts[1], mode, norm, eps, parts[2]
+            )
+            in_its_time(
+                rows * math.prod(matrix.shape),
+                lambda args=args: self._code.multiply(self._team.address, args),
+            )
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels`."""
@@ -279,3 +277,10 @@ class CpuKernels(ReferenceKernels):
 
 def _takes(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16 and 0 < x.shape[0] <= MOST_ROWS and x.stride(-1) == 1
+
+
+def _multiplies(x: Tensor, weight: Any) -> bool:
+    """Whether machine code multiplies: few rows, or a matrix that is kept in no other way."""
+    if not isinstance(weight, Matrix) or x.dtype != torch.bfloat16 or x.stride(-1) != 1:
+        return False
+    return weight.weight is None or 0 < x.shape[0] <= MOST_ROWS

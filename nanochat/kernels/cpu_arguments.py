@@ -3,53 +3,22 @@
 from __future__ import annotations
 
 import struct
-from ctypes import Array, addressof, c_int64
-from dataclasses import dataclass
+from ctypes import Array, c_int64
 
 import torch
 from torch import Tensor
 
-from nanochat.kernels import cpu_attention, cpu_matmul, cpu_prompts, cpu_quantized
+from nanochat.kernels import cpu_attention, cpu_matmul, cpu_prompts
 from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.cpu_matmul import GELU, SILU
+from nanochat.kernels.cpu_matrix import Matrix
 from nanochat.kernels.reference import Rotation
-from nanochat.kernels.widened import Widened
 
 _Products = c_int64 * cpu_matmul.SIZE
 _Attention = c_int64 * cpu_attention.SIZE
 # Of a product's tickets. Memory is read faster the further a thread reads on; but who comes late must find something to do.
 _LEAST_BYTES, _MOST_BYTES = 32 * 1024, 512 * 1024
 _EACH = 4  # tickets for a thread, where they are neither too small nor too large
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """A weight [out, in] as it was read, with what a call needs to know of it.
-
-    Attributes:
-        quantized: the same in fewer bits, where it holds no more (see `cpu_quantized`).
-        planes: of `quantized`; 0 where it is not there.
-        most_rows: of a product that reads `quantized`: with more the arithmetic takes longer than what is saved of reading.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    multiply: Widened
-    quantized: Tensor | None = None
-    planes: int = 0
-    most_rows: int = 0
-
-    def read(self, rows: int) -> tuple[Tensor, int]:
-        """What a product of so few rows reads, and its planes."""
-        return (
-            (self.weight, 0)
-            if self.quantized is None or rows > self.most_rows
-            else (self.quantized, self.planes)
-        )
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [T, in] -> [T, out], by torch."""
-        return self.multiply(x, self.weight, self.bias)
 
 
 def product_arguments(
@@ -63,7 +32,7 @@ def product_arguments(
         rows: of x, from the first on.
         out: what is there is added to where the mode is `ADDED`; then its norm goes into `normed`.
     """
-    columns, width = matrix.weight.shape
+    columns, width = matrix.shape
     if mode in (SILU, GELU):
         columns //= 2
     units = columns // 16
@@ -76,19 +45,8 @@ def product_arguments(
         mode, columns, units, max(1, units // tickets),
         0 if norm is None else norm.data_ptr(), _bits(eps),
         0 if normed is None else normed.data_ptr(),
-        planes,
+        planes, matrix.quantizer.room(rows, width) if planes else 0,
     )  # fmt: skip
-
-
-def quantize_arguments(
-    threads: int, weight: Tensor, planes: int, out: Tensor, lost: Array[c_int64]
-) -> Array[c_int64]:
-    """What `quantize` takes, by its places; the tensors must outlive the call."""
-    units = weight.shape[0] // 16
-    each = max(1, units // (_EACH * threads))
-    return (c_int64 * cpu_quantized.SIZE)(
-        weight.data_ptr(), weight.shape[1], units, each, out.data_ptr(), planes, addressof(lost)
-    )
 
 
 def norm_arguments(x: Tensor, rows: int, weight: Tensor, eps: float, out: Tensor) -> Array[c_int64]:

@@ -25,21 +25,16 @@ from nanochat.kernels.cpu_code import (
     int64,
     real,
 )
-from nanochat.kernels.cpu_quantized import (
-    GROUP,
-    MOST_GROUPS,
-    build_group_sums,
-    build_quantized_unit,
-    unit_bytes,
-)
+from nanochat.kernels.cpu_quantized import GROUP, build_prepare, build_quantized_unit, unit_bytes
 
 MOST_ROWS = 16
+MOST_QUANTIZED_ROWS = 128  # of a product with a quantized matrix
 
 # A product's arguments, by place. x: rows of bfloat16, ROW elements apart. A unit's 16 rows of the matrix give 16
 # columns of the result; `GATED` takes the gate's from there and the up projection's UP rows further on. A quantized matrix has
-# one or two PLANES, another one none; the sums of x's groups are `multiply`'s own.
+# one or two PLANES, another one none, and for it x is PREPARED first (see there).
 (
-    X, X_ROW, ROWS, IN, WEIGHT, BIAS, OUT, OUT_ROW, MODE, UP, UNITS, UNITS_EACH, NORM, EPS, NORMED, PLANES, GROUP_SUMS,
+    X, X_ROW, ROWS, IN, WEIGHT, BIAS, OUT, OUT_ROW, MODE, UP, UNITS, UNITS_EACH, NORM, EPS, NORMED, PLANES, PREPARED,
 ) = range(17)  # fmt: skip
 SIZE = 17
 
@@ -53,13 +48,12 @@ def build_matmul(module: Any, share: Value, dots: bool) -> Value:
     norm = _norm(module)
     units_of = [_unit(module, dots), *(build_quantized_unit(module, dots, planes) for planes in (1, 2))]
     job = _job(module, units_of)
-    group_sums = build_group_sums(module)
+    prepare = build_prepare(module, dots)
     code = Code(module, "multiply", [POINTER, POINTER])
     b, (team, args) = code.b, code.function.args
     with b.if_then(b.icmp_signed("!=", code.argument(args, PLANES), int64(0))):
-        x, sums = code.pointer(args, X), code.room(F32, MOST_ROWS * MOST_GROUPS)
-        b.call(group_sums, [x, *(code.argument(args, place) for place in (X_ROW, ROWS, IN)), sums])
-        b.store(b.ptrtoint(sums, I64), code.at(args, GROUP_SUMS, I64))
+        rows_of_x = (code.argument(args, place) for place in (X_ROW, ROWS, IN))
+        b.call(prepare, [code.pointer(args, X), *rows_of_x, code.pointer(args, PREPARED)])
     units, each = code.argument(args, UNITS), code.argument(args, UNITS_EACH)
     b.call(share, [team, job, args, b.sdiv(b.add(units, b.sub(each, int64(1))), each)])
     with b.if_then(b.icmp_signed("!=", code.argument(args, NORMED), int64(0))):
@@ -184,8 +178,8 @@ def _job(module: Any, units_of: list[Value]) -> Value:
     each, out_row, up = (code.argument(args, place) for place in (UNITS_EACH, OUT_ROW, UP))
     x, x_row, bias = code.pointer(args, X), code.argument(args, X_ROW), code.argument(args, BIAS)
     weight, out = code.pointer(args, WEIGHT), code.pointer(args, OUT)
-    planes, group_sums = code.argument(args, PLANES), code.pointer(args, GROUP_SUMS)
-    sums, ups = code.room(F32, LANES * MOST_ROWS), code.room(F32, LANES * MOST_ROWS)
+    planes, prepared = code.argument(args, PLANES), code.pointer(args, PREPARED)
+    sums, ups = (code.room(F32, LANES * MOST_QUANTIZED_ROWS) for _ in range(2))
 
     def unit(column: Value, to: Value) -> None:
         """The sums of all rows with 16 rows of the matrix, from row `column` on."""
@@ -197,7 +191,7 @@ def _job(module: Any, units_of: list[Value]) -> Value:
                         b.mul(b.sdiv(width, int64(GROUP)), int64(unit_bytes(GROUP, count))),
                     )
                     place = b.gep(weight, [taken], source_etype=ir.IntType(8))
-                    b.call(function, [x, x_row, rows, width, place, group_sums, to])
+                    b.call(function, [x, x_row, rows, width, place, prepared, to])
                 else:
                     place = code.at(weight, code.product(column, width))
                     b.call(function, [x, x_row, rows, width, place, to])

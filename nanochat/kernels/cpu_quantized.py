@@ -14,7 +14,7 @@ are q. What that adds, and the least number, are multiplied by the sum of the in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import llvmlite.ir as ir
@@ -36,11 +36,10 @@ from nanochat.kernels.cpu_code import (
 )
 
 GROUP = 32  # inputs that share a step
-MOST_GROUPS = 1024  # of a row that is multiplied
 
-# What `quantize` takes, by place: rows of bfloat16, IN of them each; UNITS in tickets of UNITS_EACH; where the result goes, with
-# so many PLANES; and an int64 that becomes 1 where a number lies on no grid.
-WEIGHT, IN, UNITS, UNITS_EACH, OUT, PLANES, LOST = range(7)
+# What `quantize` takes, by place: rows of IN numbers in bfloat16; UNITS of them in tickets of UNITS_EACH; where the same with so
+# many PLANES goes; and an int64 that becomes 1 where a number lies on no grid.
+WEIGHT, IN, UNITS, UNITS_EACH, QUANTIZED, PLANES, LOST = range(7)
 SIZE = 7
 
 _LINE, _PLANE = 64, 256
@@ -73,7 +72,7 @@ def _quantize_units(module: Any) -> Value:
     code = Code(module, "quantize_units", [POINTER, I64])
     b, (args, index) = code.b, code.function.args
     each, width, planes = (code.argument(args, place) for place in (UNITS_EACH, IN, PLANES))
-    weight, out, lost = (code.pointer(args, place) for place in (WEIGHT, OUT, LOST))
+    weight, out, lost = (code.pointer(args, place) for place in (WEIGHT, QUANTIZED, LOST))
     first = b.mul(index, each)
     last = code.least(b.add(first, each), code.argument(args, UNITS))
     with code.loop(b.mul(first, int64(LANES)), b.mul(last, int64(LANES))) as row:  # noqa: SIM117
@@ -201,75 +200,115 @@ def _clamped(code: Code, values: Value, low: Value, high: Value) -> Value:
     return _smaller(code, _larger(code, whole, low), high)
 
 
-def build_group_sums(module: Any) -> Value:
-    """`group_sums(x, x_row, rows, width, sums)`: of each row's groups, to float32 [rows, MOST_GROUPS]."""
-    code = Code(module, "group_sums", [POINTER, I64, I64, I64, POINTER])
-    b, (x, x_row, rows, width, sums) = code.b, code.function.args
+def prepared_size(width: int, dots: bool) -> int:
+    """Numbers in float32 that `prepare` makes of a row."""
+    return width // GROUP + (0 if dots else width)
+
+
+def build_prepare(module: Any, dots: bool) -> Value:
+    """`prepare(x, x_row, rows, width, prepared)`: of each row the sums of its groups, and where the processor does not multiply
+    bfloat16 itself its even and then its odd numbers in float32."""
+    code = Code(module, "prepare", [POINTER, I64, I64, I64, POINTER])
+    b, (x, x_row, rows, width, prepared) = code.b, code.function.args
+    groups, half = b.sdiv(width, int64(GROUP)), b.sdiv(width, int64(2))
     with (
         code.loop(int64(0), rows) as row,
-        code.loop(int64(0), b.sdiv(width, int64(GROUP))) as group,
+        code.loop(int64(0), groups) as group,
     ):
-        at = b.add(b.mul(row, x_row), b.mul(group, int64(GROUP)))
-        pairs = code.load(code.at(x, at), PAIRS)
-        whole = code.total(b.fadd(code.even(pairs), code.odd(pairs)))
-        code.store(whole, code.at(sums, b.add(b.mul(row, int64(MOST_GROUPS)), group), F32))
+        pairs = code.load(code.at(x, b.add(b.mul(row, x_row), b.mul(group, int64(GROUP)))), PAIRS)
+        even, odd = code.even(pairs), code.odd(pairs)
+        to = _prepared_row(code, prepared, row, width, dots)
+        code.store(code.total(b.fadd(even, odd)), code.at(to, group, F32))
+        if not dots:
+            place = b.add(groups, b.mul(group, int64(LANES)))
+            code.store(even, code.at(to, place, F32))
+            code.store(odd, code.at(to, b.add(place, half), F32))
     b.ret_void()
     return code.function
+
+
+def _prepared_row(code: Code, prepared: Value, row: Value, width: Value, dots: bool) -> Value:
+    b = code.b
+    groups = b.sdiv(width, int64(GROUP))
+    return code.at(prepared, b.mul(row, groups if dots else b.add(groups, width)), F32)
 
 
 def build_quantized_unit(module: Any, dots: bool, planes: int) -> Value:
-    """`quantized_unit_N(x, x_row, rows, width, unit, group_sums, sums)`: a unit with all rows, to float32 [rows, 16]."""
+    """`quantized_unit_N(x, x_row, rows, width, unit, prepared, sums)`: a unit with all rows, to float32 [rows, 16]."""
     parameters = [POINTER, I64, I64, I64, POINTER, POINTER, POINTER]
     code = Code(module, f"quantized_unit_{planes}", parameters, dots=dots)
-    b, (x, x_row, rows, width, unit, group_sums, sums) = code.b, code.function.args
-    groups, size = b.sdiv(width, int64(GROUP)), _LINE + planes * _PLANE
+    b, (x, x_row, rows, width, unit, prepared, sums) = code.b, code.function.args
+    groups, half, size = b.sdiv(width, int64(GROUP)), b.sdiv(width, int64(2)), _LINE + planes * _PLANE
 
     def tiles(first: Value, count: int) -> None:
         """`count` rows from row `first` on."""
-        taken = [code.at(x, b.mul(b.add(first, int64(r)), x_row)) for r in range(count)]
+        numbers = [b.add(first, int64(r)) for r in range(count)]
+        taken = [code.at(x, b.mul(number, x_row)) for number in numbers]
+        made = [_prepared_row(code, prepared, number, width, dots) for number in numbers]
         totals = [code.cell(FLOATS, constant(FLOATS, 0.0)) for _ in range(count)]
         with code.loop(int64(0), groups) as group:
             place = b.gep(unit, [b.mul(group, int64(size))], source_etype=ir.IntType(8))
-            step = b.fpext(code.load(place, _HALVES), FLOATS)
-            least = b.fpext(code.load(code.at(place, LANES, _HALF), _HALVES), FLOATS)
-            inputs = [code.at(row, b.mul(group, int64(GROUP))) for row in taken]
+            step, least = _grid(code, place)
+            offset = -sum(_OFFSET * 16**plane for plane in range(planes))
+            least = code.fma(step, constant(FLOATS, offset), least)
+            if dots:
+                inputs = [(code.at(row, b.mul(group, int64(GROUP))),) for row in taken]
+            else:
+                even = b.add(groups, b.mul(group, int64(LANES)))
+                inputs = [(code.at(row, even, F32), code.at(row, b.add(even, half), F32)) for row in made]
             parts = [_plane(code, place, plane, inputs) for plane in range(planes)]
             for r, total in enumerate(totals):
-                number = b.add(b.mul(b.add(first, int64(r)), int64(MOST_GROUPS)), group)
-                inputs_sum = code.splat(code.load(code.at(group_sums, number, F32), F32))
-                part, offset = parts[0][r], _OFFSET
+                inputs_sum = code.splat(code.load(code.at(made[r], group, F32), F32))
+                part = parts[0][r]
                 if planes > 1:
                     part = code.fma(parts[1][r], constant(FLOATS, 16.0), part)
-                    offset += 16 * _OFFSET
-                part = code.fma(inputs_sum, constant(FLOATS, -offset), part)
                 total.set(code.fma(least, inputs_sum, code.fma(step, part, total.get())))
-        for r, total in enumerate(totals):
-            code.store(total.get(), code.at(sums, b.mul(b.add(first, int64(r)), int64(LANES)), F32))
+        for number, total in zip(numbers, totals, strict=True):
+            code.store(total.get(), code.at(sums, b.mul(number, int64(LANES)), F32))
 
-    fours = b.and_(rows, int64(-4))
-    with code.loop(int64(0), fours, 4) as first:
-        tiles(first, 4)
-    with b.if_then(b.icmp_signed("!=", b.and_(rows, int64(2)), int64(0))):
-        tiles(fours, 2)
-    with b.if_then(b.icmp_signed("!=", b.and_(rows, int64(1)), int64(0))):
-        tiles(b.sub(rows, int64(1)), 1)
+    eights = b.and_(rows, int64(-8))
+    with code.loop(int64(0), eights, 8) as first:
+        tiles(first, 8)
+    for count in (4, 2, 1):
+        with b.if_then(b.icmp_signed("!=", b.and_(rows, int64(count)), int64(0))):
+            tiles(b.and_(rows, int64(-2 * count)), count)
     b.ret_void()
     return code.function
 
 
-def _plane(code: Code, place: Value, plane: int, inputs: list[Value]) -> list[Value]:
-    """Of each row (an address of 32 inputs) the sum of products with 128 + q, a lane for each output."""
+def _grid(code: Code, place: Value) -> tuple[Value, Value]:
+    """Each lane's step and least number."""
+    found = (code.load(code.at(place, at, _HALF), _HALVES) for at in (0, LANES))
+    step, least = (code.b.fpext(each, FLOATS) for each in found)
+    return step, least
+
+
+def _pairs(code: Code, place: Value, plane: int) -> Iterator[Value]:
+    """A group's 16 pairs of inputs, each of all 16 outputs: 128 + q in bfloat16."""
     b = code.b
-    chains = 4 // len(inputs)  # a product waits for the one before it
-    sums = [[constant(FLOATS, 0.0) for _ in range(chains)] for _ in inputs]
     for line in range(4):
         bits = code.load(code.at(place, _LINE // 4 + plane * (_PLANE // 4) + line * LANES, I32), PAIRS)
         for j in range(4):
             shifted = b.lshr(bits, constant(PAIRS, 4 * j)) if j else bits
-            pairs = b.or_(b.and_(shifted, constant(PAIRS, _TWO_NIBBLES)), constant(PAIRS, _PAIR_OF_OFFSETS))
-            for row, chain in zip(inputs, sums, strict=True):
-                pair = code.splat(code.load(code.at(row, 4 * line + j, I32), I32), PAIRS)
-                chain[line % chains] = code.dot(chain[line % chains], pairs, pair)
+            yield b.or_(b.and_(shifted, constant(PAIRS, _TWO_NIBBLES)), constant(PAIRS, _PAIR_OF_OFFSETS))
+
+
+def _plane(code: Code, place: Value, plane: int, inputs: Sequence[tuple[Value, ...]]) -> list[Value]:
+    """Of each row's 32 inputs the sum of products with 128 + q, a lane for each output.
+
+    `inputs`: their address, as pairs; where the processor does not multiply these, the even ones' and the odd ones'.
+    """
+    chains = max(1, 4 // len(inputs))  # a product waits for the one before it
+    sums = [[constant(FLOATS, 0.0) for _ in range(chains)] for _ in inputs]
+    for number, pairs in enumerate(_pairs(code, place, plane)):
+        at = number // 4 % chains
+        for row, chain in zip(inputs, sums, strict=True):
+            if code.dots:
+                pair = code.splat(code.load(code.at(row[0], number, I32), I32), PAIRS)
+                chain[at] = code.dot(chain[at], pairs, pair)
+            else:
+                even, odd = (code.splat(code.load(code.at(half, number, F32), F32)) for half in row)
+                chain[at] = code.fma(code.odd(pairs), odd, code.fma(code.even(pairs), even, chain[at]))
     return [_added(code, chain) for chain in sums]
 
 

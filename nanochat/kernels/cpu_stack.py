@@ -6,6 +6,7 @@ angles change, and with them some places of each attention's arguments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from ctypes import Array, addressof, c_int64
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from nanochat.kernels import cpu_attention
 from nanochat.kernels.bundle import DenseLayer
 from nanochat.kernels.cpu import CpuKernels, CpuPlan
 from nanochat.kernels.cpu_arguments import (
-    Matrix,
     attends,
     attention_arguments,
     norm_arguments,
@@ -29,6 +29,7 @@ from nanochat.kernels.cpu_arguments import (
     turns,
 )
 from nanochat.kernels.cpu_matmul import ADDED, GELU, MOST_ROWS, PLAIN, SILU
+from nanochat.kernels.cpu_matrix import Matrix
 from nanochat.kernels.cpu_steps import ATTEND, MULTIPLY, NORMALIZE, PLACES
 from nanochat.kernels.headway import in_its_time
 from nanochat.kernels.reference import Rotation
@@ -45,12 +46,12 @@ class CpuStack:
         self._kernels, self._layers, self._eps = kernels, layers, eps
         self._next_norms = [*(layer.input_norm for layer in layers[1:]), final_norm]
         self._gate = SILU if activation == "silu" else GELU
-        self._numbers = sum(matrix.weight.numel() for layer in layers for matrix in _matrices(layer))
+        self._numbers = sum(math.prod(matrix.shape) for layer in layers for matrix in _matrices(layer))
         qkv, output, gate_up, _ = _matrices(layers[0])
         widths = (
             len(final_norm),
             len(final_norm),
-            *(len(qkv.weight), output.weight.shape[1], len(gate_up.weight) // 2),
+            *(qkv.shape[0], output.shape[1], gate_up.shape[0] // 2),
         )
         self._x, self._normed, self._qkv, self._attended, self._inner = (
             torch.empty((MOST_ROWS, width), dtype=torch.bfloat16) for width in widths
@@ -145,10 +146,10 @@ def _known(layer: DenseLayer) -> bool:
         and attends(layer.spec)
         and norms(layer.input_norm)
         and norms(layer.mlp_norm)
-        and (len(layer.mlp.gate_up.weight) % 32 == 0)
+        and (layer.mlp.gate_up.shape[0] % 32 == 0)
     )
 
 
 def _shape(layer: DenseLayer) -> tuple[object, ...]:
     spec = layer.spec
-    return spec.num_heads, spec.num_kv_heads, spec.head_dim, *(m.weight.shape for m in _matrices(layer))
+    return spec.num_heads, spec.num_kv_heads, spec.head_dim, *(m.shape for m in _matrices(layer))

@@ -95,7 +95,7 @@ class CudaKernels:
         kind = "batch-invariant" if self.deterministic else f"matrix-vector up to {MAX_ROWS} rows"
         return f"Triton for {chip}, {str(dtype).removeprefix('torch.')} matrices, {kind}; {self.flash.why}"
 
-    def pack(self, weight: Tensor, bias: Tensor | None = None) -> Weight:
+    def pack(self, weight: Tensor, bias: Tensor | None = None, *, kept: bool = False) -> Weight:
         """See `Kernels`."""
         return Weight(weight.contiguous(), bias)
 

@@ -34,7 +34,7 @@ class InvariantKernels(ReferenceKernels):
         rows = f"products of {self._block} rows" if self._block > 1 else "products of single rows"
         return f"{super().describe(dtype)}, batch-invariant ({rows})"
 
-    def pack(self, weight: Tensor, bias: Tensor | None = None) -> Weight:
+    def pack(self, weight: Tensor, bias: Tensor | None = None, *, kept: bool = False) -> Weight:
         """See `Kernels`. Finds out whether this machine computes all rows of a block alike; if not, blocks are single rows."""
         shape, dtype = tuple(weight.shape), weight.dtype
         packed = super().pack(weight, bias)

@@ -41,7 +41,7 @@ class ReferenceKernels:
         packed = can_pack(torch.empty(1, 1, dtype=dtype))
         return f"torch on the CPU, {name} matrices" + (" packed by oneDNN" if packed else "")
 
-    def pack(self, weight: Tensor, bias: Tensor | None = None) -> Weight:
+    def pack(self, weight: Tensor, bias: Tensor | None = None, *, kept: bool = False) -> Weight:
         """See `Kernels`."""
         packs = weight.dtype not in self.multiply.dtypes and can_pack(weight)
         return PackedLinear(weight, bias) if packs else (weight, bias)

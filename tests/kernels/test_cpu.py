@@ -21,7 +21,7 @@ from paged_step import make_step
 
 from nanochat.kernels import cpu
 from nanochat.kernels.cpu import CpuKernels
-from nanochat.kernels.cpu_arguments import Matrix
+from nanochat.kernels.cpu_matrix import Matrix
 from nanochat.kernels.native import NativeCode, Team
 from nanochat.kernels.reference import ReferenceKernels
 

@@ -64,16 +64,18 @@ def test_what_was_quantized_is_found_again(kernels, bits, seed, middle, size):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 11, 16])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 11, 16, 17, 128, 131])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_product_is_what_the_definition_says(kernels, rows, shape, bits, biased):
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_product_is_what_the_definition_says(kernels, rows, shape, bits, biased, kept):
     torch.manual_seed(rows)
     exact = on_grid(torch.randn(shape), bits)
     x, bias = torch.randn(rows, shape[1]).bfloat16(), torch.randn(shape[0]).bfloat16() if biased else None
-    matrix = kernels.pack(exact.bfloat16(), bias)
-    assert matrix.planes == bits // 4
-    assert matrix.read(rows)[1] == (bits // 4 if rows <= MOST_ROWS[kernels.name, bits] else 0)
+    matrix = kernels.pack(exact.bfloat16(), bias, kept=kept)
+    assert matrix.planes == bits // 4 and (matrix.weight is not None) == kept
+    assert matrix.read(rows)[1] == (0 if kept and rows > MOST_ROWS[kernels.name, bits] else bits // 4)
+    assert kept or matrix.weight is None, "what is read in fewer bits takes no more memory than that"
     expected = F.linear(x.double(), exact.double(), None if bias is None else bias.double())
     assert relative_error(kernels.linear(x, matrix), expected) <= 5e-3
     if shape[0] % 32 == 0:

@@ -79,7 +79,7 @@ def _embedding_and_head(
     if not config.tied_embeddings:
         return embed, kernels.pack(reader.stacked([Piece(stored or _HEADS[0], shape, rows)]))
     if drawn or stored is None or _is_same(checkpoint, reader, stored, shape, rows, table):
-        head = kernels.pack(table)
+        head = kernels.pack(table, kept=True)
     else:
         head = kernels.pack(reader.stacked([Piece(stored, shape, rows)]))
     # Rows of a stored head may differ on one rank and not on another. Where the embedding lies must not depend on that:
