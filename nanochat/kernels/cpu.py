@@ -3,8 +3,9 @@
 Decoding on a CPU waits for two things: the weights to arrive from memory, and the calls. An operation of torch costs
 some 3 us and a waking thread more, of which a layer needs twenty; here it is five jobs, each of which keeps all threads
 busy, and of a dense decoder all layers' jobs are one call (`cpu_stack`). From 17 rows on arithmetic is what costs, and the
-libraries under torch multiply matrices best: in float32 where the processor does not multiply 16 bits. Their attention is two
-to four times slower than ours.
+libraries under torch multiply matrices of bfloat16 best: in float32 where the processor does not multiply 16 bits. What was
+quantized once machine code multiplies whatever the rows (`cpu_quantized`), and their attention is two to four times slower
+than ours.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ class CpuKernels(ReferenceKernels):
         above = "torch in float32" if dtype in self.multiply.dtypes else "torch with oneDNN"
         ours = f"up to {MOST_ROWS} rows" + (" and for attention" if self._prompts else "")
         bits = " and ".join(str(4 * planes) for planes in sorted(self._planes))
-        kept = f", read in {bits} bits where they hold no more" if bits else ""
+        kept = f", kept in {bits} bits where they hold no more" if bits else ""
         return f"machine code by LLVM {ours} ({dots}), {above} above, bfloat16 matrices{kept}"
 
     def pack(self, weight: Tensor, bias: Tensor | None = None, *, kept: bool = False) -> Any:

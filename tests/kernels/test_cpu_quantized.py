@@ -160,4 +160,4 @@ def test_reports_say_what_is_read(code):
     assert kernels.weight_itemsize == (2 + 0.625) / 2, "4 bits, and 32 for each 32 numbers' grid"
     kernels.pack(on_grid(torch.randn(64, 64), 8).bfloat16())
     assert kernels.weight_itemsize == (2 + 0.625 + 1.125) / 3
-    assert kernels.describe(torch.bfloat16).endswith("read in 4 and 8 bits where they hold no more")
+    assert kernels.describe(torch.bfloat16).endswith("kept in 4 and 8 bits where they hold no more")
