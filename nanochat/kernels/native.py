@@ -32,7 +32,7 @@ _SOURCES = (
 
 
 def available() -> bool:
-    """Whether machine code can be made here: Linux on x86-64 with AVX2, and llvmlite installed."""
+    """Whether machine code can be made here: Linux on x86-64 with AVX2 and what came along with it, and llvmlite installed."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
     try:
@@ -41,7 +41,7 @@ def available() -> bool:
         log.warning("no machine code for the CPU: %s", error)
         return False
     features = llvm.get_host_cpu_features()
-    return bool(features.get("avx2") and features.get("fma"))
+    return all(features.get(name) for name in ("avx2", "fma", "f16c"))
 
 
 class NativeCode:

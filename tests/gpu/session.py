@@ -4,11 +4,12 @@
                                 [--load FOLDER] [--save FOLDER] [PART ...]
 
 Parts, in this order when none is named: tests, bits, gap, bench, large, start, drawing, interference, compiled, divergence,
-memcheck, racecheck; and where there are several GPUs, ranks-sums, ranks, ranks-small-s, ranks-small-b, ranks-large-s,
-ranks-large-b-N for each number N of ranks, ranks-held, and ranks-divergence; `--tp` says which numbers. `--model` is for
-divergence (see divergence.py) and may be left out with it. A part that would begin after `--within` is skipped and says so.
-The whole output of each part is kept in FOLDER/PART.log, and the lines in FOLDER/results.jsonl; what a part has measured is a
-line of its own as soon as it is there, so that nothing is lost with a part, or a machine, that is ended.
+memcheck, racecheck, sums; where there are several GPUs, not sums but ranks-sums, ranks, ranks-small-s, ranks-small-b,
+ranks-large-s, ranks-large-b-N for each number N of ranks, ranks-held, and ranks-divergence; `--tp` says which numbers.
+`--model` is for divergence (see divergence.py) and may be left out with it. A part that would begin after `--within` is
+skipped and says so. The whole output of each part is kept in FOLDER/PART.log, and the lines in FOLDER/results.jsonl; what a
+part has measured is a line of its own as soon as it is there, so that nothing is lost with a part, or a machine, that is
+ended.
 
 `--save` keeps compiled kernels and what was measured of them after each part, and `--load` brings them back (see kept.py): a
 bare machine need not compile what another one has.
@@ -73,12 +74,9 @@ def parts(model: Path | None, ranks: list[int]) -> dict[str, Part]:
         f"{HERE}/test_kernels_{name}.py"
         for name in ("attention", "dense", "experts", "sampling", "step", "small")
     ]
-    alone = (
-        () if len(ranks) > 1 else ("one_shot",)
-    )  # two ranks share one GPU; where there are several: ranks-sums
     engines = [
         f"{HERE}/test_{name}.py"
-        for name in ("engine_cuda", "adjusted_cuda", "memory_cuda", "divided_cuda", "flash_cuda", *alone)
+        for name in ("engine_cuda", "adjusted_cuda", "memory_cuda", "divided_cuda", "flash_cuda")
     ]
     few = [*PYTEST, *ONE_PROCESS, f"{HERE}/test_kernels_small.py", f"{HERE}/test_exchanges_small.py"]
     random_06b = [*BENCH, "--random", "qwen3-0.6b"]
@@ -96,7 +94,10 @@ def parts(model: Path | None, ranks: list[int]) -> dict[str, Part]:
         "memcheck": Part([*sanitizer, "--tool", "memcheck", *few], 150),
         "racecheck": Part([*sanitizer, "--tool", "racecheck", *few], 150),
     }
-    made |= of_several(model, ranks) if len(ranks) > 1 else {}
+    if len(ranks) > 1:
+        made |= of_several(model, ranks)
+    else:  # two ranks share one GPU, and wait too long for each other where other tests share it too
+        made["sums"] = Part([*PYTEST, *ONE_PROCESS, f"{HERE}/test_one_shot.py"], 100)
     return {name: part for name, part in made.items() if "divergence" not in name or model is not None}
 
 
