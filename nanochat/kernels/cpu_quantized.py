@@ -3,7 +3,8 @@
 A checkpoint that was quantized once and is bfloat16 now, as the starter model, still has all its numbers on the old grids:
 for every 32 inputs of an output 16 steps from a least number on (Q4_1 and its like), or 255 around zero (Q8_0). `quantize`
 finds the grids again, from the least and the largest number, and says whether every number lies on its own, but for what
-bfloat16 had rounded away. So nothing is lost: what was rounded twice is rounded once, here and there another way.
+bfloat16 had rounded away. So nothing is lost, and much is found again: where the model was trained in bfloat16, its least and
+largest numbers are what they were, and so are the grids. All of the starter's matrices come back exactly as its file has them.
 
 16 outputs are a unit, as in `cpu_matmul`, and an output is a lane. For 32 inputs a unit has a line of 64 bytes with each
 lane's step and least number, float16, and then a plane of four lines: the low half of a byte of 8 bits and 4 bits alike; its

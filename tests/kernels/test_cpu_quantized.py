@@ -15,6 +15,7 @@ if not native.available():
 
 from grids import on_grid, unpacked
 
+from nanochat.engine.models import ModelConfig, load_model
 from nanochat.kernels.cpu import CpuKernels
 from nanochat.kernels.native import NativeCode
 
@@ -61,6 +62,17 @@ def test_what_was_quantized_is_found_again(kernels, bits, seed, middle, size):
     ):  # where a step is more than what bfloat16 takes: each number is on its own
         step = (groups.amax(-1, True) - groups.amin(-1, True)) / 15
         assert ((found - exact).unflatten(-1, (-1, 32)).abs() < step / 2).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_was_bfloat16_before_it_was_quantized_comes_back_exactly(kernels, bits):
+    """So it is with the starter: rounded to bfloat16 on its way here, and none of its file's numbers is lost."""
+    torch.manual_seed(0)
+    exact = on_grid(torch.randn(576, 1536).bfloat16(), bits)
+    weight = exact.bfloat16()
+    assert not torch.equal(weight.float(), exact)
+    matrix = kernels.pack(weight)
+    assert torch.equal(unpacked(matrix.quantized, 576, 1536, matrix.planes), exact)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -161,3 +173,12 @@ def test_reports_say_what_is_read(code):
     kernels.pack(on_grid(torch.randn(64, 64), 8).bfloat16())
     assert kernels.weight_itemsize == (2 + 0.625 + 1.125) / 3
     assert kernels.describe(torch.bfloat16).endswith("kept in 4 and 8 bits where they hold no more")
+
+
+def test_all_of_the_starter_is_kept_in_the_bits_that_it_holds(starter_model):
+    config = ModelConfig.from_folder(starter_model)
+    weights = load_model(starter_model, config, dtype=torch.bfloat16, device=CPU).weights
+    for layer in weights.layers:
+        matrices = (layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down)
+        assert all(matrix.planes == 1 and matrix.weight is None for matrix in matrices)
+    assert weights.head.planes == 2 and weights.head.weight is weights.embed.table, "which is needed anyway"
