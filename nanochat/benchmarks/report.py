@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nanochat.benchmarks.comparison import Comparison
+from nanochat.benchmarks.plan import PACED
 from nanochat.benchmarks.result import Row, Run
 
 _ALIGNED = {"test", "engine", "bound"}
@@ -51,10 +52,20 @@ def header(run: Run) -> list[str]:
         *(f"ceilings of {name}: {_ceilings(own)}" for name, own in run.ceilings.get("engines", {}).items()),
         f"medians and quartiles of {run.settings['repeats']} after a warm-up; {run.excluded}",
     ]
-    lines += [f"careful: {flag}" for flag in run.flags]
+    lines += [f"careful: {flag}" for flag in (*_unpaced(run), *run.flags)]
     if run.partial:
         lines.append("PARTIAL: the run was stopped before its end")
     return lines
+
+
+def _unpaced(run: Run) -> list[str]:
+    """What was measured at another pace than it is alone."""
+    names = set(run.preset.split())
+    others = names & PACED if names - PACED else set[str]()
+    return [
+        f"{name}: prompts were read at full speed, since other tests ran too; alone they are at the chat's pace"
+        for name in sorted(others)
+    ]
 
 
 def _ceilings(found: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import pytest
 from nanochat.benchmarks.charts import charts_of
 from nanochat.benchmarks.comparison import compare
 from nanochat.benchmarks.plot import svg
-from nanochat.benchmarks.report import as_csv, comparison_lines, markdown, table
+from nanochat.benchmarks.report import as_csv, comparison_lines, header, markdown, table
 from nanochat.benchmarks.result import DamagedResult, NoSuchResult, Row, Run
 from nanochat.benchmarks.storage import Results
 
@@ -131,6 +131,25 @@ def test_csv_has_every_sample() -> None:
     rows = list(csv.DictReader(io.StringIO(as_csv(a_run(a_row())))))
     assert [float(row["value"]) for row in rows] == [100.0, 101.0, 102.0, 103.0]
     assert [row["repeat"] for row in rows] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "unpaced"),
+    [
+        ("gap", []),
+        ("gap interference", []),
+        ("quick", []),
+        ("s gap", ["gap"]),
+        ("interference b", ["interference"]),
+    ],
+)
+def test_a_reply_beside_a_prompt_that_was_not_read_at_the_chats_pace_says_so(
+    preset: str, unpaced: list[str]
+) -> None:
+    careful = [
+        line for line in header(replace(a_run(a_row()), preset=preset)) if line.startswith("careful: ")
+    ]
+    assert [line.split()[1] for line in careful] == [f"{name}:" for name in unpaced]
 
 
 def test_a_table_stars_what_is_partial_and_shows_what_failed() -> None:
