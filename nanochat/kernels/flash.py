@@ -23,9 +23,8 @@ from nanochat.kernels.layout import AttentionLayout
 
 _LEAST_TOKENS = 1024  # below that a prompt is launches, not arithmetic, and most are captured
 _REPEATS = 3
-_CLEARLY = (
-    0.97  # of our kernel's time; two kernels that are equally fast differ by a hundredth from run to run
-)
+# Of our kernel's time: two kernels that are equally fast differ by a hundredth from run to run.
+_CLEARLY = 0.97
 
 
 @dataclass(frozen=True, slots=True)
