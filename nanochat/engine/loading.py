@@ -24,6 +24,7 @@ from nanochat.engine.runner import ModelRunner
 from nanochat.engine.step import KVTensors
 from nanochat.engine.tokenizer import Tokenizer
 from nanochat.errors import NanochatError, OutOfMemory, UsageError
+from nanochat.kernels.compiler_key import compiler_key
 from nanochat.kernels.headway import MEASURING, longer
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def load(
     dtype = choose_dtype(config.dtype, model_config, device)
     warn_if_shorter(config, model_config.max_position_embeddings)
     if device.type == "cuda":
+        compiler_key()
         torch.cuda.set_device(device)  # this thread's, for whatever asks for the current stream
     ranks = choose_ranks(config, model_config, device, dtype)
     if ranks > 1:
@@ -102,8 +104,10 @@ def load_share(
 ) -> tuple[Model, MemoryPlan]:
     """One rank's share of a model (all of it, without collectives), and how many KV blocks fit beside it."""
     ranks = 1 if collectives is None else collectives.ranks
-    free = memory_free(device, config)
     on_gpu = device.type == "cuda"
+    if on_gpu:
+        compiler_key()
+    free = memory_free(device, config)
     demand = Demand.of(model_config, config.model.name, device, dtype, ranks)
     weights, no_room = demand.weights, demand.weights_refused(free, model_config)
     if weights > free and not (config.overcommit and _may_overcommit(weights, device)):
@@ -111,6 +115,7 @@ def load_share(
     if collectives is not None and on_gpu and not config.deterministic:
         from nanochat.engine.parallel.one_shot import connect
 
+        compiler_key().join()
         with longer(MEASURING):
             most = max(config.max_num_batched_tokens, config.max_num_seqs)
             collectives.one_shot = connect(collectives, device, model_config.hidden_size, dtype, most)
@@ -202,6 +207,7 @@ def _reserve(
 ) -> int:
     """Bytes that the largest step takes on a GPU. Raises OutOfMemory when it finds no room."""
     alone = demand.ranks == 1
+    compiler_key().join()
     with longer(0.0 if alone else MEASURING):
         reserve = measure_reserve(model, config, device, dtype, alone=alone)
     if reserve.shortage:

@@ -16,6 +16,7 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
+from triton.runtime.cache import triton_key
 
 from nanochat.engine.llm import LLM
 from nanochat.engine.request import Request, Update
@@ -65,6 +66,11 @@ def load(folder: Path, **options) -> LLM:
 
 def ids_of(llm: LLM, batch: list[list[int]], params: SamplingParams) -> list[tuple[int, ...]]:
     return [output.token_ids for output in llm.generate(batch, params, use_tqdm=False)]
+
+
+def test_triton_hashes_its_compiler_once(folder: Path) -> None:
+    load(folder)
+    assert triton_key.cache_info().misses == 1
 
 
 @pytest.mark.parametrize("params", [GREEDY, DRAWN], ids=["greedy", "drawn"])
