@@ -9,6 +9,8 @@ import pytest
 from fake_engine import MODEL, FakeEngine
 from stage import Stage, on_stage
 
+from nanochat.engine.request import Request
+from nanochat.engine.stream import Stream
 from nanochat.errors import HistoryFull
 from nanochat.history import History
 from nanochat.ui.screens.question import Question
@@ -83,24 +85,24 @@ async def outgrown(stage: Stage) -> str:
     return long
 
 
-async def summing(stage: Stage, engine: FakeEngine) -> str:
-    """A summary that is being written."""
+async def summing(stage: Stage, engine: FakeEngine) -> tuple[str, Stream]:
+    """The message that did not fit, and the summary that is being written."""
     long = await outgrown(stage)
-    asked = len(engine.requests)
     engine.manual = True
     await stage.press("down", "enter")
-    await stage.until(
-        lambda: len(engine.requests) > asked and "summing up" in stage.status, "the summary began"
-    )
-    return long
+
+    def summaries() -> list[Request]:  # what the engine is asked in idle time is shorter
+        return [request for request in engine.requests if request.params.max_tokens == engine.context // 4]
+
+    await stage.until(lambda: summaries() and "summing up" in stage.status, "the summary began")
+    return long, engine.streams[summaries()[0].request_id]
 
 
 @pytest.mark.parametrize("key", ["escape", "ctrl+c"])
 async def test_a_summary_stops_as_a_reply_does_and_the_message_is_back(tmp_path: Path, key: str) -> None:
     engine = FakeEngine(context=1100, script=lambda request: ("short", " summary"))
     async with on_stage(tmp_path, engine) as stage:
-        long = await summing(stage, engine)
-        summary = engine.last
+        long, summary = await summing(stage, engine)
         await stage.type("typed since")
         await stage.press(key)
         await stage.until(lambda: stage.app.chat_screen.prompt.text == f"{long}\n\ntyped since", "it is back")
@@ -112,11 +114,11 @@ async def test_a_summary_stops_as_a_reply_does_and_the_message_is_back(tmp_path:
 async def test_a_message_that_waits_for_a_summary_is_lost_in_no_way(tmp_path: Path) -> None:
     engine = FakeEngine(context=1100, script=lambda request: ("short", " summary"))
     async with on_stage(tmp_path, engine) as stage:
-        long = await summing(stage, engine)
+        long, summary = await summing(stage, engine)
         with History.open(tmp_path / "data" / "chats") as other:  # as after a kill at this moment
             await stage.until(lambda: other.chats.list()[0].draft == long, "it is saved as a draft")
         await stage.press("ctrl+w")
-        await stage.until(lambda: engine.last.finished and not stage.texts(), "the tab is closed")
+        await stage.until(lambda: summary.finished and not stage.texts(), "the tab is closed")
         assert stage.app.history.chats.list()[0].draft == long
         await stage.type("/reopen")
         await stage.press("enter")
