@@ -21,3 +21,7 @@ if "Interpreted" not in type(standard.zeros).__name__:
     pytest.fail(
         "Triton was imported before TRITON_INTERPRET was set: set it in the environment", pytrace=False
     )
+
+from quick_interpreter import quicken
+
+quicken()

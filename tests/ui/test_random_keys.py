@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field
@@ -152,15 +153,15 @@ class Monkey:
         for an answer.
         """
         app = self.stage.app
-        for _ in range(400):
+        for _ in range(100):
             await self.stage.pilot._wait_for_screen()
             assert app.fault is None and app.is_running, self.story
             pumps = (app, *app.screen.walk_children(with_self=True))
             under_way = app.chats.busy or any(not one.is_finished for one in app.workers)
-            if done and under_way and not app.screen.is_modal:
-                continue
-            if not app.key_turns.waiting and not any(pump.message_queue_size for pump in pumps):
+            awaited = done and under_way and not app.screen.is_modal
+            if not (awaited or app.key_turns.waiting or any(pump.message_queue_size for pump in pumps)):
                 return
+            await asyncio.sleep(0.01)
 
     async def come_back(self) -> None:
         """Esc leads to the chat's prompt from everywhere."""

@@ -17,3 +17,13 @@ def rank_threads(monkeypatch):
     yield
     sys.setswitchinterval(interval)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def sums_here(rank_threads, monkeypatch):
+    """These threads add up in the process's memory, and not through gloo."""
+    from sums_here import Meetings
+
+    from nanochat.engine.parallel import collectives
+
+    monkeypatch.setattr(collectives, "_gloo", Meetings().connect)

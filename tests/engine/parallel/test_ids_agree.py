@@ -1,4 +1,4 @@
-"""One model on 1, 2 and 4 ranks over gloo: the same token ids, whatever the requests ask for."""
+"""One model on 1, 2 and 4 ranks, over gloo and without its sockets: the same token ids, whatever the requests ask for."""
 
 from __future__ import annotations
 
@@ -88,6 +88,7 @@ FAMILIES = [
 THROUGH_TRANSFORMERS = ["gemma2", "olmo2", "starcoder2", "mixtral"]
 
 
+@pytest.mark.usefixtures("sums_here")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_two_and_four_ranks_say_what_one_says(name: str, tiny_folder) -> None:
     """Three key-value heads over two and four ranks, two of them over four, and nine query heads are among these."""
@@ -96,6 +97,13 @@ def test_two_and_four_ranks_say_what_one_says(name: str, tiny_folder) -> None:
         same(alone, replies(tiny_folder(name), ranks, LENGTH))
 
 
+def test_over_gloo_as_well(tiny_folder) -> None:
+    alone = replies(tiny_folder("smollm2"), 1, LENGTH)
+    for ranks in (2, 4):
+        same(alone, replies(tiny_folder("smollm2"), ranks, LENGTH))
+
+
+@pytest.mark.usefixtures("sums_here")
 @pytest.mark.parametrize(("ranks", "length"), [(2, LENGTH), (4, 24)])
 @pytest.mark.parametrize("name", THROUGH_TRANSFORMERS)
 def test_what_transformers_runs_is_divided_by_its_plan(
@@ -104,6 +112,7 @@ def test_what_transformers_runs_is_divided_by_its_plan(
     same(replies(tiny_folder(name), 1, length), replies(tiny_folder(name), ranks, length))
 
 
+@pytest.mark.usefixtures("sums_here")
 @pytest.mark.parametrize("name", ["smollm2", "qwen3_moe_raw"])
 def test_any_number_of_ranks_shares_out_what_does_not_divide(name: str, tiny_folder) -> None:
     alone = replies(tiny_folder(name), 1, 16)
@@ -188,6 +197,7 @@ def test_of_equal_tokens_on_two_ranks_the_first_is_taken_as_on_one(tiny_folder, 
         llm.close()
 
 
+@pytest.mark.usefixtures("sums_here")
 def test_preempted_replies_go_on_as_on_one_rank(tiny_folder) -> None:
     alone = replies(tiny_folder("qwen3"), 1, 100, num_blocks=24)
     assert alone[2][1] > 0
