@@ -20,7 +20,7 @@ from nanochat import __version__, disk_faults
 from nanochat.commands.count import Count
 from nanochat.commands.misplaced import refuse_misplaced
 from nanochat.commands.output import guarded_streams
-from nanochat.environment import debugging, log_to, set_variables
+from nanochat.environment import debugging, end_at_once, log_to, set_variables
 from nanochat.errors import NanochatError, UsageError
 from nanochat.sanitize import sanitize_line
 from nanochat.settings import Paths
@@ -133,6 +133,7 @@ def nanochat(context: click.Context, model: str | None, tp: int | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. `arguments` default to the process's own."""
+    end_at_once()
     set_variables()
     log_to(Paths.find().log_file)
     for stream in (sys.stdout, sys.stderr):

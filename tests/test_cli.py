@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +114,19 @@ def test_stop_texts_end_the_reply_and_stay_out_of_it(starter_home: Path) -> None
     reply = json.loads(nanochat(*arguments, "--stop", "never met", "--stop", " Paris").stdout)
     assert (reply["finish_reason"], reply["stop_reason"]) == ("stop", " Paris")
     assert "Paris" not in reply["text"]
+
+
+def test_the_collector_does_not_hold_up_the_end(starter_home: Path) -> None:
+    """A reply is read, and the shell waits for the prompt."""
+    program = """
+        import atexit, gc, sys
+        atexit.register(lambda: print(gc.get_freeze_count() > 100_000, file=sys.stderr))
+        from nanochat.cli import main
+        main(["run", "Hello", "--max-tokens", "1"])
+    """
+    run = [sys.executable, "-c", textwrap.dedent(program)]
+    ended = subprocess.run(run, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert ended.returncode == 0 and ended.stderr.splitlines()[-1] == "True"
 
 
 def start_long_reply() -> subprocess.Popen[bytes]:

@@ -183,8 +183,9 @@ def plan_from_dict(data: dict[str, Any]) -> Plan:
 def main() -> None:
     """Run the plan that stdin says; tell on stdout; keep the result."""
     from nanochat.benchmarks.storage import Results
-    from nanochat.environment import set_variables
+    from nanochat.environment import end_at_once, set_variables
 
+    end_at_once()
     set_variables()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not come between the events
