@@ -7,6 +7,7 @@ third of a second in which nothing else is done.
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from functools import cache
 
 
@@ -19,8 +20,7 @@ def compiler_key() -> threading.Thread:
 
 
 def _compute() -> None:
-    try:
+    with suppress(ImportError, OSError):  # then the first launch does without, and says what is wrong
         from triton.runtime.cache import triton_key  # keeps its result
-    except ImportError:  # a Triton that has it elsewhere, or none: the first launch does without
-        return
-    triton_key()
+
+        triton_key()
