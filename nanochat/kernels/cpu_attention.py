@@ -37,7 +37,7 @@ MOST_GROUP = 64  # query heads of one key-value head
 MOST_WIDTH = 8192  # of all of them together
 MOST_HEADS = 256
 MOST_ROW = 16384  # of all heads together
-_AHEAD = 2  # steps: memory does not know which block comes next
+_AHEAD = 1  # steps: memory does not know which block comes next
 
 # The arguments, by place; those that change from step to step lie side by side. QKV: bfloat16 [ROWS, (HEADS + 2 * KV_HEADS) *
 # WIDTH], changed in place. COS and SIN: bfloat16 [ROWS, 2 * HALF]. TABLES: int32, block ids, a table every TABLE_ROW; OWNERS:
@@ -170,6 +170,7 @@ def _job(module: Any, dots: bool) -> Value:
         code.store(constant(FLOATS, 0.0), code.at(result, i, F32))
     keys, values, scale = code.pointer(args, KEYS), code.pointer(args, VALUES), code.real(args, SCALE)
     first, last = _steps(code, row, b.srem(index, parts), parts)
+    share = _share(code, row)
     with code.loop(first, last) as step:
         offset = _block(code, row, step)
         before = b.mul(step, int64(LANES))
@@ -177,7 +178,7 @@ def _job(module: Any, dots: bool) -> Value:
         # What lies past the context was never written and may be NaN: the last position stands in, with no weight.
         places = [code.product(code.least(int64(j), b.sub(end, int64(1))), row.line) for j in range(LANES)]
         seen = between(code, least, end)
-        _ask_for(code, row, (keys, values), code.least(b.add(step, int64(_AHEAD)), b.sub(last, int64(1))))
+        soon = _block(code, row, code.least(b.add(step, int64(_AHEAD)), b.sub(last, int64(1))))
         with code.loop(int64(0), row.kv_heads) as kv_head:
             at = b.add(offset, code.product(kv_head, row.width))
             k_rows, v_rows = (
@@ -185,6 +186,8 @@ def _job(module: Any, dots: bool) -> Value:
             )
             group = code.product(kv_head, row.group)
             with code.loop(group, b.add(group, row.group)) as head:
+                # A part with each head: what is asked for all at once is waited for.
+                _ask_for(code, (keys, values), b.add(soon, code.product(head, share)), share)
                 query = code.at(row.queries, code.product(head, row.width))
                 scores = b.fmul(tile(code, k_rows, [query], row.width), code.splat(scale))
                 scores = b.select(seen, scores, constant(FLOATS, float("-inf")))
@@ -211,12 +214,18 @@ def _block(code: Code, row: _Row, step: Value) -> Value:
     return code.product(block, int64(LANES), row.line)
 
 
-def _ask_for(code: Code, row: _Row, tensors: tuple[Value, Value], step: Value) -> None:
-    """Have a step's keys and values fetched."""
-    offset = _block(code, row, step)
-    with code.loop(int64(0), code.product(int64(LANES), row.line), 2 * LANES) as i:
+def _share(code: Code, row: _Row) -> Value:
+    """Of a step's keys, and of its values, what each head asks for: whole lines, and at least a whole block together."""
+    b, line = code.b, code.product(row.group, int64(2 * LANES))
+    rounded = b.add(b.mul(row.width, int64(LANES)), b.sub(line, int64(1)))
+    return b.mul(b.sdiv(rounded, line), int64(2 * LANES))
+
+
+def _ask_for(code: Code, tensors: tuple[Value, Value], first: Value, count: Value) -> None:
+    """Have some of a later step's keys and values fetched."""
+    with code.loop(int64(0), count, 2 * LANES) as i:
         for tensor in tensors:
-            code.prefetch(code.at(tensor, code.b.add(offset, i)))
+            code.prefetch(code.at(tensor, code.b.add(first, i)))
 
 
 def _steps(code: Code, row: _Row, part: Value, parts: Value) -> tuple[Value, Value]:

@@ -159,8 +159,8 @@ class Code:
         self.b.store(value, address, align=2)
 
     def prefetch(self, address: Value) -> None:
-        """Ask for a cache line that will be read soon."""
-        self.intrinsic("llvm.prefetch.p0", VOID, address, int32(0), int32(3), int32(1))
+        """Ask for a cache line that will be read soon, into the second cache."""
+        self.intrinsic("llvm.prefetch.p0", VOID, address, int32(0), int32(2), int32(1))
 
     # Vectors ------------------------------------------------------------------------------------
 
