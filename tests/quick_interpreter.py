@@ -37,7 +37,8 @@ def _languages(function: Any) -> tuple[Any, ...]:
 
 
 def _patch_lang(function: Any) -> Any:
-    if all(map(_is_replaced, _languages(function))):
+    languages = _languages(function)
+    if languages and all(map(_is_replaced, languages)):
         return interpreter._LangPatchScope()
     return _patched(function)
 

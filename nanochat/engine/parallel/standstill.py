@@ -46,6 +46,8 @@ class Standstill:
         if not found.waits:
             self._count(found)
         allowed = self._pulse.allowed
+        if self._pulse.far != seen:  # during this look: what it is allowed may be that of its next call
+            return None
         bound = self._still + allowed / POLL
         if self._looks >= bound and self._worked >= self._still * POLL * _SHARE + allowed:
             return self._in_words(self._looks)

@@ -152,6 +152,7 @@ class Deadlock:
 
     def look(self, busy: bool) -> Lost | None:
         """The rank that is behind."""
+        allowed = max(pulse.allowed for pulse in self._pulses) / POLL  # first: it is part of `far`
         seen = [pulse.far for pulse in self._pulses]
         if not busy or seen != self._seen:
             if busy:
@@ -159,7 +160,6 @@ class Deadlock:
             self._seen, self._looks = seen, 0
             return None
         self._looks += 1
-        allowed = max(pulse.allowed for pulse in self._pulses) / POLL
         bound = self._bounds.stall + self._bounds.patience * self._longest + allowed
         if self._looks < bound or not all(pulse.waiting for pulse in self._pulses):
             return None

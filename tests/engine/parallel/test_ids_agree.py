@@ -99,7 +99,7 @@ def test_two_and_four_ranks_say_what_one_says(name: str, tiny_folder) -> None:
 
 def test_four_ranks_over_gloo_as_well(tiny_folder) -> None:
     """Two are real processes in test_processes.py."""
-    same(replies(tiny_folder("smollm2"), 1, 60), replies(tiny_folder("smollm2"), 4, 60))
+    same(replies(tiny_folder("smollm2"), 1, 32), replies(tiny_folder("smollm2"), 4, 32))
 
 
 @pytest.mark.usefixtures("sums_here")

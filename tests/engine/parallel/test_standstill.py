@@ -83,6 +83,20 @@ def test_a_call_that_was_given_time_by_name_takes_it(rank: Rank) -> None:
     assert rank.looks(STILL + 1, POLL, busy=True) is not None  # and not the next one
 
 
+def test_a_long_call_may_end_while_the_rank_is_looked_at(rank: Rank) -> None:
+    """What it did was 100 s long and allowed; what it does now is not."""
+    rank.pulse.allowed = 100
+    assert rank.looks(3 * STILL) is None
+
+    def ends() -> Progress:
+        rank.pulse.allowed = 0
+        rank.pulse.advance()
+        return Progress(0.0, busy=False, waits=False)
+
+    assert rank.standstill.look(ends) is None
+    assert rank.looks(STILL) is None
+
+
 def test_who_waits_for_other_ranks_has_time(rank: Rank) -> None:
     with rank.pulse.collective():
         assert rank.looks(100) is None
