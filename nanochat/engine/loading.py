@@ -115,8 +115,8 @@ def load_share(
     if collectives is not None and on_gpu and not config.deterministic:
         from nanochat.engine.parallel.one_shot import connect
 
-        compiler_key().join()
         with longer(MEASURING):
+            compiler_key().join()
             most = max(config.max_num_batched_tokens, config.max_num_seqs)
             collectives.one_shot = connect(collectives, device, model_config.hidden_size, dtype, most)
     try:
@@ -207,8 +207,8 @@ def _reserve(
 ) -> int:
     """Bytes that the largest step takes on a GPU. Raises OutOfMemory when it finds no room."""
     alone = demand.ranks == 1
-    compiler_key().join()
     with longer(0.0 if alone else MEASURING):
+        compiler_key().join()
         reserve = measure_reserve(model, config, device, dtype, alone=alone)
     if reserve.shortage:
         asked = min(config.max_num_batched_tokens, model.config.max_position_embeddings)

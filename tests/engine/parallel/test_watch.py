@@ -131,6 +131,31 @@ def test_where_all_wait_for_each_other_the_one_that_is_behind_is_lost(memory) ->
     assert found == ((2, "did not come to a collective for 1 s"), 3)
 
 
+def test_a_long_call_may_end_while_all_ranks_are_looked_at(memory) -> None:
+    """What it was allowed is read before how far it is: afterwards it is what its next call is allowed."""
+    deadlock = Deadlock(memory, RANKS, SOON)
+    for rank in range(RANKS):
+        memory.pulse(rank).enter()
+    memory.pulse(2).allowed = 100
+    assert [deadlock.look(True) for _ in range(20)] == [None] * 20
+
+    class Ends:
+        waiting = True
+
+        @property
+        def allowed(self) -> int:
+            return memory.pulse(2).allowed
+
+        @property
+        def far(self) -> tuple[int, ...]:
+            before = memory.pulse(2).far
+            memory.pulse(2).allowed = 0
+            return before
+
+    deadlock._pulses[2] = Ends()
+    assert deadlock.look(True) is None
+
+
 def test_where_one_rank_works_or_a_device_is_known_to_take_long_there_is_no_deadlock(memory) -> None:
     deadlock = Deadlock(memory, RANKS, SOON)
     for rank in range(RANKS - 1):
