@@ -3,6 +3,9 @@
 A token of a prompt costs more the longer the context before it (the attention of 1,024 tokens over 32,000 positions is
 four times the rest of a small model), and ten times as much on one chip as on another. So the number follows from what
 steps took: it starts at a default and is set anew after each step that both read and decoded.
+
+On a GPU it is a power of two, since time goes in stairs there: a chunk is padded to a captured graph's size, and 768 tokens over
+a long context occupy the chip exactly as long as 1,024.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ _MOST = {
     "cpu": 2**31,
 }  # on a GPU what one captured graph takes: beyond that every launch is paid for
 _LEAST = 32
-_GROWTH = 1.25  # at most, from step to step: the next steps may be costlier than those that were timed
+_GROWTH = {
+    "cuda": 2.0,
+    "cpu": 1.25,
+}  # at most, from step to step: the next may be costlier than those that were timed
 
 
 class PrefillPace:
@@ -27,11 +33,15 @@ class PrefillPace:
         start: prompt tokens in the first such step.
         most: in any.
         seconds: what such a step may take; 0 keeps to `start`.
+        growth: how much larger the next step is, at most.
+        stairs: only `most` and powers of two.
     """
 
-    def __init__(self, start: int, most: int, seconds: float) -> None:
+    def __init__(
+        self, start: int, most: int, seconds: float, *, growth: float = 1.25, stairs: bool = False
+    ) -> None:
         self.tokens = min(start, most)
-        self._most, self._seconds = most, seconds
+        self._most, self._seconds, self._growth, self._stairs = most, seconds, growth, stairs
         self._last: float | None = None  # when the step before this one was through
 
     @classmethod
@@ -40,7 +50,8 @@ class PrefillPace:
         fixed = config.prefill_beside_decodes
         if fixed:
             return cls(fixed, fixed, 0.0)
-        return cls(_START[device], min(config.max_num_batched_tokens, _MOST[device]), _SECONDS[device])
+        most = min(config.max_num_batched_tokens, _MOST[device])
+        return cls(_START[device], most, _SECONDS[device], growth=_GROWTH[device], stairs=device == "cuda")
 
     def took(self, chunks: list[Chunk], now: float, more_in_flight: bool) -> None:
         """A step is through. How long it took is known when others were queued on either side of it.
@@ -56,8 +67,10 @@ class PrefillPace:
         taken = max(now - last, 1e-6)
         if prompt < self.tokens and taken <= self._seconds:
             return  # the short end of a prompt does not tell how long a full step takes
-        fitting = prompt * self._seconds / taken
-        self.tokens = int(max(_LEAST, min(fitting, self.tokens * _GROWTH, self._most)))
+        fitting = int(max(_LEAST, min(prompt * self._seconds / taken, self.tokens * self._growth)))
+        if self._stairs and fitting < self._most:
+            fitting = 1 << fitting.bit_length() - 1
+        self.tokens = min(fitting, self._most)
 
 
 def _decodes(chunk: Chunk) -> bool:
