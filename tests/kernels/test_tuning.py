@@ -14,9 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="Triton runs on Linux only")
 
-from nanochat.kernels import tuning
+from triton import OutOfResources
+
+from nanochat.kernels import tuning, tuning_cache
 from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs, default_config
-from nanochat.kernels.tuning import TuningCache, tune_gemv
+from nanochat.kernels.tuning import tune_gemv, tune_in_step
+from nanochat.kernels.tuning_cache import TuningCache
 
 SHAPES = [GemvShape(rows, 512, 256, False, False) for rows in (1, 2, 4)]
 MATRIX = 512 * 256 * 2  # bytes of such a shape in bfloat16
@@ -95,6 +98,55 @@ def test_a_single_matrix_that_no_cache_holds_is_launched_often_enough_to_be_time
     assert set(chip.launches) == {4}
 
 
+class Step:
+    """A step on a chip where each of two products is the faster the better its cut goes with the other's."""
+
+    def __init__(self, cache: TuningCache, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.cache, self.tried = cache, list[tuple[GemvConfig, GemvConfig]]()
+        monkeypatch.setattr(
+            tuning, "time_of_launches", lambda launches: [launch() for launch in launches][-1]
+        )
+
+    def __call__(self) -> float:
+        first, second = (self.cache.config(shape) for shape in SHAPES[:2])
+        self.tried.append((first, second))
+        return abs(first.warps * second.warps - 16) + first.block_n / 1000
+
+
+def test_in_a_step_each_product_is_measured_beside_what_was_settled_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = cache_at(None)
+    step = Step(cache, monkeypatch)
+    first, second = SHAPES[:2]
+    times = tune_in_step(first, cache, step)
+    assert list(times) == candidate_configs(first)
+    assert {other for _, other in step.tried} == {default_config(second)}
+    best = cache.get(first)
+    assert best == min(times, key=lambda config: times[config])
+    assert best is not None and best.warps * default_config(second).warps == 16
+    assert cache.get(second) is None, "what was only tried is not settled"
+    step.tried.clear()
+    tune_in_step(second, cache, step)
+    assert {other for other, _ in step.tried} == {best}
+
+
+def test_a_candidate_that_the_chip_cannot_launch_in_a_step_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache, shape = cache_at(None), SHAPES[0]
+    best, too_large = default_config(shape), candidate_configs(shape)[1]
+
+    def time_of_launches(launches: list[Any]) -> float:
+        if cache.config(shape) == too_large:
+            raise OutOfResources(300_000, 200_000, "shared memory")
+        return 1.0
+
+    monkeypatch.setattr(tuning, "time_of_launches", time_of_launches)
+    assert list(tune_in_step(shape, cache, list, candidates=[too_large, best])) == [best]
+    assert cache.config(shape) == best
+
+
 CAPTURE_ENDED = RuntimeError("CUDA error: operation failed due to a previous error during capture")
 CAPTURE_ENDED.__context__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
 OUT_OF_MEMORY = [
@@ -122,6 +174,13 @@ def test_where_memory_is_short_the_default_is_made_do_with_and_not_saved(
     fresh = cache_at(path)
     assert fresh.get(SHAPES[0]) is None
     assert fresh.get(SHAPES[1]) is not None
+
+
+def test_where_memory_is_too_short_for_a_step_nothing_that_was_tried_stays(chip: Any) -> None:
+    cache, shape = cache_at(None), SHAPES[0]
+    chip.error = CAPTURE_ENDED
+    assert tune_in_step(shape, cache, list, candidates=candidate_configs(shape)[1:]) == {}
+    assert cache.get(shape) == default_config(shape)
 
 
 def test_what_was_made_do_with_stays_until_the_engine_ends(chip: Any, tmp_path: Path) -> None:
@@ -207,7 +266,7 @@ def test_a_file_that_somebody_else_holds_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "tuning.json"
-    monkeypatch.setattr(tuning, "_LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(tuning_cache, "_LOCK_SECONDS", 0.0)
     cache = cache_at(path)
     cache.put(SHAPES[0], candidate_configs(SHAPES[0])[0])
     with FileLock(f"{path}.lock"):
@@ -233,7 +292,7 @@ def test_what_was_measured_counts_for_its_dtype_and_for_its_version_of_the_kerne
     cache.put(SHAPES[0], best)
     cache.save()
     assert cache_at(path, dtype=torch.float32).get(SHAPES[0]) is None
-    monkeypatch.setattr(tuning, "KERNELS_VERSION", tuning.KERNELS_VERSION + 1)
+    monkeypatch.setattr(tuning_cache, "KERNELS_VERSION", tuning_cache.KERNELS_VERSION + 1)
     assert cache_at(path).get(SHAPES[0]) is None
     monkeypatch.undo()
     assert cache_at(path).get(SHAPES[0]) == best
