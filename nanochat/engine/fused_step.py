@@ -46,11 +46,11 @@ class FusedStep:
         kernels, uses = self._kernels, self._decoder.uses(rows)
         kernels.tuning.look_again()
         lacking = {shape: use for shape, use in uses.items() if kernels.tuning.get(shape) is None}
+        seconds = _TUNING_SECONDS * len(lacking)
         if self._decoder.model.reduce is None:
-            step = self._trial(rows, kv_cache)
-            there = self._compiled(lacking)
-            for shape in lacking:
-                tune_in_step(shape, kernels.tuning, step, seconds=_TUNING_SECONDS, candidates=there[shape])
+            tune_in_step(
+                self._compiled(lacking), kernels.tuning, self._trial(rows, kv_cache), seconds=seconds
+            )
         else:
             there = self._compiled({shape: GemvUse("silu" if shape.gated else "") for shape in lacking})
             for shape in lacking:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,13 @@ class TuningCache:
         return self.get(shape) or default_config(shape)
 
     @contextlib.contextmanager
-    def trying(self, shape: GemvShape, config: GemvConfig) -> Generator[None]:
-        """As if this had been settled for a shape, until the block ends."""
-        self._tried[shape.name] = config
+    def trying(self, configs: Mapping[GemvShape, GemvConfig]) -> Generator[None]:
+        """As if these had been settled, until the block ends."""
+        self._tried = {shape.name: config for shape, config in configs.items()}
         try:
             yield
         finally:
-            del self._tried[shape.name]
+            self._tried = {}
 
     def make_do(self, shape: GemvShape) -> None:
         """Settle for the default as long as this cache lives: it could not be measured now, and is not saved."""

@@ -338,9 +338,7 @@ def candidates(capability: int) -> dict[str, Any]:
             for shape in plain
         ]  # fmt: skip
         step = decoder._trial(1, kv_cache)
-        measured += [
-            tuning.tune_in_step(shape, kernels.tuning, step, candidates=in_step[shape]) for shape in uses
-        ]
+        measured += tuning.tune_in_step(in_step, kernels.tuning, step, seconds=600.0).values()
     there |= in_step
     return {
         "wanted": [len(candidate_configs(shape)) for shape in there], "there": [len(there[shape]) for shape in there],

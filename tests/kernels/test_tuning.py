@@ -98,37 +98,29 @@ def test_a_single_matrix_that_no_cache_holds_is_launched_often_enough_to_be_time
     assert set(chip.launches) == {4}
 
 
-class Step:
-    """A step on a chip where each of two products is the faster the better its cut goes with the other's."""
-
-    def __init__(self, cache: TuningCache, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.cache, self.tried = cache, list[tuple[GemvConfig, GemvConfig]]()
-        monkeypatch.setattr(
-            tuning, "time_of_launches", lambda launches: [launch() for launch in launches][-1]
-        )
-
-    def __call__(self) -> float:
-        first, second = (self.cache.config(shape) for shape in SHAPES[:2])
-        self.tried.append((first, second))
-        return abs(first.warps * second.warps - 16) + first.block_n / 1000
+def in_step(cache: TuningCache, step: Any, **candidates: Any) -> dict[GemvShape, dict[GemvConfig, float]]:
+    given = candidates.get("candidates") or {shape: candidate_configs(shape) for shape in SHAPES[:2]}
+    return tune_in_step(given, cache, step, seconds=99.0)
 
 
-def test_in_a_step_each_product_is_measured_beside_what_was_settled_of_the_others(
+def test_in_a_step_products_are_settled_beside_each_other_and_not_beside_defaults(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cache = cache_at(None)
-    step = Step(cache, monkeypatch)
+    """One round would end where the first product stood well beside the second one's default."""
+    cache, tried = cache_at(None), list[tuple[GemvConfig, GemvConfig]]()
     first, second = SHAPES[:2]
-    times = tune_in_step(first, cache, step)
-    assert list(times) == candidate_configs(first)
-    assert {other for _, other in step.tried} == {default_config(second)}
-    best = cache.get(first)
-    assert best == min(times, key=lambda config: times[config])
-    assert best is not None and best.warps * default_config(second).warps == 16
-    assert cache.get(second) is None, "what was only tried is not settled"
-    step.tried.clear()
-    tune_in_step(second, cache, step)
-    assert {other for other, _ in step.tried} == {best}
+    seconds = {(8, 8): 0.0, (2, 8): 1.0, (2, 4): 2.0, (4, 8): 2.0, (4, 4): 3.0}  # by warps
+
+    def step() -> float:
+        tried.append((cache.config(first), cache.config(second)))
+        return seconds.get((tried[-1][0].warps, tried[-1][1].warps), 4.0)
+
+    monkeypatch.setattr(tuning, "time_of_launches", lambda launches: [launch() for launch in launches][-1])
+    times = in_step(cache, step)
+    assert tried[0] == (default_config(first), default_config(second))
+    assert [list(times[shape]) for shape in (first, second)] == [*map(candidate_configs, (first, second))]
+    assert (cache.config(first).warps, cache.config(second).warps) == (8, 8)
+    assert cache.config(first) == min(times[first], key=lambda config: times[first][config])
 
 
 def test_a_candidate_that_the_chip_cannot_launch_in_a_step_is_left_out(
@@ -143,7 +135,7 @@ def test_a_candidate_that_the_chip_cannot_launch_in_a_step_is_left_out(
         return 1.0
 
     monkeypatch.setattr(tuning, "time_of_launches", time_of_launches)
-    assert list(tune_in_step(shape, cache, list, candidates=[too_large, best])) == [best]
+    assert in_step(cache, list, candidates={shape: [too_large, best]}) == {shape: {best: 1.0}}
     assert cache.config(shape) == best
 
 
@@ -176,11 +168,14 @@ def test_where_memory_is_short_the_default_is_made_do_with_and_not_saved(
     assert fresh.get(SHAPES[1]) is not None
 
 
-def test_where_memory_is_too_short_for_a_step_nothing_that_was_tried_stays(chip: Any) -> None:
-    cache, shape = cache_at(None), SHAPES[0]
+def test_where_memory_is_too_short_for_a_step_nothing_that_was_tried_stays(chip: Any, tmp_path: Path) -> None:
+    cache = cache_at(tmp_path / "tuning.json")
     chip.error = CAPTURE_ENDED
-    assert tune_in_step(shape, cache, list, candidates=candidate_configs(shape)[1:]) == {}
-    assert cache.get(shape) == default_config(shape)
+    assert in_step(cache, list, candidates={shape: candidate_configs(shape)[1:] for shape in SHAPES}) == {}
+    for shape in SHAPES:
+        assert cache.get(shape) == default_config(shape)
+    cache.save()
+    assert cache_at(tmp_path / "tuning.json").get(SHAPES[0]) is None
 
 
 def test_what_was_made_do_with_stays_until_the_engine_ends(chip: Any, tmp_path: Path) -> None:
