@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nanochat.engine.models import Model
     from nanochat.engine.step import KVTensors
 
-_TUNING_SECONDS = 2.0  # for each shape, once per chip: the results are kept on disk
+_TUNING_SECONDS = 2.0  # for each shape and round, and to compile its candidates; once per chip, the results are kept on disk
 _TRIAL_TOKENS = 512  # of context in the steps that are timed
 
 
@@ -49,7 +49,10 @@ class FusedStep:
         seconds = _TUNING_SECONDS * len(lacking)
         if self._decoder.model.reduce is None:
             tune_in_step(
-                self._compiled(lacking), kernels.tuning, self._trial(rows, kv_cache), seconds=seconds
+                self._compiled(lacking),
+                kernels.tuning,
+                lambda: self._trial(rows, kv_cache),
+                seconds=seconds,
             )
         else:
             there = self._compiled({shape: GemvUse("silu" if shape.gated else "") for shape in lacking})

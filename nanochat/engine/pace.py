@@ -4,8 +4,8 @@ A token of a prompt costs more the longer the context before it (the attention o
 four times the rest of a small model), and ten times as much on one chip as on another. So the number follows from what
 steps took: it starts at a default and is set anew after each step that both read and decoded.
 
-On a GPU it is a power of two, since time goes in stairs there: a chunk is padded to a captured graph's size, and 768 tokens over
-a long context occupy the chip exactly as long as 1,024.
+On a GPU it is a power of two (or the most that a step takes), since time goes in stairs there: 768 tokens over a long context
+occupy an H200 exactly as long as 1,024, as attention's programs are one wave either way; other numbers are padded to a graph's size.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Where a model is on one device its products are measured in the decode step that they are for. A product in a chain of its like
 tells too little: in the step it requests its weights while another kernel's programs hold the registers. What was fastest in
-such a chain made a step of Qwen3-0.6B's shape 5 % longer (an H200). Over several ranks chains are still what is measured: ranks would
+such a chain made a step of Qwen3-0.6B's shape 2 to 5 % longer (an H200). Over several ranks chains are still what is measured: ranks would
 wait for each other in a step.
 """
 
@@ -27,7 +27,7 @@ from nanochat.kernels.tuning_cache import TuningCache
 _ROTATED_BYTES = 256 << 20  # weights are rotated through so many bytes, several times any L2 cache
 _MOST_ROTATED = 32
 _STEPS = 2  # in a graph that is timed
-_ROUNDS = 2
+_TIMED_SECONDS = 0.1  # for a candidate in a step
 _LEAST_LAUNCHES = 4  # in a graph that is timed: of fewer, its own launch is too much of the time
 _COMPILERS = 4  # threads at most: each asks for the interpreter's lock, and so does the screen
 
@@ -89,7 +89,8 @@ def compile_candidates(
 
 
 def tune_in_step(
-    candidates: Mapping[GemvShape, list[GemvConfig]], cache: TuningCache, step: Callable[[], object], *, seconds: float
+    candidates: Mapping[GemvShape, list[GemvConfig]], cache: TuningCache, make_step: Callable[[], Callable[[], object]],
+    *, seconds: float,
 ) -> dict[GemvShape, dict[GemvConfig, float]]:  # fmt: skip
     """Measure candidates of a step's products in the step, which looks them up in `cache`, and keep the fastest there.
 
@@ -99,31 +100,42 @@ def tune_in_step(
 
     Args:
         candidates: of each product.
-        step: launches a whole step, which a graph can capture.
+        make_step: returns what launches a whole step, which a graph can capture.
         seconds: in each round no further candidate of a product is begun after its share of so long.
 
     Returns:
         Seconds a step took with each candidate in the last round.
     """
-    best = {shape: default_config(shape) for shape in candidates}
     times: dict[GemvShape, dict[GemvConfig, float]] = {}
-
-    def time_of(shape: GemvShape, config: GemvConfig) -> float:
-        with cache.trying(best | {shape: config}):
-            return time_of_launches([step] * _STEPS)
-
     try:
-        for _ in range(_ROUNDS):
-            for shape, configs in candidates.items():
-                found = _times(configs, partial(time_of, shape), seconds / len(candidates))
-                if found:
-                    times[shape], best[shape] = found, _fastest(found)
+        times = _in_step(candidates, cache, make_step(), seconds / max(len(candidates), 1))
     except RuntimeError as error:
         if not comes_from_out_of_memory(error):
             raise
-        times = {}
     for shape in candidates:
         _settle(shape, cache, times.get(shape, {}))
+    return times
+
+
+def _in_step(
+    candidates: Mapping[GemvShape, list[GemvConfig]], cache: TuningCache, step: Callable[[], object], seconds: float
+) -> dict[GemvShape, dict[GemvConfig, float]]:  # fmt: skip
+    """The times of `tune_in_step`; `seconds`: for each product and round."""
+    best = {shape: default_config(shape) for shape in candidates}
+    times: dict[GemvShape, dict[GemvConfig, float]] = {}
+    a_step = time_of_launches([step], rounds=1)  # and what it has besides products is compiled
+    replays = max(2, min(8, int(_TIMED_SECONDS / (_STEPS * a_step))))  # few of a large model's
+
+    def time_of(shape: GemvShape, config: GemvConfig) -> float:
+        with cache.trying(best | {shape: config}):
+            return time_of_launches([step] * _STEPS, rounds=replays)
+
+    for _ in range(2):
+        for shape, configs in candidates.items():
+            best_first = sorted(configs, key=lambda config, shape=shape: config != best[shape])
+            found = _times(best_first, partial(time_of, shape), seconds)
+            if found:
+                times[shape], best[shape] = found, _fastest(found)
     return times
 
 

@@ -18,7 +18,7 @@ from nanochat.engine.fused_step import fused_decoder
 from nanochat.engine.models.config import ModelConfig
 from nanochat.kernels import tuning
 from nanochat.kernels.cuda import CudaKernels
-from nanochat.kernels.gemv_config import candidate_configs
+from nanochat.kernels.gemv_config import candidate_configs, default_config
 
 CPU = torch.device("cpu")
 CHIP = SimpleNamespace(
@@ -62,7 +62,7 @@ def test_on_one_device_products_are_measured_in_the_step_itself_and_no_key_is_wr
     logits: list[torch.Tensor] = []
     timed: list[str] = []
 
-    def time_of_launches(launches: list[Any]) -> float:
+    def time_of_launches(launches: list[Any], rounds: int) -> float:
         timed.append("step")
         if len(timed) == 1:  # Triton's interpreter takes a while
             logits.append(launches[0]())
@@ -74,7 +74,7 @@ def test_on_one_device_products_are_measured_in_the_step_itself_and_no_key_is_wr
     monkeypatch.setattr(fused_step, "compile_candidates", few)
     monkeypatch.setattr(tuning, "time_of_launches", time_of_launches)
     step.fused.tune(2, step.cache)
-    assert len(timed) == 2 * 3 * len(step.fused._decoder.uses(2))
+    assert len(timed) == 1 + 2 * 3 * len(step.fused._decoder.uses(2))
     assert step.fused.is_tuned(2) and not step.fused.is_tuned(1)
     assert logits[0].shape == (2, step.model.config.vocab_size)
     assert torch.isfinite(logits[0]).all()
@@ -83,6 +83,21 @@ def test_on_one_device_products_are_measured_in_the_step_itself_and_no_key_is_wr
     again = len(timed)
     step.fused.tune(2, step.cache)
     assert len(timed) == again
+
+
+def test_where_not_even_a_steps_inputs_have_room_the_defaults_are_made_do_with(
+    step: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fused_step, "compile_candidates", lambda uses, **_: {key: [] for key in uses})
+        patch.setattr(torch, "full", full)
+        step.fused.tune(1, step.cache)
+    assert step.fused.is_tuned(1)
+    for shape in step.fused._decoder.uses(1):
+        assert step.fused._kernels.tuning.config(shape) == default_config(shape)
 
 
 def test_over_ranks_products_are_measured_over_the_models_own_matrices(

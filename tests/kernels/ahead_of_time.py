@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -321,8 +322,8 @@ def candidates(capability: int) -> dict[str, Any]:
     def unlaunched(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         return run(self, *args, grid=grid, warmup=True, **kwargs)
 
-    def time_of_launches(launches: list[Callable[[], object]]) -> float:
-        return float(launches[0]() is None)
+    def time_of_launches(launches: list[Callable[[], object]], *, rounds: int = 8) -> float:
+        return 1.0 + (launches[0]() is None)
 
     cache = tuning.TuningCache(None, "absent", dtype)
     with (
@@ -337,8 +338,8 @@ def candidates(capability: int) -> dict[str, Any]:
             )
             for shape in plain
         ]  # fmt: skip
-        step = decoder._trial(1, kv_cache)
-        measured += tuning.tune_in_step(in_step, kernels.tuning, step, seconds=600.0).values()
+        trial = partial(decoder._trial, 1, kv_cache)
+        measured += tuning.tune_in_step(in_step, kernels.tuning, trial, seconds=600.0).values()
     there |= in_step
     return {
         "wanted": [len(candidate_configs(shape)) for shape in there], "there": [len(there[shape]) for shape in there],

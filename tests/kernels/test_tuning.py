@@ -100,7 +100,7 @@ def test_a_single_matrix_that_no_cache_holds_is_launched_often_enough_to_be_time
 
 def in_step(cache: TuningCache, step: Any, **candidates: Any) -> dict[GemvShape, dict[GemvConfig, float]]:
     given = candidates.get("candidates") or {shape: candidate_configs(shape) for shape in SHAPES[:2]}
-    return tune_in_step(given, cache, step, seconds=99.0)
+    return tune_in_step(given, cache, lambda: step, seconds=candidates.get("seconds", 99.0))
 
 
 def test_in_a_step_products_are_settled_beside_each_other_and_not_beside_defaults(
@@ -115,12 +115,50 @@ def test_in_a_step_products_are_settled_beside_each_other_and_not_beside_default
         tried.append((cache.config(first), cache.config(second)))
         return seconds.get((tried[-1][0].warps, tried[-1][1].warps), 4.0)
 
-    monkeypatch.setattr(tuning, "time_of_launches", lambda launches: [launch() for launch in launches][-1])
+    def time_of_launches(launches: list[Any], rounds: int) -> float:
+        return 1e-3 + [launch() for launch in launches][-1]
+
+    monkeypatch.setattr(tuning, "time_of_launches", time_of_launches)
     times = in_step(cache, step)
     assert tried[0] == (default_config(first), default_config(second))
-    assert [list(times[shape]) for shape in (first, second)] == [*map(candidate_configs, (first, second))]
+    assert [set(times[shape]) for shape in (first, second)] == [
+        set(candidate_configs(shape)) for shape in (first, second)
+    ]
     assert (cache.config(first).warps, cache.config(second).warps) == (8, 8)
     assert cache.config(first) == min(times[first], key=lambda config: times[first][config])
+
+
+class Slow:
+    """A step of half a second on a clock that only it moves; the first one, which compiles, takes ten."""
+
+    def __init__(self, cache: TuningCache, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.cache, self.now, self.measured = cache, 0.0, list[GemvConfig]()
+        self.replays: set[int] = set()
+        monkeypatch.setattr(tuning, "time_of_launches", self.time_of_launches)
+        monkeypatch.setattr(tuning.time, "monotonic", lambda: self.now)
+
+    def time_of_launches(self, launches: list[Any], rounds: int) -> float:
+        self.now += 0.5 if self.measured else 10.0
+        self.replays.add(rounds)
+        self.measured.append(self.cache.config(SHAPES[0]))
+        return 0.5 - len(self.measured) / 1000 if len(self.measured) <= 4 else 0.6
+
+
+def test_in_time_that_is_too_short_for_all_the_best_so_far_is_measured_again_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache, shape = cache_at(None), SHAPES[1]
+    slow = Slow(cache, monkeypatch)
+    configs = candidate_configs(shape)
+    times = in_step(
+        cache, slow, candidates={SHAPES[0]: candidate_configs(SHAPES[0]), shape: configs}, seconds=2.0
+    )
+    of_first = candidate_configs(SHAPES[0])
+    assert slow.measured[0] == default_config(SHAPES[0])
+    assert slow.measured[1:4] == of_first[:3], "compiling took none of its time"
+    assert next(iter(times[SHAPES[0]])) == of_first[2], "which was the fastest of the first round"
+    assert cache.get(SHAPES[0]) in times[SHAPES[0]]
+    assert slow.replays == {1, 2}, "of a large model's steps few are run"
 
 
 def test_a_candidate_that_the_chip_cannot_launch_in_a_step_is_left_out(
@@ -129,7 +167,7 @@ def test_a_candidate_that_the_chip_cannot_launch_in_a_step_is_left_out(
     cache, shape = cache_at(None), SHAPES[0]
     best, too_large = default_config(shape), candidate_configs(shape)[1]
 
-    def time_of_launches(launches: list[Any]) -> float:
+    def time_of_launches(launches: list[Any], rounds: int) -> float:
         if cache.config(shape) == too_large:
             raise OutOfResources(300_000, 200_000, "shared memory")
         return 1.0
