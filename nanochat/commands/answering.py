@@ -79,7 +79,7 @@ class Answerer:
             except TimeoutError:
                 if time.monotonic() - started > _QUIET_SECONDS and sys.stderr.isatty():
                     fraction, what = self._load.progress
-                    line.fraction(f"{self._config.model.name}: {what}", fraction)
+                    line.fraction(f"{self._config.name}: {what}", fraction)
         line.erase()
         self._load.wait()
 

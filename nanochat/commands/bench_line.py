@@ -9,6 +9,7 @@ import click
 from nanochat.bench import Progress, Row
 from nanochat.benchmarks.report import duration, number
 from nanochat.commands.progress_line import redraws
+from nanochat.sanitize import sanitize_line
 
 
 class BenchLine:
@@ -20,7 +21,7 @@ class BenchLine:
     def show(self, text: str) -> None:
         """Put it in place of what is there."""
         if self._shown:
-            click.echo(f"\r\x1b[2K{text}", nl=False, err=True)
+            click.echo(f"\r\x1b[2K{sanitize_line(text)}", nl=False, err=True)
 
     def progress(self, progress: Progress) -> None:
         """How far a test is, and how long it and the run will take."""
@@ -36,7 +37,7 @@ class BenchLine:
     def keep(self, text: str) -> None:
         """A line that stays."""
         self.clear()
-        click.echo(text, err=True)
+        click.echo(sanitize_line(text), err=True)
 
     def clear(self) -> None:
         """Leave nothing there."""

@@ -15,6 +15,7 @@ from nanochat.bench import Run
 from nanochat.benchmarks.report import header, table
 from nanochat.disk_faults import explain
 from nanochat.errors import NanochatError
+from nanochat.sanitize import sanitize, sanitize_line
 
 
 def _new_file(_context: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
@@ -45,7 +46,7 @@ PLOT = click.option(
 def print_run(run: Run, *, pictures: bool) -> None:
     """Header and table; on a terminal the pictures too."""
     for line in (*header(run), "", *table(run)):
-        click.echo(line)
+        click.echo(sanitize_line(line))
     if not pictures:
         return
     from nanochat.benchmarks.charts import charts_of
@@ -54,7 +55,7 @@ def print_run(run: Run, *, pictures: bool) -> None:
     columns = min(shutil.get_terminal_size().columns, 120)
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     for chart in charts_of(run):
-        click.echo("\n" + "\n".join(plain(chart, columns, 18, ascii_only=not unicode)))
+        click.echo("\n" + sanitize("\n".join(plain(chart, columns, 18, ascii_only=not unicode))))
 
 
 def print_json(value: dict[str, Any]) -> None:

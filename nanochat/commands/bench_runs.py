@@ -14,7 +14,7 @@ from nanochat.benchmarks.report import as_csv, comparison_lines, markdown
 from nanochat.benchmarks.result import DamagedResult
 from nanochat.benchmarks.storage import Results
 from nanochat.commands.bench_output import PLOT, draw, print_json, print_run
-from nanochat.sanitize import sanitize_line
+from nanochat.sanitize import sanitize, sanitize_line
 
 
 @click.command("list")
@@ -60,11 +60,12 @@ def show(name: str, kind: str, plot: Path | None) -> None:
     """A kept run: its id or the beginning of it, `last`, `last-1`, or a file."""
     run = Results.find().load(name)
     if kind == "markdown":
-        click.echo(markdown(run), nl=False)
+        click.echo(sanitize(markdown(run)), nl=False)
     elif kind == "json":
         print_json(run.as_dict())
     elif kind == "csv":
-        click.echo(as_csv(run), nl=False)
+        table = as_csv(run)
+        click.echo(sanitize(table) if sys.stdout.isatty() else table, nl=False)
     else:
         print_run(run, pictures=sys.stdout.isatty() or kind == "plot")
     if plot is not None:
@@ -85,4 +86,4 @@ def compare(first: str, second: str, as_json: bool) -> None:
         print_json(asdict(comparison))
         return
     for line in comparison_lines(comparison):
-        click.echo(line)
+        click.echo(sanitize_line(line))

@@ -30,6 +30,7 @@ class PlainChat:
         self._options = Options(thinking=thinking)
         self.system = system
         self._turns: list[Message] = []
+        self._former: Message | None = None  # the reply that is being made anew
         self._prompt: Prompt | None = None
 
     def ask(self, text: str) -> tuple[int, ...]:
@@ -51,24 +52,36 @@ class PlainChat:
         return len(self._turns) > 1
 
     def ask_again(self) -> tuple[int, ...]:
-        """Take the last reply back and return the prompt for another one."""
-        self._turns.pop()
-        return self._render()
+        """Take the last reply back and return the prompt for another one.
+
+        Raises:
+            ChatRejected, InvalidTemplate: the template does not take this chat; the reply stays.
+        """
+        self._former = self._turns.pop()
+        try:
+            return self._render()
+        except BaseException:
+            self.withdraw()
+            raise
 
     def replied(self, token_ids: tuple[int, ...]) -> None:
         """Add the reply to the last prompt."""
         if self._prompt is not None:
             self._turns.append(self._template.reply(self._prompt, token_ids, self._options))
+            self._former = None
 
     def withdraw(self) -> None:
-        """Take back the message that got no reply."""
-        if self._turns and self._turns[-1].role == "user":
+        """No reply came: take back the message that got none, or put back the reply that was to be made anew."""
+        if self._former is not None:
+            self._turns.append(self._former)
+            self._former = None
+        elif self._turns and self._turns[-1].role == "user":
             self._turns.pop()
 
     def reset(self) -> None:
         """Begin a new chat under the same system prompt."""
         self._turns.clear()
-        self._prompt = None
+        self._prompt = self._former = None
 
     def splitter(self) -> ReasoningSplitter:
         """Tells the reasoning from the answer in the text of the reply to the last prompt."""

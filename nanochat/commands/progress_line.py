@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from nanochat.modelhub.starter import NAME, StarterProgress
+from nanochat.sanitize import sanitize_line
 
 _REDRAW_SECONDS = 0.1
 _BAR = 20  # cells at most
@@ -58,13 +59,13 @@ class ProgressLine:
 
     def show(self, stage: str, plain: str, drawn: _Bar | None = None) -> None:
         """Draw the line again, with its bar; without a terminal that redraws, write `plain` once for each stage."""
-        now = time.monotonic()
+        now, plain = time.monotonic(), sanitize_line(plain)
         if not self._redraws:
             if stage != self._stage:
                 print(f"nanochat: {plain}", file=self._stream, flush=True)
         elif stage != self._stage or now - self._drawn >= _REDRAW_SECONDS:
             width = shutil.get_terminal_size().columns - 1
-            line = plain[:width] if drawn is None else drawn.line(width)
+            line = plain[:width] if drawn is None else sanitize_line(drawn.line(width))
             self._stream.write("\r\x1b[K" + line)
             self._stream.flush()
             self._drawn, self._shown = now, True

@@ -92,6 +92,15 @@ class EngineConfig:
         if not isinstance(share, Real) or not 0 < share <= 1:
             raise UsageError(f"gpu_memory_utilization must be above 0 and at most 1, not {share!r}")
 
+    @property
+    def name(self) -> str:
+        """What people call the model: its folder's name, or the repository's of a snapshot in the Hugging Face cache."""
+        folder = Path(self.model).absolute()
+        repository = folder.parent.parent.name
+        if folder.parent.name == "snapshots" and repository.startswith("models--"):
+            return repository.removeprefix("models--").replace("--", "/")
+        return folder.name
+
 
 def _whole(name: str, value: Any, *, least: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral):

@@ -36,7 +36,7 @@ class Load:
             NanochatError: the load failed.
         """
         if not self._done.wait(timeout):
-            raise TimeoutError(f"loading {self.config.model.name} takes longer than {timeout} s")
+            raise TimeoutError(f"loading {self.config.name} takes longer than {timeout} s")
         if self.error is not None:
             raise self.error
 

@@ -108,7 +108,7 @@ def load_share(
     if on_gpu:
         compiler_key()
     free = memory_free(device, config)
-    demand = Demand.of(model_config, config.model.name, device, dtype, ranks)
+    demand = Demand.of(model_config, config.name, device, dtype, ranks)
     weights, no_room = demand.weights, demand.weights_refused(free, model_config)
     if weights > free and not (config.overcommit and _may_overcommit(weights, device)):
         raise no_room

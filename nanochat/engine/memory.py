@@ -70,7 +70,7 @@ def warn_if_shorter(config: EngineConfig, context: int) -> None:
     if config.max_model_len is not None and config.max_model_len > context:
         log.warning(
             "max_model_len %s is more than %s was made for: its own context of %s tokens is used",
-            f"{config.max_model_len:,}", config.model.name, f"{context:,}",
+            f"{config.max_model_len:,}", config.name, f"{context:,}",
         )  # fmt: skip
 
 

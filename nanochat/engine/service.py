@@ -107,7 +107,7 @@ class EngineService:
         core = self._core
         if core is None:
             error = None if self._failure is None else str(self._failure)
-            name = self._load.config.model.name if self._load is not None and self._state == "loading" else ""
+            name = self._load.config.name if self._load is not None and self._state == "loading" else ""
             return EngineStats(state=self._state, model=name, error=error)
         return snapshot(core, self._state, self._load_seconds)
 

@@ -16,7 +16,7 @@ def snapshot(core: EngineCore, state: str, load_seconds: float) -> EngineStats:
     cache, memory = core.cache, core.memory
     return EngineStats(
         state=state,
-        model=core.config.model.name,
+        model=core.config.name,
         device=str(core.device),
         dtype=str(core.dtype).removeprefix("torch."),
         max_model_len=core.max_model_len,

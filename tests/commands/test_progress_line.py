@@ -31,3 +31,13 @@ def test_figures_are_never_cut_off_and_the_line_never_wraps(
     assert line.endswith("40.2/92.9 MB  35.3 MB/s  0:12 left")
     assert len(line) < width
     assert ("[" in line) == (width >= 80)
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_the_name_of_a_folder_steers_no_terminal(term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", term)
+    terminal = Terminal()
+    ProgressLine(terminal).fraction("a\x1b]0;pwned\x07\nmodel: reading weights", 0.5)
+    line = terminal.getvalue().removeprefix("\r\x1b[K").rstrip("\n")
+    assert "model: reading weights" in line
+    assert line.isprintable()

@@ -219,6 +219,19 @@ def test_only_answers_go_into_a_pipe(terminal: Terminal, tmp_path: Path) -> None
         assert other not in answers
 
 
+def test_a_reply_that_cannot_be_made_anew_stays_with_its_message(starter_model: Path) -> None:
+    chat = PlainChat(starter_model)
+    for text in ("First.", "Second."):
+        chat.ask(text)
+        chat.replied((19556, 2))
+    before = chat.ask("And?")
+    chat.withdraw()
+    chat.ask_again()
+    chat.withdraw()  # it was stopped before its first token, or failed
+    assert chat.can_repeat
+    assert chat.ask("And?") == before
+
+
 def test_a_withdrawn_message_leaves_no_trace(starter_model: Path) -> None:
     chat, fresh = PlainChat(starter_model), PlainChat(starter_model)
     chat.ask("first")

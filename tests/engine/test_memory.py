@@ -28,6 +28,20 @@ def planned(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("hub/models--org--a-model/snapshots/0123abcd", "org/a-model"),
+        ("hub/models--gpt2/snapshots/0123abcd", "gpt2"),
+        ("models/own", "own"),
+        ("models/own/", "own"),
+        ("snapshots/own", "own"),
+    ],
+)
+def test_a_model_has_the_name_that_people_know_it_by(folder: str, name: str) -> None:
+    assert EngineConfig(model=Path(folder)).name == name
+
+
 def test_more_than_half_of_a_hosts_memory_is_taken_for_the_least_context() -> None:
     assert planned(1.2 * LEAST_BLOCKS).max_model_len == LEAST_CONTEXT
     assert planned(4 * LEAST_BLOCKS).max_model_len == 2 * LEAST_CONTEXT
