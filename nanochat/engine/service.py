@@ -176,7 +176,10 @@ class EngineService:
                 ),
                 timeout=_RANKS_SECONDS if self._core is not None and self._core.ranks > 1 else None,
             )
-            if self._is_left or (self._closing and not self._commands):
+            if self._is_left:
+                return False
+            if self._closing and not self._commands:
+                self._thread = None  # who posts from here on starts another
                 return False
         while (command := self._next_command()) is not None:
             command()

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import pyperclip
 
+from nanochat.ui.background import detached
+
 log = logging.getLogger("nanochat.clipboard")
 
 #: Bytes after which a terminal is not asked: xterm takes 75 kB, most take 100 kB to 1 MB, the rest is dropped silently.
@@ -71,7 +73,7 @@ class Clipboard:
 
     async def _copy_to_system(self, text: str) -> bool:
         try:
-            return await asyncio.wait_for(asyncio.to_thread(_copy_to_system, text), SECONDS)
+            return await asyncio.wait_for(detached(lambda: _copy_to_system(text)), SECONDS)
         except TimeoutError:
             log.info("the system clipboard did not answer in %s s", SECONDS)
             return False

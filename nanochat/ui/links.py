@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import webbrowser
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from nanochat.errors import UsageError
+from nanochat.ui.background import detached
 from nanochat.ui.screens.question import Answer, Question
 
 if TYPE_CHECKING:
     from nanochat.ui.app import NanochatApp
+
+_IN_A_TERMINAL = {"www-browser", "links", "links2", "elinks", "lynx", "w3m", "browsh"}
 
 
 async def confirm(app: NanochatApp, url: str) -> None:
@@ -23,5 +26,15 @@ async def confirm(app: NanochatApp, url: str) -> None:
     answer = await app.ask(Question("A link from the chat", url, answers))
     if answer == "copy":
         app.copy(url, "the address")
-    elif answer == "open" and not await asyncio.to_thread(webbrowser.open, url):
+    elif answer == "open" and not await detached(lambda: _open(url)):
         raise UsageError("no browser could be started; the address can be copied instead")
+
+
+def _open(url: str) -> bool:
+    """Whether a browser took the address: the first choice, and none that would draw where this application does."""
+    try:
+        browser = webbrowser.get()
+    except webbrowser.Error:
+        return False
+    name = PurePath(str(getattr(browser, "name", ""))).name
+    return name not in _IN_A_TERMINAL and browser.open(url)

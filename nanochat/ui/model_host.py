@@ -174,8 +174,13 @@ class ModelHost:
         """Give the device away for a while: unload. Whoever wants a model waits until `take_back`."""
         self._lent = self._model if self.state in (HostState.READY, HostState.LOADING) else None
         self._home.clear()
+        load = self._load
         self.unload()
-        await asyncio.to_thread(self.engine.close)  # it returns when the memory is given back
+        await asyncio.to_thread(
+            self.engine.close
+        )  # it returns when the memory is given back, or after some seconds
+        while load is not None and not load.done:  # a load under way cannot be interrupted
+            await asyncio.sleep(POLL_SECONDS)
 
     def take_back(self) -> None:
         """The device is ours again: the model that was loaded before is loaded again."""

@@ -209,6 +209,37 @@ def test_a_bug_in_a_step_ends_every_stream_with_an_error_and_a_fresh_load_works(
     assert ready.submit(request()).result(WAIT).token_ids == tuple(reply([1, 2, 3], 20))
 
 
+class Lingering(EngineService):
+    """Its thread has decided to end, and takes its time to do so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decided, self.may_end = threading.Event(), threading.Event()
+
+    def _turn(self) -> bool:
+        going = super()._turn()
+        if not going:
+            self.decided.set()
+            self.may_end.wait(WAIT)
+        return going
+
+
+def test_what_is_posted_while_the_thread_ends_is_done_by_another(gate: threading.Event) -> None:
+    service = Lingering()
+    service.reset_prefix_cache()
+    closing = threading.Thread(target=service.close)
+    closing.start()
+    assert service.decided.wait(WAIT)
+    load = service.load(hash_config())
+    try:
+        load.wait(WAIT)
+    finally:
+        service.may_end.set()
+        closing.join(WAIT)
+    assert service.submit(request()).result(WAIT).token_ids == tuple(reply([1, 2, 3], 20))
+    service.close()
+
+
 def test_unload_ends_what_runs_and_keeps_its_text(ready: EngineService) -> None:
     stream = ready.submit(request(max_tokens=400))
     next(iter(stream))

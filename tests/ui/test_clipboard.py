@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import re
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pyperclip
@@ -63,6 +65,21 @@ async def test_the_system_clipboard_is_used_when_there_is_one(monkeypatch: pytes
     assert payload(written[0]) == TEXT
     assert copied == Copied(("system clipboard", "terminal (OSC 52)"), sure=True)
     assert copied.describe("python code") == "Copied python code: system clipboard, terminal (OSC 52)."
+
+
+def test_quitting_does_not_wait_for_a_clipboard_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered, went_on = threading.Event(), threading.Event()
+
+    def hang(text: str) -> None:
+        answered.wait(10)
+        went_on.set()
+
+    monkeypatch.setattr("pyperclip.copy", hang)
+    monkeypatch.setattr(clipboard, "SECONDS", 0.01)
+    copied = asyncio.run(Clipboard(lambda text: None, {}).copy("text"))
+    assert "system clipboard" not in copied.routes
+    assert not went_on.is_set(), "the loop ended before the clipboard answered"
+    answered.set()
 
 
 async def test_over_ssh_the_wrong_machines_clipboard_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,7 +217,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Home.at(tmp_path, hub, monkeypatch)
     constant_memory(monkeypatch)
     monkeypatch.setattr(DownloadFlow, "add", offline)
-    monkeypatch.setattr("webbrowser.open", lambda url: False)
+    monkeypatch.setattr("nanochat.ui.links._open", lambda url: False)
     monkeypatch.setattr(Lifetime, "end", stay)
     for run in (runs.quick(), runs.throughput()):
         Results(tmp_path / "data" / "bench").save(run)

@@ -116,6 +116,19 @@ def shown(session: ChatSession) -> list[tuple[str, str, str]]:
     return [(message.role, message.text, message.status) for message in session.conversation.messages]
 
 
+async def test_the_device_is_lent_when_a_load_under_way_has_ended(room: Room) -> None:
+    """A load cannot be interrupted: until it ends its weights fill the memory that was asked for."""
+    await slow_load(room)
+    lending = asyncio.create_task(room.host.lend())
+    await until(lambda: room.engine.closed)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not lending.done()
+    room.engine.loads[-1].finish(EngineDead("the load was called off"))
+    await asyncio.wait_for(lending, SECONDS)
+    room.host.take_back()
+
+
 async def test_the_users_message_is_on_disk_before_the_engine_sees_the_request(
     room: Room, history: History
 ) -> None:
