@@ -77,10 +77,11 @@ def test_stop_ids_eos_and_min_tokens(llm: LLM) -> None:
         and natural.token_ids[-1] in llm.core.model_config.eos_token_ids
     )
     assert "<|im_end|>" not in natural.text
-    (longer,) = llm.chat(chat, SamplingParams(max_tokens=60, min_tokens=30, **GREEDY), use_tqdm=False)
-    assert len(longer.token_ids) > 30
-    (through,) = llm.chat(chat, SamplingParams(max_tokens=60, ignore_eos=True, **GREEDY), use_tqdm=False)
-    assert len(through.token_ids) == 60
+    least = len(natural.token_ids) + 8
+    longer = SamplingParams(max_tokens=least + 2, min_tokens=least, **GREEDY)
+    assert len(llm.chat(chat, longer, use_tqdm=False)[0].token_ids) > least
+    through = SamplingParams(max_tokens=least, ignore_eos=True, **GREEDY)
+    assert len(llm.chat(chat, through, use_tqdm=False)[0].token_ids) == least
     first = natural.token_ids[0]
     (stopped,) = llm.chat(chat, SamplingParams(stop_token_ids=[first], **GREEDY), use_tqdm=False)
     assert stopped.token_ids == (first,) and stopped.outputs[0].stop_reason == first
@@ -91,10 +92,13 @@ def test_bad_words_do_not_come_and_others_do(llm: LLM) -> None:
     params = SamplingParams(max_tokens=12, **GREEDY)
     (free,) = llm.generate(prompt, params, use_tqdm=False)
     assert free.text.startswith(" Paris")
-    for words in (["Paris"], ["Paris", free.text.split()[1]], [free.text[:12]]):
-        (kept, beside) = llm.generate([prompt] * 2, [params.clone(bad_words=words), params], use_tqdm=False)
-        assert beside.token_ids == free.token_ids and len(kept.token_ids) == 12
-        assert not any(word in kept.text for word in words), kept.text
+    banned = (["Paris"], ["Paris", free.text.split()[1]], [free.text[:12]])
+    each = [params.clone(bad_words=words) for words in banned]
+    *kept, beside = llm.generate([prompt] * 4, [*each, params], use_tqdm=False)
+    assert beside.token_ids == free.token_ids
+    for words, output in zip(banned, kept, strict=True):
+        assert len(output.token_ids) == 12
+        assert not any(word in output.text for word in words), output.text
 
 
 def test_logprobs_hold_the_sampled_and_the_likeliest_tokens(llm: LLM) -> None:
@@ -114,12 +118,12 @@ def test_a_chat_reuses_the_turn_before(llm: LLM) -> None:
 
     llm.core.reset_prefix_cache()
     question = Message("user", "Tell me about the river Rhine, its cities and its length, in a few words.")
-    params = SamplingParams(max_tokens=50, **GREEDY)
+    params = SamplingParams(max_tokens=20, **GREEDY)
     (first,) = llm.chat([question], params, use_tqdm=False)
     reply = Message("assistant", first.text, token_ids=first.token_ids)
     (second,) = llm.chat([question, reply, Message("user", "And the Danube?")], params, use_tqdm=False)
     read = len(first.prompt_token_ids) + len(first.token_ids) - 1
-    assert second.num_cached_tokens == read // 16 * 16 > 0
+    assert second.num_cached_tokens == read // 16 * 16 > len(first.prompt_token_ids)
 
 
 def test_the_collector_leaves_the_libraries_alone_while_replies_are_made(
