@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from nanochat import SamplingParams
 from nanochat.engine.config import EngineConfig
@@ -96,20 +97,25 @@ def wait_until(condition, seconds: float = 10.0) -> None:
         time.sleep(0.02)
 
 
-def test_the_starter_model_says_the_same_on_two_processes(
+def test_the_starter_model_says_on_two_processes_what_it_says_in_one(
     starter: EngineService, starter_model: Path
 ) -> None:
-    """Log-probabilities too: a sum that is left out once need not change the likeliest token."""
+    """One pass of Transformers over prompt and reply checks every token of it: it is the likeliest after the ones before.
+    Log-probabilities too: a sum that is left out once need not change the likeliest token."""
     wishes = [GREEDY, replace(GREEDY, logprobs=3)]
     streams = [starter.submit(Request(prompt, wish)) for prompt, wish in zip(PROMPTS, wishes, strict=True)]
     split = [next(delta.finished for delta in stream if delta.finished is not None) for stream in streams]
-    llm = LLM(starter_model, dtype="float32", device="cpu", max_model_len=512, skip_tokenizer=True)
-    alone = [output.outputs[0] for output in llm.generate(PROMPTS, wishes, use_tqdm=False)]
-    llm.close()
     assert all(len(reply.token_ids) == LENGTH for reply in split)
-    assert [reply.token_ids for reply in split] == [reply.token_ids for reply in alone]
-    for one, other in zip(alone[1].logprobs, split[1].logprobs, strict=True):
-        assert all(abs(one[token].logprob - other[token].logprob) < 1e-3 for token in one)
+    whole = AutoModelForCausalLM.from_pretrained(starter_model, dtype=torch.float32)
+    alone = []
+    for prompt, reply in zip(PROMPTS, split, strict=True):
+        with torch.inference_mode():
+            ids = torch.tensor([[*prompt, *reply.token_ids]])
+            alone.append(whole(ids[:, :-1], logits_to_keep=LENGTH).logits[0].log_softmax(dim=-1))
+    assert [reply.token_ids for reply in split] == [tuple(each.argmax(dim=-1).tolist()) for each in alone]
+    for row, table in zip(alone[1], split[1].logprobs, strict=True):
+        assert set(row.topk(3).indices.tolist()) <= table.keys()
+        assert all(abs(row[token].item() - entry.logprob) < 1e-3 for token, entry in table.items())
 
 
 def test_each_rank_reads_its_share_and_no_more(starter: EngineService, starter_model: Path) -> None:
