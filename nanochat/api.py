@@ -18,11 +18,6 @@ from nanochat.templating.plain import Plain
 from nanochat.templating.template import Template
 from nanochat.templating.turns import Chat, read_chats
 
-_REFUSED = {
-    "lora_request": "models run without LoRA adapters; merge the adapter into the model's weights",
-    "tokenization_kwargs": "a chat is tokenized as its template says",
-    "mm_processor_kwargs": "models here read nothing but text",
-}
 _ARGUMENTS = frozenset((
     "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
 ))  # fmt: skip
@@ -106,7 +101,7 @@ class LLM(llm.LLM):
             UsageError: a message that is not one, an argument that means nothing here; and whatever `generate` raises.
             ChatRejected, InvalidTemplate: the template does not take the chat, or fails.
         """
-        _refuse({
+        llm.refuse({
             "lora_request": lora_request, "tokenization_kwargs": tokenization_kwargs,
             "mm_processor_kwargs": mm_processor_kwargs,
         })  # fmt: skip
@@ -139,13 +134,6 @@ class LLM(llm.LLM):
         if other is None or other.template.source != source:
             self._other = other = ChatTemplate(Template(source), self.tokenizer)
         return other
-
-
-def _refuse(given: Mapping[str, object]) -> None:
-    """Arguments of vLLM's that cannot be followed here; empty ones ask for nothing."""
-    for name, value in given.items():
-        if value:
-            raise UsageError(f"{name} means nothing here: {_REFUSED[name]}")
 
 
 def _check_switches(given: Mapping[str, object]) -> None:

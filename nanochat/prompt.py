@@ -25,7 +25,7 @@ from pathlib import Path
 
 from nanochat.engine.tokenizer import Tokenizer
 from nanochat.errors import EmptyPrompt, UsageError
-from nanochat.templating.chat import ROLES, Fit, Message, Options, Prompt
+from nanochat.templating.chat import ROLES, Message, Options, Prompt
 from nanochat.templating.composition import Composer, Piece, Reply, common, take_apart
 from nanochat.templating.reasoning import ReasoningSplitter, find_markers
 from nanochat.templating.rendering import Renderer, Shape, shapes_of
@@ -33,7 +33,7 @@ from nanochat.templating.source import read_template, read_tool_template
 from nanochat.templating.structure import Marked
 from nanochat.templating.template import Template
 
-__all__ = ["ROLES", "ChatTemplate", "Fit", "Message", "Options", "Prompt", "ReasoningSplitter"]
+__all__ = ["ROLES", "ChatTemplate", "Message", "Options", "Prompt", "ReasoningSplitter"]
 
 _REMEMBERED_TURNS = 4096  # a short text each
 _COMPARED_TURNS = 32  # in a chat opened anew, replies further back are not compared with what they answered
@@ -163,35 +163,6 @@ class ChatTemplate:
         """Splits the text of the reply to `prompt` as it is released."""
         dropped = () if self.skips_special else self._special_texts
         return ReasoningSplitter(self.markers, opened=prompt.opened, dropped=dropped)
-
-    def fit(self, messages: Sequence[Message], options: Options, limit: int) -> Fit:
-        """How many tokens the prompt has, and which oldest turns would have to go to have at most `limit`.
-
-        Nothing is dropped here: ask the user, then render the shorter list.
-        """
-        tokens = self._count(messages, options)
-        head = next((at for at, message in enumerate(messages) if message.role != "system"), 0)
-        starts = [at for at, message in enumerate(messages) if message.role == "user" and at > head]
-        if tokens <= limit or not starts:
-            return Fit(tokens, limit, (), tokens)
-        counts = {start: -1 for start in starts}
-
-        def remaining(start: int) -> int:
-            if counts[start] < 0:
-                counts[start] = self._count([*messages[:head], *messages[start:]], options)
-            return counts[start]
-
-        low, high = 0, len(starts) - 1
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if remaining(starts[middle]) <= limit else (middle + 1, high)
-        return Fit(tokens, limit, tuple(range(head, starts[low])), remaining(starts[low]))
-
-    def _count(self, messages: Sequence[Message], options: Options) -> int:
-        chat, _ = self._folded(messages)
-        return len(
-            self._compose(chat, options, self._renderer.pieces(chat, options, add_generation_prompt=True))
-        )
 
     def _folded(self, messages: Sequence[Message]) -> tuple[list[Message], bool]:
         """The messages, without a system message if the template takes none."""

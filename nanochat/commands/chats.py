@@ -83,6 +83,16 @@ def search(words: Sequence[str], limit: int, as_json: bool) -> None:
             click.echo(f"    {_WHO[hit.role]}: {_marked(hit.snippet.text, hit.snippet.spans)}")
 
 
+@chats.command(short_help="Bring a deleted chat back.")
+@click.argument("chat")
+def restore(chat: str) -> None:
+    """Bring a deleted chat back, by its id or the start of it: `nanochat chats list --deleted` shows them for 30 days."""
+    with History.open(chats_folder()) as history:
+        found = history.chats.find(chat, deleted=True)
+        history.chats.restore(found.id)
+    click.echo(f"Back: {_line(found)}")
+
+
 @chats.command()
 @click.argument("chat")
 @click.option("--reasoning", is_flag=True, help="Show the model's reasoning too.")
@@ -191,9 +201,11 @@ def set_aside_chats(restore: bool, yes: bool) -> None:
         )
     if not (folder / NAME).exists():
         raise HistoryError(f"There are no chats at {folder / NAME}.")
-    if not yes:
-        begin = f"go on from the backup {backup}" if backup else "begin with an empty history"
-        click.confirm(f"Move {folder / NAME} aside, and {begin}?", abort=True)
+    begin = f"go on from the backup {backup}" if backup else "begin with an empty history"
+    if not yes and not sys.stdin.isatty():
+        raise UsageError("this moves the chats aside and there is no terminal to ask in: add --yes")
+    if not yes and not click.confirm(f"Move {folder / NAME} aside, and {begin}?"):
+        return
     click.echo(f"The old history is kept at {set_aside(folder, backup=backup)}.")
 
 
@@ -213,22 +225,33 @@ def _print_out(bundles: Sequence[ChatBundle], kind: str) -> None:
 
 
 def _write(path: Path, text: str, force: bool) -> None:
-    """Write a file that only the user may read, whole or not at all."""
+    """Write a file that only the user may read, whole or not at all; a pipe, a device or a terminal is written to."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return _write_into(path, text)
     if path.exists() and not force:
         raise UsageError(f"{path} is there already. Give another name, or --force to replace it.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".exporting-", dir=path.parent)
+        target = path.resolve()  # a link stays one
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=".exporting-", dir=target.parent)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
                 file.write(text)
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         finally:
             Path(temporary).unlink(missing_ok=True)
     except OSError as error:
         raise HistoryError(
             f"{path} cannot be written: {error.strerror}. Choose another place with -o."
         ) from error
+
+
+def _write_into(path: Path, text: str) -> None:
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            file.write(sanitize(text) if file.isatty() else text)
+    except OSError as error:
+        raise HistoryError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def _file_name(bundle: ChatBundle) -> str:

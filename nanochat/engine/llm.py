@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from difflib import get_close_matches
@@ -24,6 +24,12 @@ from nanochat.engine.request import Request, Update
 from nanochat.engine.sampling_params import SamplingParams
 from nanochat.engine.tokenizer import Tokenizer
 from nanochat.errors import EngineDead, InvalidModel, InvalidSampling, NanochatError, UsageError
+
+_REFUSED = {
+    "lora_request": "models run without LoRA adapters; merge the adapter into the model's weights",
+    "tokenization_kwargs": "a prompt is tokenized as its model, a chat as its template says",
+    "mm_processor_kwargs": "models here read nothing but text",
+}
 
 
 class LLM:
@@ -98,6 +104,9 @@ class LLM:
         prompts: Prompts,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
+        lora_request: object = None,
+        priority: Sequence[int] | None = None,
+        tokenization_kwargs: object = None,
     ) -> list[RequestOutput]:
         """Complete prompts, all of them in one running batch; results come in the order of the prompts.
 
@@ -105,24 +114,31 @@ class LLM:
             prompts: a text, a list of token ids, `{"prompt": text}`, `{"prompt_token_ids": ids}`, or a list of such.
             sampling_params: one for all, or one for each.
             use_tqdm: show a progress bar with prefill and decode rates on stderr.
+            lora_request: refused, as is `tokenization_kwargs`.
+            priority: a whole number for each prompt; lower ones go first.
 
         Raises:
-            UsageError: what is no prompt, or no SamplingParams.
+            UsageError: what is no prompt, or no SamplingParams; an argument that means nothing here.
             EmptyPrompt, ContextOverflow, InvalidSampling: a prompt that can never run; none was started then.
             EngineDead: it was closed.
         """
+        refuse({"lora_request": lora_request, "tokenization_kwargs": tokenization_kwargs})
         given = read_prompts(prompts)  # before the lock: what makes prompts on demand may ask this model
         params = self._one_each(sampling_params, len(given))
+        order = _priorities(priority, len(given))
         with self._lock:
             if self._closed:
                 raise EngineDead("this model was closed: load it again")
             with self._device():
-                return self._generate(given, params, use_tqdm)
+                return self._generate(given, params, order, use_tqdm)
 
     def _generate(
-        self, given: list[Given], params: list[SamplingParams], use_tqdm: bool
+        self, given: list[Given], params: list[SamplingParams], order: list[int], use_tqdm: bool
     ) -> list[RequestOutput]:
-        requests = [Request(self._ids_of(prompt), each) for prompt, each in zip(given, params, strict=True)]
+        requests = [
+            Request(self._ids_of(prompt), each, priority)
+            for prompt, each, priority in zip(given, params, order, strict=True)
+        ]
         for request in requests:
             self.core.check(request)
         outputs = self._run(requests, use_tqdm)
@@ -199,6 +215,23 @@ class LLM:
     def exit(self) -> None:
         """`close`, as Nano-vLLM spells it."""
         self.close()
+
+
+def refuse(given: Mapping[str, object]) -> None:
+    """Arguments of vLLM's that cannot be followed here; empty ones ask for nothing."""
+    for name, value in given.items():
+        if value:
+            raise UsageError(f"{name} means nothing here: {_REFUSED[name]}")
+
+
+def _priorities(given: Any, number: int) -> list[int]:
+    if given is None:
+        return [0] * number
+    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence) or len(given) != number:
+        raise UsageError(
+            f"priority is a list of {number} whole numbers, one for each prompt, not {given!r:.60}"
+        )
+    return list(given)
 
 
 def _are_params(given: object) -> bool:

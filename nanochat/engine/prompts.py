@@ -12,6 +12,7 @@ from nanochat.errors import UsageError
 Prompt = str | Sequence[int] | dict[str, Any]
 Prompts = Prompt | Sequence[Prompt]
 
+_KEYS = ("prompt", "prompt_token_ids")
 _SHAPES = 'a text, a list of token ids, {"prompt": text} or {"prompt_token_ids": ids}'
 
 
@@ -42,6 +43,9 @@ def _read(prompt: object) -> Given:
         return Given(_text(prompt))
     if not isinstance(prompt, Mapping):
         return Given(ids=_ids(prompt))
+    unread = [str(key) for key, value in prompt.items() if key not in _KEYS and not _is_nothing(value)]
+    if unread:
+        raise UsageError(f"a prompt has {', '.join(unread)}: models here read {_SHAPES}, and nothing else")
     text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
     if (text is None and ids is None) or not (text is None or isinstance(text, str)):
         what = (
@@ -74,6 +78,10 @@ def _plain(values: object) -> object:
 
 def _is_id(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, Integral)
+
+
+def _is_nothing(value: object) -> bool:
+    return value is None or (isinstance(value, (str, Mapping, list, tuple)) and not value)
 
 
 def _told(value: object) -> str:

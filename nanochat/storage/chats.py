@@ -91,16 +91,23 @@ class Chats:
         with self._database.read() as connection:
             return _chat(connection, tree.chat_seq(connection, chat))
 
-    def find(self, start: str) -> Chat:
-        """The one chat whose id starts with `start`. Raises ChatNotFound for none, UsageError for several."""
+    def find(self, start: str, *, deleted: bool = False) -> Chat:
+        """The one chat, or deleted chat, whose id starts with `start`.
+
+        Raises:
+            ChatNotFound: there is none.
+            UsageError: there are several.
+        """
+        which, shown_by = ("NOT NULL", "list --deleted") if deleted else ("NULL", "list")
         with self._database.read() as connection:
             rows = connection.execute(
-                f"{CHATS} WHERE substr(c.id, 1, length(?)) = ? AND c.deleted IS NULL LIMIT 5",
+                f"{CHATS} WHERE substr(c.id, 1, length(?)) = ? AND c.deleted IS {which} LIMIT 5",
                 (start, start),
             ).fetchall()
         if not rows or not start:
             raise ChatNotFound(
-                f"No chat has an id that starts with {start!r}. `nanochat chats list` shows all."
+                f"No {'deleted ' if deleted else ''}chat has an id that starts with {start!r}. "
+                f"`nanochat chats {shown_by}` shows all."
             )
         if len(rows) > 1:
             raise UsageError(

@@ -54,7 +54,9 @@ class Tabs:
             tabs: list[Tab] = []
             seen: set[str] = set()
             for _, _, chat, draft, active, seq, saved, deleted in mine:
-                if deleted or (chat in seen) or (chat is None and not draft and tabs):
+                if deleted:  # what was not sent in it stays
+                    chat, seq = None, None
+                if (chat in seen) or (chat is None and not draft and (tabs or deleted)):
                     continue
                 seen.update(() if chat is None else (chat,))
                 connection.execute(

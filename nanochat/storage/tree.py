@@ -175,6 +175,8 @@ def append(
     else:
         visit(connection, chat, seq)
     if new.role is Role.USER:
+        # Another window may have deleted the chat that this one still shows: what is written in it is not lost.
+        connection.execute("UPDATE chats SET deleted = NULL WHERE seq = ?", (chat,))
         title = first_title(content)
         connection.execute(
             "UPDATE chats SET title = ?, title_by = 'first' WHERE seq = ? AND title_by = 'none' AND ? <> ''",

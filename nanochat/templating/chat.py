@@ -93,31 +93,3 @@ class Prompt:
     def new(self) -> int:
         """How many ids the engine has not read yet."""
         return len(self.ids) - self.reusable
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """Whether a chat fits into a limit, and which of its messages would have to go.
-
-    Attributes:
-        tokens: of the whole prompt.
-        limit: what it may have.
-        dropped: indices of the oldest messages to leave out, whole turns, never the system message or the last
-            turn; empty when everything fits.
-        remaining: tokens without those; more than `limit` when even the last turn alone is too long.
-    """
-
-    tokens: int
-    limit: int
-    dropped: tuple[int, ...]
-    remaining: int
-
-    @property
-    def fits(self) -> bool:
-        """The chat fits as it is."""
-        return self.tokens <= self.limit
-
-    @property
-    def possible(self) -> bool:
-        """It fits without `dropped`."""
-        return self.remaining <= self.limit

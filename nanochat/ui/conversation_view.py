@@ -275,11 +275,11 @@ class ConversationView:
         return entry.view
 
     def _update(self, entry: _Entry) -> None:
-        """Take in what was added to a message, and the width; a reply that goes on after its end starts anew."""
+        """Take in what was added to a message, and the width; a reply that goes on after its end starts anew, as do dropped turns."""
         view = self._view(entry)
         text, reasoning = self.conversation.take(entry.message_id)
         state = self.conversation.state(entry.message_id)
-        if (text or reasoning) and not view.resumable:
+        if ((text or reasoning) and not view.resumable) or state.dropped != view.message.dropped:
             entry.view = None
             self._view(entry).folded = view.folded
         elif text or reasoning or state != entry.state:

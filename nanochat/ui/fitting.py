@@ -52,10 +52,19 @@ class Fitting:
             raise Stopped
 
     async def take_back(self, record: Message) -> None:
-        """Undo what did not fit: hide the empty reply, and the message with it when it was just sent."""
+        """Undo what did not fit: hide the empty reply, and the message with it when it was just sent.
+
+        A chat that has nothing else is deleted, and comes back with the next message that is sent in it.
+        """
         if not self._refused:
             return
         hidden = record.parent if self._sent else record.id
-        await asyncio.to_thread(self._services.history.messages.hide, self._running.chat, hidden)
+        await asyncio.to_thread(self._hide, hidden)
         if self._sent:
             self._services.withdrawn(self._session, self._sent, self._choice)
+
+    def _hide(self, message: str) -> None:
+        history, chat = self._services.history, self._running.chat
+        history.messages.hide(chat, message)
+        if not history.messages.open(chat).messages:
+            history.chats.delete(chat)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -120,14 +121,22 @@ class Language:
         self, messages: Sequence[Message], limit: int, *, system_prompt: str, thinking: bool | None,
         started: float = 0.0,
     ) -> int | None:  # fmt: skip
-        """How many of the oldest messages must go so that the prompt has at most `limit` tokens; None: it cannot."""
-        lead = [at for at, message in enumerate(messages) if message.role is Role.USER]
-        turns = self._turns(messages, system_prompt)
-        fit = self._template.fit(turns, _options(thinking, started), limit)
-        if not fit.possible:
+        """How many of the oldest messages must go so that the prompt has at most `limit` tokens; None: it cannot.
+
+        What is kept begins with a message of the user's, also with one of several that have no reply between them.
+        """
+        options = _options(thinking, started)
+
+        def fits(first: int) -> bool:
+            turns = self._turns(messages[first:], system_prompt)
+            return len(self._template.render(turns, options).ids) <= limit
+
+        starts = [at for at, message in enumerate(messages) if message.role is Role.USER and at > 0]
+        if fits(0):
+            return 0
+        if not starts or not fits(starts[-1]):
             return None
-        dropped_turns = sum(turns[at].role == "user" for at in fit.dropped)
-        return lead[dropped_turns] if dropped_turns else 0
+        return starts[bisect_left(starts, True, key=fits)]
 
     def _turns(self, messages: Sequence[Message], system_prompt: str) -> list[prompt.Message]:
         """The messages as the template takes them.

@@ -31,6 +31,9 @@ class OpenChats:
         )
         self._sessions: list[ChatSession] = []
         self._active = 0
+        self._opened: tuple[ChatSession, ChatSession] | None = (
+            None  # the shown tab, while nobody leaves it, and where it was opened
+        )
         self._closed: list[tuple[int, Tab]] = []  # with the number of the closing, the latest last
         self._closing: dict[ChatSession, asyncio.Event] = {}  # the event says that it is closed
         self._closings = 0
@@ -66,6 +69,8 @@ class OpenChats:
         """Show the tab at this place."""
         index = max(0, min(index, len(self._sessions) - 1))
         self._active = index
+        if self._opened is not None and self._opened[0] is not self.active:
+            self._opened = None
         for place, session in enumerate(self._sessions):
             if session.visible != (place == index):
                 session.show(place == index)
@@ -104,7 +109,9 @@ class OpenChats:
     def close(self, session: ChatSession) -> Awaitable[None]:
         """Close a tab. Another is the active one at once, an empty one when this is the last; the rest is to be awaited.
 
-        That is: what is being sent is sent, its reply stops and is saved. What stands in its prompt stays with the
+        That is the one from which it was just opened, else the next one.
+
+        The rest: what is being sent is sent, its reply stops and is saved. What stands in its prompt stays with the
         chat, also what is typed by who goes back to it until it is closed.
         """
         self._keep()
@@ -113,6 +120,8 @@ class OpenChats:
         if session is self.active:
             place = self._active
             near = [*self._sessions[place + 1 :], *reversed(self._sessions[:place])]
+            if self._opened is not None and self._opened[1] in near:
+                near.insert(0, self._opened[1])
             stays = next((each for each in near if each not in self._closing), None)
             if stays is None:
                 self._add(ChatSession(self._services, settings=self._defaults))
@@ -236,9 +245,14 @@ class OpenChats:
         return self._add(session)
 
     def _add(self, session: ChatSession) -> ChatSession:
-        place = self._active + 1 if self._sessions else 0
-        self._sessions.insert(place, session)
-        return self.activate(place)
+        if not self._sessions:
+            self._sessions.append(session)
+            return self.activate(0)
+        before = self.active
+        self._sessions.insert(self._active + 1, session)
+        self.activate(self._active + 1)
+        self._opened = session, before
+        return session
 
     async def _restored(self, tab: Tab) -> ChatSession | None:
         if tab.chat is None:

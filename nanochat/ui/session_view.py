@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from nanochat.storage.records import Conversation as Records
 from nanochat.storage.records import Message, Role, Running, Status
@@ -10,6 +11,7 @@ from nanochat.ui import figures
 from nanochat.ui.conversation import Status as ViewStatus
 from nanochat.ui.conversation import TranscriptMessage
 
+DROPPED = "the model no longer reads what is above"
 _STATUS: dict[Status, ViewStatus] = {
     Status.DONE: "done",
     Status.STOPPED: "stopped",
@@ -42,8 +44,15 @@ def view(record: Message, *, dropped: bool = False) -> TranscriptMessage:
 def views(records: Records) -> Iterable[TranscriptMessage]:
     """All messages of a chat, with those that the model no longer sees marked, and what another process writes."""
     kept = {message.id for message in records.in_context}
-    for message in records.messages:
-        yield view(message, dropped=message.id not in kept)
+    dropped = [message for message in records.messages if message.id not in kept]
+    for message in dropped[:-1]:
+        yield view(message, dropped=True)
+    for message in dropped[-1:]:
+        yield replace(
+            view(message, dropped=True), footer=" · ".join(filter(None, (footer(message), DROPPED)))
+        )
+    for message in records.in_context:
+        yield view(message)
     head = records.chat.head
     for running in records.running:
         if not running.mine and running.parent == head:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -156,16 +158,47 @@ def test_check_says_that_all_is_well_or_what_is_not(chat: str) -> None:
     assert isinstance(result.exception, HistoryDamaged) and "does not match its id" in result.stderr
 
 
-def test_a_damaged_history_is_set_aside_only_on_the_users_word(chat: str) -> None:
+def test_a_damaged_history_is_set_aside_only_on_the_users_word(
+    chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with History.open(chats_folder()) as history:
         history.backup()
     path = chats_folder() / "chats.db"
     path.write_bytes(b"damaged")
     assert "nanochat chats set-aside" in bad(HistoryDamaged, "list")
-    result = CliRunner().invoke(chats, ["set-aside"], input="n\n")
-    assert result.exit_code == 1 and path.read_bytes() == b"damaged"
+    assert "add --yes" in bad(UsageError, "set-aside")
+    with monkeypatch.context() as patch:
+        patch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda self: True, raising=False)
+        result = CliRunner().invoke(chats, ["set-aside"], input="n\n")
+    assert result.exit_code == 0 and path.read_bytes() == b"damaged"
     assert "kept at" in good("set-aside", "--restore", "--yes") and chat in good("list")
     assert "kept at" in good("set-aside", "--yes") and "No chats yet" in good("list")
+
+
+def test_an_export_goes_through_links_and_into_pipes_and_replaces_neither(tmp_path: Path, chat: str) -> None:
+    target, link, pipe = tmp_path / "target.md", tmp_path / "link.md", tmp_path / "pipe"
+    target.write_text("old")
+    link.symlink_to(target)
+    good("export", chat, "-o", str(link), "--force")
+    assert link.is_symlink() and target.read_text() != "old"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    good("export", chat, "-o", str(pipe))
+    reader.join(30)
+    assert read == [target.read_text()] and pipe.is_fifo()
+
+
+def test_a_deleted_chat_is_brought_back(chat: str) -> None:
+    with History.open(chats_folder()) as history:
+        history.chats.delete(chat)
+    assert chat not in good("list")
+    bad(ChatNotFound, "show", chat)
+    assert chat in good("list", "--deleted")
+    assert chat in good("restore", chat[:8])
+    assert chat in good("list")
+    bad(ChatNotFound, "restore", chat)
 
 
 @pytest.mark.parametrize("title", ["", "../../etc/passwd", "a" * 500, "…/\0\n", "CON", "漢字" * 80])

@@ -24,6 +24,7 @@ from nanochat.errors import (
     EngineDead,
     InvalidSampling,
     ModelNotFound,
+    NanochatError,
     OutOfMemory,
     UsageError,
 )
@@ -169,6 +170,34 @@ def test_what_is_no_prompt_is_refused(prompts: object, llm: LLM) -> None:
     """A script for another library meets an error, not a reply to something else."""
     with pytest.raises(UsageError, match=r"prompt|token ids"):
         llm.generate(prompts, use_tqdm=False)  # type: ignore[arg-type]
+    assert not llm.core.has_work
+
+
+@pytest.mark.parametrize(
+    "more", [{"multi_modal_data": {"image": object()}}, {"cache_salt": "x"}, {"nonsense": 1}]
+)
+def test_a_prompt_with_more_than_text_is_not_answered_without_it(more: dict[str, object], llm: LLM) -> None:
+    with pytest.raises(UsageError, match=next(iter(more))):
+        llm.generate({"prompt": COUNT, **more}, use_tqdm=False)
+    empty = {"prompt": COUNT, "multi_modal_data": None, "mm_processor_kwargs": {}}
+    assert llm.generate(empty, SamplingParams(max_tokens=1, **GREEDY), use_tqdm=False)[0].token_ids
+
+
+def test_arguments_of_vllms_that_ask_for_nothing_are_taken_and_others_refused_by_name(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=2, **GREEDY)
+    expected = llm.generate(COUNT, params, use_tqdm=False)[0].token_ids
+    taken = llm.generate(
+        [COUNT, COUNT], params, use_tqdm=False, lora_request=None, tokenization_kwargs=None, priority=[1, 0]
+    )
+    assert [output.token_ids for output in taken] == [expected] * 2
+    for refused in (
+        {"lora_request": object()},
+        {"priority": [1]},
+        {"priority": 1},
+        {"priority": ["first", "last"]},
+    ):
+        with pytest.raises(NanochatError, match=next(iter(refused))):
+            llm.generate([COUNT, COUNT], params, use_tqdm=False, **refused)
     assert not llm.core.has_work
 
 

@@ -103,6 +103,29 @@ def test_a_deleted_chat_comes_back_whole_until_the_purge(history: History, clock
     assert [c.id for c in history.chats.list()] == [chat] and len(history.messages.open(chat).messages) == 1
 
 
+def test_what_is_written_in_a_deleted_chat_brings_it_back_and_a_reply_that_ends_does_not(
+    history: History,
+) -> None:
+    """Another window may have deleted the chat that this one still shows."""
+    chat = history.chats.create(title="keep").id
+    asked = history.messages.add(chat, Role.USER, "first")
+    reply = history.replies.begin(chat, asked.id, model="m")
+    history.chats.delete(chat)
+    history.replies.finish(reply.id, Status.DONE, "the answer")
+    assert history.chats.list() == ()
+    history.messages.add(chat, Role.USER, "second")
+    assert [each.id for each in history.chats.list()] == [chat]
+
+
+def test_a_deleted_chat_is_found_among_the_deleted_ones_alone(history: History) -> None:
+    gone, kept = history.chats.create(title="gone").id, history.chats.create(title="kept").id
+    history.chats.delete(gone)
+    assert history.chats.find(gone, deleted=True).id == gone
+    for chat, deleted in ((gone, False), (kept, True)):
+        with pytest.raises(ChatNotFound):
+            history.chats.find(chat, deleted=deleted)
+
+
 def test_the_purge_takes_what_is_older_than_thirty_days_and_nothing_shared(
     history: History, clock: Clock
 ) -> None:
@@ -225,3 +248,13 @@ def test_tabs_of_deleted_chats_and_doubled_ones_are_left_out(tmp_path: Path) -> 
         first.chats.delete(gone)
     with History.open(tmp_path) as third:
         assert third.tabs.restore() == (Tab(chat),)
+
+
+def test_the_unsent_text_of_a_tab_whose_chat_was_deleted_comes_back_in_an_empty_one(tmp_path: Path) -> None:
+    with History.open(tmp_path) as first:
+        gone = first.chats.create(title="b").id
+        first.tabs.save((Tab(gone, "written, not sent", True),))
+        first.chats.delete(gone)
+    for _ in range(2):
+        with History.open(tmp_path) as later:
+            assert later.tabs.restore() == (Tab(None, "written, not sent", True),)

@@ -543,33 +543,6 @@ def test_effort_reaches_the_template() -> None:
         Options(effort="high<|end|>")
 
 
-# What fits ---------------------------------------------------------------------------------------------
-
-
-def test_what_would_have_to_go_is_said_and_nothing_is_dropped() -> None:
-    template = chat_template("chatml")
-    chat = [Message("system", "Be kind.")]
-    for number in range(10):
-        chat += [user(f"Question {number} " + "word " * 20), Message("assistant", f"Answer {number}")]
-    chat.append(user("last"))
-    whole = template.fit(chat, OPTIONS, 10_000)
-    assert whole.fits
-    assert whole.dropped == ()
-    assert whole.tokens == len(template.render(chat, OPTIONS).ids)
-    for limit in range(20, whole.tokens + 20, 37):
-        fit = template.fit(chat, OPTIONS, limit)
-        kept = [message for at, message in enumerate(chat) if at not in fit.dropped]
-        assert kept[0] == chat[0]
-        assert kept[-1] == chat[-1]
-        assert kept[1].role == "user"
-        assert fit.remaining == len(template.render(kept, OPTIONS).ids)
-        assert fit.possible == (fit.remaining <= limit)
-        if fit.dropped:  # one turn less would not do
-            fewer = [message for at, message in enumerate(chat) if at not in fit.dropped[:-2]]
-            assert len(template.render(fewer, OPTIONS).ids) > limit
-    assert not template.fit(chat, OPTIONS, 5).possible
-
-
 # What a template does not take -------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from fake_engine import MODEL, OTHER, FakeEngine, FakeLanguage
 from stage import Stage, on_stage
 from textual import events
 from textual.command import CommandList
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
 from nanochat.errors import EngineDead, Offline, UnsupportedModel
 from nanochat.history import History
@@ -174,6 +174,60 @@ async def test_closing_a_tab_stops_and_saves_and_reopen_brings_it_back(tmp_path:
         await stage.press("enter")
         await stage.until(lambda: stage.texts() == ["count", "one two "])
         assert stage.statuses()[-1] == "stopped"
+
+
+async def test_closing_a_tab_goes_back_to_where_it_was_opened_unless_another_was_shown_since(
+    tmp_path: Path,
+) -> None:
+    async with on_stage(tmp_path) as stage:
+        for text in ("one", "two", "three"):
+            await stage.ask(text)
+            if text != "three":
+                await stage.press("ctrl+t")
+        await stage.press("alt+1", "ctrl+t", "ctrl+w")
+        await stage.until(lambda: stage.texts()[:1] == ["one"])
+        await stage.press("alt+2", "alt+1", "ctrl+w")
+        await stage.until(lambda: stage.texts()[:1] == ["two"])
+
+
+async def test_a_deleted_paste_is_no_part_of_what_is_written_next(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("hello")
+        prompt = stage.app.chat_screen.prompt
+        stage.app.post_message(events.Paste("\n".join(f"line {number}" for number in range(120))))
+        await stage.until(lambda: prompt.text.startswith("[pasted 120 lines"))
+        await stage.press("ctrl+u")
+        await stage.until(lambda: not prompt.text)
+        await stage.type("/pin")
+        await stage.press("enter")
+        await stage.until(
+            lambda: stage.app.chats.active.chat is not None and stage.app.chats.active.chat.pinned
+        )
+        assert "/pin" not in stage.texts()
+
+
+async def test_what_the_panel_refused_is_said_for_its_own_chat_and_until_it_closes(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as stage:
+        await stage.ask("hello")
+
+        def said() -> str:
+            return str(stage.app.chat_screen.query_one("#panel-error", Static).render())
+
+        async def refuse() -> None:
+            line = stage.app.chat_screen.query_one("#panel-temperature", Input)
+            line.focus()
+            line.value = "5000"
+            await stage.press("enter")
+            await stage.until(lambda: "5000" in said())
+
+        await stage.press("f6")
+        await stage.until(lambda: bool(stage.app.chat_screen.query("#panel-error")))
+        await refuse()
+        await stage.press("f6", "f6")
+        await stage.until(lambda: not said())
+        await refuse()
+        await stage.press("ctrl+t")
+        await stage.until(lambda: not said())
 
 
 async def test_tabs_and_drafts_come_back_at_the_next_start(tmp_path: Path) -> None:

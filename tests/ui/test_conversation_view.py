@@ -46,6 +46,23 @@ def everything(conversation: Conversation, width: int = 60) -> list[str]:
     return shown(view, 0, view.height)
 
 
+def test_turns_that_were_dropped_look_so_at_once() -> None:
+    conversation = Conversation(
+        "chat", [TranscriptMessage("u", "user", "Why?"), TranscriptMessage("a", "assistant", "So.")]
+    )
+    view, _ = opened(conversation)
+    for message_id in ("u", "a"):
+        conversation.change(message_id, dropped=True)
+    view.reconcile(60)
+    view.settle(0, 10**6)
+    fresh = ConversationView(conversation, RENDERER)
+    fresh.reconcile(60)
+    fresh.settle(0, 10**6)
+    for row in range(fresh.height):
+        assert view.row(row)[0] == fresh.row(row)[0]
+    assert any("dropped" in str(view.row(row)[0]) for row in range(view.height))
+
+
 def test_opening_draws_the_end_only() -> None:
     view, top = opened(chat(250))
     assert view.drawn <= 3

@@ -21,6 +21,7 @@ from nanochat.ui.model_host import HostState, ModelHost
 from nanochat.ui.overflow import Overflow
 from nanochat.ui.services import Choice, Services, TabState
 from nanochat.ui.session import ChatSession
+from nanochat.ui.session_view import DROPPED
 
 SECONDS = 5.0
 
@@ -428,6 +429,22 @@ async def test_dropping_the_oldest_turns_drops_as_few_as_needed_and_marks_them(
     assert [message.dropped for message in session.conversation.messages] == [True, True, *[False] * 6]
     assert len(room.engine.requests[-1].prompt_ids) <= room.overflows[0].limit
     assert session.conversation.messages[-1].text == "Hello there."
+    said = [DROPPED in message.footer for message in session.conversation.messages]
+    assert said == [False, True, *[False] * 6], "where the model's view begins, and nowhere else"
+
+
+async def test_a_chat_whose_only_message_is_taken_back_is_in_no_list_until_something_is_sent_in_it(
+    room: Room, history: History
+) -> None:
+    room.engine.context = 80
+    session = room.session()
+    await session.send("many words " * 60)
+    await finished(session)
+    assert room.withdrawn and history.chats.list() == ()
+    await session.send("few words")
+    await finished(session)
+    assert [chat.id for chat in history.chats.list()] == [session.chat.id if session.chat else ""]
+    assert [text for _, text, _ in shown(session)] == ["few words", "Hello there."]
 
 
 async def test_a_message_taken_back_leaves_no_trace_and_returns_to_the_prompt(room: Room) -> None:

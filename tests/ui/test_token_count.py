@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,3 +114,28 @@ def test_a_language_counts_a_chat_as_the_next_prompt_will_have_it(template: str)
     again = [*answered, said(Role.USER, "And now?")]
     assert language.tokens(asked, **how) < language.tokens(answered, **how) < language.tokens(again, **how)
     assert language.tokens([], **(how | {"system_prompt": ""})) == 0
+
+
+@pytest.mark.parametrize("merged", [False, True], ids=["answered", "stopped before the first token"])
+def test_the_fewest_of_the_oldest_messages_go_also_where_a_message_has_no_reply(merged: bool) -> None:
+    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = Tokenizer(Backend.from_str(backend_json("byte_level")), names)
+    language = Language(MODEL, tokenizer, ChatTemplate(Template(TEMPLATES["smollm2"]), tokenizer))
+    how: dict[str, Any] = {"system_prompt": "Be brief.", "thinking": None, "started": 1e9}
+    messages: list[Message] = []
+    for number in range(4):
+        for role, text in ((Role.USER, f"Question {number} " + "word " * 20), (Role.ASSISTANT, "Answer.")):
+            content = "" if merged and role is Role.ASSISTANT else text
+            messages.append(Message(id=f"{role}{number}", parent="", role=role, content=content))
+    messages.append(Message(id="last", parent="", role=Role.USER, content="last"))
+
+    def needed(first: int) -> int:
+        return len(language.prompt(messages[first:], **how).ids)
+
+    starts = [0, 2, 4, 6, 8]
+    for first in starts:
+        assert language.first_kept(messages, needed(first), **how) == first
+    for first, later in itertools.pairwise(starts):
+        assert language.first_kept(messages, needed(first) - 1, **how) == later
+    assert language.first_kept(messages, needed(8) - 1, **how) is None
+    assert language.first_kept(messages[-1:], needed(8) - 1, **how) is None

@@ -93,7 +93,7 @@ async def _delete(app: NanochatApp, chat_id: str, step: Deletion, closing: Await
         await asyncio.to_thread(app.history.chats.delete, chat_id)
         step.remember("the chat is back", undo)
     await app.chats_changed(chat_id)
-    app.say("Deleted. /undo brings it back; after 30 days it is gone.")
+    app.say("Deleted. /undo brings it back, later `nanochat chats restore`; after 30 days it is gone.")
 
 
 @on_chat

@@ -117,7 +117,11 @@ async def drop_last(app: NanochatApp, session: ChatSession, _: str) -> None:
 async def undo(app: NanochatApp, _: str) -> None:
     """Undo the last delete, of a message or a chat."""
     said = await app.undo.last()
-    app.say(f"Undone: {said}." if said else "There is nothing to undo.")
+    app.say(
+        f"Undone: {said}."
+        if said
+        else "There is nothing to undo since this start. `nanochat chats list --deleted` shows deleted chats."
+    )
 
 
 ACTIONS: tuple[Action, ...] = (

@@ -106,6 +106,8 @@ class ChatPanel(Vertical):
         another, settings = session is not self._session, session.settings
         if another and (focused := self.screen.focused) is not None and self in focused.ancestors:
             self._taken(focused)
+        if another:
+            self._fault("")
         self._session, self._settings, self._showing = session, settings, True
         try:
             self.query_one("#panel-model", Button).label = Content(
@@ -127,6 +129,11 @@ class ChatPanel(Vertical):
             self.query_one("#panel-note").display = bool(note)
         finally:
             self._showing = False
+
+    def on_hide(self) -> None:
+        """What was refused is said no longer."""
+        if self.children:
+            self._fault("")
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
         """Choose a model, or the next way of thinking."""

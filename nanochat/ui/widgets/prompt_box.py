@@ -79,8 +79,10 @@ class PromptBox(TextArea):
 
     @property
     def draft(self) -> Draft:
-        """What stands in the box."""
-        return Draft(self.text, dict(self._draft.folds), self.cursor_location)
+        """What stands in the box. A paste whose label was deleted is no part of it, though undo may bring it back."""
+        text = self.text
+        folds = {label: full for label, full in self._draft.folds.items() if label in text}
+        return Draft(text, folds, self.cursor_location)
 
     @property
     def before_cursor(self) -> str:
