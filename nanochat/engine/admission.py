@@ -51,10 +51,10 @@ class Admission:
         if length == 0:
             raise EmptyPrompt("the prompt has no tokens: there is nothing to continue")
         if length > self._max_model_len - (request.params.max_tokens != 0):
+            longer = ", or load the model with a longer context (max_model_len, --max-model-len)"
             raise ContextOverflow(
-                f"the prompt has {length:,} tokens and the context holds {self._max_model_len:,}, "
-                "one of them for the reply: shorten it, or load the model with a longer context "
-                "(max_model_len, --max-model-len)"
+                f"the prompt has {length:,} tokens and the context holds {self._max_model_len:,}, one of them for the "
+                f"reply: shorten it{longer if self._max_model_len < self._model_config.max_position_embeddings else ''}"
             )
         worst = max(request.prompt_ids) if min(request.prompt_ids) >= 0 else min(request.prompt_ids)
         if not 0 <= worst < vocabulary:

@@ -66,5 +66,6 @@ class Fitting:
     def _hide(self, message: str) -> None:
         history, chat = self._services.history, self._running.chat
         history.messages.hide(chat, message)
-        if not history.messages.open(chat).messages:
+        left = history.messages.open(chat)
+        if not left.messages and not left.running:
             history.chats.delete(chat)

@@ -39,6 +39,7 @@ class HashModel:
         self.poison = poison  # a context that ends with this token gives NaN
         self.config = SimpleNamespace(
             vocab_size=VOCABULARY,
+            max_position_embeddings=BLOCK_SIZE * 4,
             eos_token_ids=(),
             generation_defaults={},
             num_layers=1,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
-from hash_model import HashModel, hash_core, reply
+from hash_model import HashModel, hash_config, hash_core, reply
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from lagging_device import lag
 
+from nanochat.engine.admission import Admission
 from nanochat.engine.outputs import FinishReason
 from nanochat.engine.request import Request
 from nanochat.engine.sampling_params import SamplingParams
@@ -255,3 +258,12 @@ def test_what_can_never_run_is_refused_before_it_starts(prompt, params, error) -
     with pytest.raises(error):
         core.add(Request(prompt, SamplingParams(**params)))
     assert not core.has_work
+
+
+@pytest.mark.parametrize(("own", "can_be_longer"), [(64, False), (8192, True)])
+def test_a_longer_context_is_only_offered_where_the_model_has_one(own: int, can_be_longer: bool) -> None:
+    config = SimpleNamespace(vocab_size=97, max_position_embeddings=own)
+    admission = Admission(hash_config(), config, None, 64, "")  # type: ignore[arg-type]
+    with pytest.raises(ContextOverflow, match="80 tokens and the context holds 64") as refused:
+        admission.check(Request([1] * 80, SamplingParams()))
+    assert ("max_model_len" in str(refused.value)) == can_be_longer
