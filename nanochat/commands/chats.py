@@ -251,7 +251,9 @@ def _write_into(path: Path, text: str) -> None:
         with path.open("w", encoding="utf-8", newline="") as file:
             file.write(sanitize(text) if file.isatty() else text)
     except OSError as error:
-        raise HistoryError(f"{path} cannot be written: {error.strerror}.") from error
+        raise HistoryError(
+            f"{path} cannot be written: {error.strerror}. Choose another place with -o."
+        ) from error
 
 
 def _file_name(bundle: ChatBundle) -> str:

@@ -207,7 +207,7 @@ class DecodeGraphs:
     def _tune(self, size: int) -> None:
         """Measure this size's products once, where its step has any that are tuned."""
         if self._fused is not None and size <= _FUSED_ROWS and size not in self._tuned:
-            self._fused.tune(size, self._kv_cache)
+            self._fused.tune(size)
         self._tuned.add(size)
 
     def _step(self, size: int, form: Form) -> Tensor | None:

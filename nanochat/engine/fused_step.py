@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from nanochat.engine.config import BLOCK_SIZE
 from nanochat.engine.models.decoder import Decoder
 from nanochat.engine.models.embedding import Embedding, EmbeddingShare
 from nanochat.engine.models.layers import Mlp
 from nanochat.kernels.cuda import CudaKernels
 from nanochat.kernels.fused_decoder import DenseModel, FusedDecoder
-from nanochat.kernels.gemv_config import GemvConfig, GemvShape, GemvUse
-from nanochat.kernels.triton_step import DecodeRows
-from nanochat.kernels.tuning import compile_candidates, tune_gemv, tune_in_step
+from nanochat.kernels.gemv_config import GemvShape
+from nanochat.kernels.tuning import compile_candidates, tune_gemv
 
 if TYPE_CHECKING:
     from nanochat.engine.models import Model
     from nanochat.engine.step import KVTensors
+    from nanochat.kernels.triton_step import DecodeRows
 
-_TUNING_SECONDS = 2.0  # for each shape and round, and to compile its candidates; once per chip, the results are kept on disk
-_TRIAL_TOKENS = 512  # of context in the steps that are timed
+_TUNING_SECONDS = 2.0  # for each shape, once per chip: the results are kept on disk
 
 
 class FusedStep:
@@ -39,52 +36,23 @@ class FusedStep:
         """Whether each kernel is launched while the one before it ends, where the chip can do that."""
         return self._kernels.pdl
 
-    def tune(self, rows: int, kv_cache: KVTensors) -> None:
-        """Measure what was never measured on this chip; a second start finds it on disk. No key of the cache is written."""
+    def tune(self, rows: int) -> None:
+        """Measure what was never measured on this chip; a second start finds it on disk."""
+        kernels = self._kernels
         if self.is_tuned(rows):
             return
-        kernels, uses = self._kernels, self._decoder.uses(rows)
         kernels.tuning.look_again()
-        lacking = {shape: use for shape, use in uses.items() if kernels.tuning.get(shape) is None}
-        seconds = _TUNING_SECONDS * len(lacking)
-        if self._decoder.model.reduce is None:
-            tune_in_step(
-                self._compiled(lacking),
-                kernels.tuning,
-                lambda: self._trial(rows, kv_cache),
-                seconds=seconds,
-            )
-        else:
-            there = self._compiled({shape: GemvUse("silu" if shape.gated else "") for shape in lacking})
-            for shape in lacking:
-                tune_gemv(
-                    shape, kernels.tuning, dtype=self._dtype, device=kernels.device, pdl=kernels.pdl,
-                    seconds=_TUNING_SECONDS, candidates=there[shape], weights=self._weights(shape),
-                )  # fmt: skip
+        lacking = [shape for shape in self._decoder.shapes(rows) if kernels.tuning.get(shape) is None]
+        there = compile_candidates(
+            lacking, dtype=self._dtype, pdl=kernels.pdl, seconds=_TUNING_SECONDS * len(lacking)
+        )
+        for shape in lacking:
+            tune_gemv(
+                shape, kernels.tuning, dtype=self._dtype, device=kernels.device, pdl=kernels.pdl,
+                seconds=_TUNING_SECONDS, candidates=there[shape], weights=self._weights(shape),
+            )  # fmt: skip
         if lacking:
             kernels.tuning.save()
-
-    def _compiled(self, uses: dict[GemvShape, GemvUse]) -> dict[GemvShape, list[GemvConfig]]:
-        return compile_candidates(
-            uses, dtype=self._dtype, pdl=self._kernels.pdl, seconds=_TUNING_SECONDS * len(uses)
-        )
-
-    def _trial(self, rows: int, kv_cache: KVTensors) -> Callable[[], object]:
-        """A step of sequences with a chat's context, whatever the cache holds; it writes no key."""
-        device = self._kernels.device
-        width = _TRIAL_TOKENS // BLOCK_SIZE + 1
-
-        def full(value: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.full((rows,), value, dtype=dtype, device=device)
-
-        blocks = torch.arange(rows * width, dtype=torch.int32, device=device) % kv_cache[0][0].shape[0]
-        state = DecodeRows(
-            ids=full(0), positions=full(_TRIAL_TOKENS - 1), context_lens=full(_TRIAL_TOKENS, torch.int32),
-            slots=full(-1), block_tables=blocks.view(rows, width), counter=full(0),
-            stop_ids=full(-1, torch.int32)[:, None],
-        )  # fmt: skip
-        query_start = torch.arange(rows + 1, dtype=torch.int32, device=device)
-        return lambda: self._decoder.logits(state, query_start, kv_cache)
 
     def _weights(self, shape: GemvShape) -> list[Tensor]:
         """The model's own matrices of a shape: measured over them, tuning takes no memory beside a full card's."""
@@ -97,7 +65,7 @@ class FusedStep:
 
     def is_tuned(self, rows: int) -> bool:
         """Whether `tune` has nothing left to measure."""
-        return all(self._kernels.tuning.get(shape) is not None for shape in self._decoder.uses(rows))
+        return all(self._kernels.tuning.get(shape) is not None for shape in self._decoder.shapes(rows))
 
     def logits(self, rows: DecodeRows, query_start: Tensor, kv_cache: KVTensors) -> Tensor:
         """Float32 [rows, vocab_size], on several ranks this one's part of them."""

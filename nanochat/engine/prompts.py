@@ -45,7 +45,9 @@ def _read(prompt: object) -> Given:
         return Given(ids=_ids(prompt))
     unread = [str(key) for key, value in prompt.items() if key not in _KEYS and not _is_nothing(value)]
     if unread:
-        raise UsageError(f"a prompt has {', '.join(unread)}: models here read {_SHAPES}, and nothing else")
+        raise UsageError(
+            f"a prompt has {', '.join(unread)}: models here read {_SHAPES}, and nothing else: leave it out"
+        )
     text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
     if (text is None and ids is None) or not (text is None or isinstance(text, str)):
         what = (

@@ -24,7 +24,7 @@ from nanochat.kernels.triton_matmul import invariant_linear
 from nanochat.kernels.triton_norm import add_rms_norm, rms_norm
 from nanochat.kernels.triton_prefill import prefill_attention, prefill_plan
 from nanochat.kernels.triton_rope import Rope, rope_and_write, write_kv
-from nanochat.kernels.tuning_cache import TuningCache
+from nanochat.kernels.tuning import TuningCache
 
 MAX_DECODE_QUERIES = 8
 _COUNTERS = 1 << 17  # to begin with: enough for 4,096 sequences of 32 key-value heads

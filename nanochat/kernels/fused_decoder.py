@@ -23,7 +23,7 @@ from torch import Tensor
 from nanochat.kernels.bundle import AttentionSpec, DenseLayer, FusedReduce, Reduce
 from nanochat.kernels.cuda import CudaKernels, Weight
 from nanochat.kernels.decode_plan import decode_plan
-from nanochat.kernels.gemv_config import GemvConfig, GemvShape, GemvUse
+from nanochat.kernels.gemv_config import GemvConfig, GemvShape
 from nanochat.kernels.triton_decode import decode_attention
 from nanochat.kernels.triton_gemv import gemv
 from nanochat.kernels.triton_outlet import Outlet
@@ -64,25 +64,23 @@ class FusedDecoder:
         self.model = model
         self.kernels = kernels
 
-    def uses(self, rows: int) -> dict[GemvShape, GemvUse]:
-        """The distinct products of a step of so many rows on one device, for tuning."""
-        layer, head, gate_up = self.model.layers[0], self.model.head, self.model.layers[0].mlp.gate_up
+    def shapes(self, rows: int) -> list[GemvShape]:
+        """The distinct products of a step of so many rows, for tuning."""
+        layer, head = self.model.layers[0], self.model.head
 
         def plain(weight: Weight, norm: bool) -> GemvShape:
             out, k = weight.weight.shape
             return GemvShape.of(rows, out, k, False, norm)
 
-        def biased(weight: Weight) -> bool:
-            return weight.bias is not None
-
         hidden, inner = layer.mlp.down.weight.shape
-        return {
-            plain(layer.qkv, True): GemvUse(bias=biased(layer.qkv), late=True),
-            plain(layer.output, False): GemvUse(bias=biased(layer.output), residual=True),
-            GemvShape.of(rows, inner, hidden, True, True): GemvUse(self.model.activation, biased(gate_up)),
-            plain(layer.mlp.down, False): GemvUse(bias=biased(layer.mlp.down), residual=True),
-            plain(head, True): GemvUse(bias=biased(head), out_dtype=torch.float32),
-        }
+        found = [
+            plain(layer.qkv, True),
+            plain(layer.output, False),
+            GemvShape.of(rows, inner, hidden, True, True),
+            plain(layer.mlp.down, False),
+            plain(head, True),
+        ]
+        return list(dict.fromkeys(found))
 
     def logits(
         self,

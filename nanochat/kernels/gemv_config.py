@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-
 from nanochat.kernels.sizes import next_power_of_2
 
 
@@ -45,17 +43,6 @@ class GemvShape:
     def name(self) -> str:
         """A key for the cache on disk."""
         return f"{self.rows}x{self.n}x{self.k}{'-gated' if self.gated else ''}{'-norm' if self.norm else ''}"
-
-
-@dataclass(frozen=True, slots=True)
-class GemvUse:
-    """What a product's kernel is compiled for besides its shape; see `gemv`."""
-
-    activation: str = ""
-    bias: bool = False
-    residual: bool = False
-    late: bool = False
-    out_dtype: torch.dtype | None = None
 
 
 def default_config(shape: GemvShape) -> GemvConfig:

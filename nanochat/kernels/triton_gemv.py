@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanochat.kernels.gemv_config import GemvConfig, GemvShape, GemvUse, default_config
+from nanochat.kernels.gemv_config import GemvConfig, GemvShape, default_config
 from nanochat.kernels.triton_activation import gate_mul
 from nanochat.kernels.triton_gemv_dot import gemv_dot
 from nanochat.kernels.triton_inbox import following
@@ -177,18 +177,15 @@ def gemv(
     return out
 
 
-def compile_gemv(
-    shape: GemvShape, use: GemvUse, config: GemvConfig, *, dtype: torch.dtype, pdl: bool
-) -> object:
-    """The kernel of a product: a promise of it inside Triton's `AsyncCompileMode`; None of a library's."""
+def compile_gemv(shape: GemvShape, config: GemvConfig, *, dtype: torch.dtype, pdl: bool) -> object:
+    """The kernel of a product as it is measured: a promise of it inside Triton's `AsyncCompileMode`; None of a library's."""
     if config.library:
         return None
     x = torch.empty(shape.rows, shape.k, dtype=dtype, device="meta")
     weight = torch.empty(shape.n * (2 if shape.gated else 1), shape.k, dtype=dtype, device="meta")
-    y = x.new_empty(shape.rows, shape.n)
     kernel, grid, arguments, constants = _launch(
-        x, weight, y.to(use.out_dtype or dtype), config, x[0] if shape.norm else None, 1e-6,
-        weight[:, 0] if use.bias else None, y if use.residual else None, use.activation, pdl, use.late, None,
+        x, weight, x.new_empty(shape.rows, shape.n), config, x[0] if shape.norm else None, 1e-6, None, None,
+        "silu" if shape.gated else "", pdl, False, None,
     )  # fmt: skip
     return kernel.run(*arguments, grid=grid, warmup=True, **constants)
 

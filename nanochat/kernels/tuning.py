@@ -1,35 +1,134 @@
-"""Tuning by measurement: which cut of a matrix-vector product is the fastest on this chip.
-
-Where a model is on one device its products are measured in the decode step that they are for. A product in a chain of its like
-tells too little: in the step it requests its weights while another kernel's programs hold the registers. What was fastest in
-such a chain made a step of Qwen3-0.6B's shape 2 to 5 % longer (an H200). Over several ranks chains are still what is measured: ranks would
-wait for each other in a step.
-"""
+"""Tuning by measurement, remembered on disk: the second start does not pay."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import os
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import partial
+from dataclasses import asdict
 from itertools import zip_longest
+from pathlib import Path
+from typing import Any
 
 import torch
 import triton
+from filelock import FileLock, Timeout
 from torch import Tensor
 
-from nanochat.kernels.gemv_config import GemvConfig, GemvShape, GemvUse, candidate_configs, default_config
+from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs, default_config
 from nanochat.kernels.shortage import comes_from_out_of_memory
 from nanochat.kernels.triton_gemv import compile_gemv, gemv
-from nanochat.kernels.tuning_cache import TuningCache
 
+KERNELS_VERSION = 1
+"""To be raised with every change to the matrix-vector kernel that makes another cut the fastest: then all is measured anew."""
 _ROTATED_BYTES = 256 << 20  # weights are rotated through so many bytes, several times any L2 cache
 _MOST_ROTATED = 32
-_STEPS = 2  # in a graph that is timed
-_TIMED_SECONDS = 0.1  # for a candidate in a step
 _LEAST_LAUNCHES = 4  # in a graph that is timed: of fewer, its own launch is too much of the time
+_LOCK_SECONDS = 5.0  # others hold the file for milliseconds
 _COMPILERS = 4  # threads at most: each asks for the interpreter's lock, and so does the screen
+
+log = logging.getLogger("nanochat.kernels")
+
+
+class TuningCache:
+    """Configurations by device name, dtype, versions and shape, in one JSON file. Owned by one engine.
+
+    A file that cannot be read counts as empty, and one that cannot be written is left: everything can be measured again.
+    """
+
+    def __init__(self, path: Path | None, device: str, dtype: torch.dtype) -> None:
+        """`dtype`: of the matrices."""
+        self._path = path
+        kind = str(dtype).removeprefix("torch.")
+        self._section = f"{device} / {kind} / triton {triton.__version__} / kernels {KERNELS_VERSION}"
+        self._configs: dict[str, GemvConfig] = {}
+        self._made_do: dict[str, GemvConfig] = {}
+        self._unsaved: set[str] = set()
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Take what another engine measured meanwhile, of shapes that are not known here: equal engines then compute equal bits."""
+        for name, config in self._saved(self._read()).items():
+            if name not in self._made_do:  # what a graph was captured with stays
+                self._configs.setdefault(name, config)
+
+    def get(self, shape: GemvShape) -> GemvConfig | None:
+        """What was settled for a shape; `None` where nothing was."""
+        return self._configs.get(shape.name) or self._made_do.get(shape.name)
+
+    def config(self, shape: GemvShape) -> GemvConfig:
+        """What was settled for a shape, else the default."""
+        return self.get(shape) or default_config(shape)
+
+    def make_do(self, shape: GemvShape) -> None:
+        """Settle for the default as long as this cache lives: it could not be measured now, and is not saved."""
+        self._made_do[shape.name] = default_config(shape)
+
+    def put(self, shape: GemvShape, config: GemvConfig) -> None:
+        """Remember a configuration; `save` writes it, or finds that another engine was first."""
+        self._configs[shape.name] = config
+        self._unsaved.add(shape.name)
+
+    def save(self) -> None:
+        """Write the file whole, in one step; what others measured, on this device or another, stays.
+
+        Of engines that measured the same shape at the same time the first to save it has settled it for all, so that equal
+        engines compute equal bits: to be called before anything is captured with what was `put`.
+        Where it cannot be written the log says so, and the next engine measures again.
+        """
+        if self._path is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self._path}.lock", timeout=_LOCK_SECONDS):
+                self._merge(self._path)
+        except (OSError, Timeout, NotImplementedError) as error:  # a full disk, or one without locks
+            log.warning("what was measured of the kernels could not be saved: %s", error)
+        self._unsaved.clear()  # graphs are captured with them now
+
+    def _merge(self, path: Path) -> None:
+        content = self._read()
+        saved = self._saved(content)
+        self._configs |= {name: saved[name] for name in self._unsaved & saved.keys()}
+        ours = {name: asdict(config) for name, config in (self._configs | saved).items()}
+        content[self._section] = dict(sorted((content.get(self._section, {}) | ours).items()))
+        _replace(path, json.dumps(content, indent=1))
+
+    def _saved(self, content: dict[str, dict[str, dict[str, Any]]]) -> dict[str, GemvConfig]:
+        """This engine's part of the file's content."""
+        found: dict[str, GemvConfig] = {}
+        for name, fields in content.get(self._section, {}).items():
+            with contextlib.suppress(TypeError):  # written by a version with other fields
+                found[name] = GemvConfig(**fields)
+        return found
+
+    def _read(self) -> dict[str, dict[str, dict[str, Any]]]:
+        if self._path is None:
+            return {}
+        try:
+            content = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return {}
+        sections: dict[str, Any] = content if isinstance(content, dict) else {}
+        return {name: section for name, section in sections.items() if isinstance(section, dict)}
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole, in one step; a failure leaves nothing behind."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(name, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
 
 
 def time_of_launches(launches: list[Callable[[], object]], *, rounds: int = 8) -> float:
@@ -56,16 +155,16 @@ def time_of_launches(launches: list[Callable[[], object]], *, rounds: int = 8) -
 
 
 def compile_candidates(
-    uses: Mapping[GemvShape, GemvUse], *, dtype: torch.dtype, pdl: bool, seconds: float
+    shapes: Sequence[GemvShape], *, dtype: torch.dtype, pdl: bool, seconds: float
 ) -> dict[GemvShape, list[GemvConfig]]:
-    """Compile the candidates of several shapes beside each other, as they are used; which of each are there in time.
+    """Compile the candidates of several shapes beside each other; which of each are there in time.
 
     A product of eight rows takes a second to compile, and a step has some thirty candidates.
 
     Args:
         seconds: what is not begun after so long is left.
     """
-    wanted = {shape: candidate_configs(shape) for shape in uses}
+    wanted = {shape: candidate_configs(shape) for shape in shapes}
     threads = max(1, min(_COMPILERS, (os.cpu_count() or 1) // 2))
     asked: list[tuple[GemvShape, GemvConfig, object]] = []
     with (
@@ -75,68 +174,16 @@ def compile_candidates(
         for turn in zip_longest(*wanted.values()):  # of each shape the default first
             for shape, config in zip(wanted, turn, strict=True):
                 if config is not None:
-                    kernel = compile_gemv(shape, uses[shape], config, dtype=dtype, pdl=pdl)
-                    asked.append((shape, config, kernel))
+                    asked.append((shape, config, compile_gemv(shape, config, dtype=dtype, pdl=pdl)))
         wait(mode.raw_futures, timeout=seconds)
         for future in mode.raw_futures:
             future.cancel()
-    there: dict[GemvShape, list[GemvConfig]] = {shape: [] for shape in uses}
+    there: dict[GemvShape, list[GemvConfig]] = {shape: [] for shape in shapes}
     for shape, config, kernel in asked:
         # A promise that was not kept has no kernel; without one there is nothing to compile, or it was there already.
         if getattr(kernel, "kernel", kernel) is not None or config.library:
             there[shape].append(config)
     return there
-
-
-def tune_in_step(
-    candidates: Mapping[GemvShape, list[GemvConfig]], cache: TuningCache, make_step: Callable[[], Callable[[], object]],
-    *, seconds: float,
-) -> dict[GemvShape, dict[GemvConfig, float]]:  # fmt: skip
-    """Measure candidates of a step's products in the step, which looks them up in `cache`, and keep the fastest there.
-
-    One product after the other, beside the fastest of the others so far; then all once more, since the first ones stood beside
-    defaults: with eight rows of Qwen3-0.6B's shape a single round ended 17 % slower than products measured alone, two rounds
-    2 % faster (an H200). Where memory is too short for a step, the defaults are made do with.
-
-    Args:
-        candidates: of each product.
-        make_step: returns what launches a whole step, which a graph can capture.
-        seconds: in each round no further candidate of a product is begun after its share of so long.
-
-    Returns:
-        Seconds a step took with each candidate in the last round.
-    """
-    times: dict[GemvShape, dict[GemvConfig, float]] = {}
-    try:
-        times = _in_step(candidates, cache, make_step(), seconds / max(len(candidates), 1))
-    except RuntimeError as error:
-        if not comes_from_out_of_memory(error):
-            raise
-    for shape in candidates:
-        _settle(shape, cache, times.get(shape, {}))
-    return times
-
-
-def _in_step(
-    candidates: Mapping[GemvShape, list[GemvConfig]], cache: TuningCache, step: Callable[[], object], seconds: float
-) -> dict[GemvShape, dict[GemvConfig, float]]:  # fmt: skip
-    """The times of `tune_in_step`; `seconds`: for each product and round."""
-    best = {shape: default_config(shape) for shape in candidates}
-    times: dict[GemvShape, dict[GemvConfig, float]] = {}
-    a_step = time_of_launches([step], rounds=1)  # and what it has besides products is compiled
-    replays = max(2, min(8, int(_TIMED_SECONDS / (_STEPS * a_step))))  # few of a large model's
-
-    def time_of(shape: GemvShape, config: GemvConfig) -> float:
-        with cache.trying(best | {shape: config}):
-            return time_of_launches([step] * _STEPS, rounds=replays)
-
-    for _ in range(2):
-        for shape, configs in candidates.items():
-            best_first = sorted(configs, key=lambda config, shape=shape: config != best[shape])
-            found = _times(best_first, partial(time_of, shape), seconds)
-            if found:
-                times[shape], best[shape] = found, _fastest(found)
-    return times
 
 
 def tune_gemv(
@@ -154,45 +201,19 @@ def tune_gemv(
     Returns:
         Seconds a launch for each candidate measured.
     """
-
     times: dict[GemvConfig, float] = {}
     try:
         rotated = _rotated(weights, shape, dtype, device)
         if rotated:
-            times = _times(candidates or candidate_configs(shape), _chain(shape, rotated, pdl), seconds)
+            times = _times(shape, candidates or candidate_configs(shape), rotated, pdl, seconds)
     except RuntimeError as error:
         if not comes_from_out_of_memory(error):
             raise
         times = {}
-    _settle(shape, cache, times)
-    return times
-
-
-def _settle(shape: GemvShape, cache: TuningCache, times: dict[GemvConfig, float]) -> None:
-    """Keep the fastest; the default where nothing could be measured."""
     if times:
-        cache.put(shape, _fastest(times))
+        cache.put(shape, min(times, key=lambda config: times[config]))
     else:
         cache.make_do(shape)
-
-
-def _fastest(times: dict[GemvConfig, float]) -> GemvConfig:
-    return min(times, key=lambda config: times[config])
-
-
-def _times(
-    candidates: Iterable[GemvConfig], time_of: Callable[[GemvConfig], float], seconds: float
-) -> dict[GemvConfig, float]:
-    """The time of each candidate that this chip can launch."""
-    began = time.monotonic()
-    times: dict[GemvConfig, float] = {}
-    for config in candidates:
-        if times and time.monotonic() - began > seconds:
-            break
-        try:
-            times[config] = time_of(config)
-        except triton.OutOfResources:
-            continue  # this chip has less shared memory or fewer registers than the candidate wants
     return times
 
 
@@ -215,20 +236,28 @@ def _rotated(
     return rotated if 2 * len(rotated) >= wanted else []
 
 
-def _chain(shape: GemvShape, weights: list[Tensor], pdl: bool) -> Callable[[GemvConfig], float]:
-    """Seconds a launch takes, in a chain of launches with these weights."""
+def _times(
+    shape: GemvShape, candidates: list[GemvConfig], weights: list[Tensor], pdl: bool, seconds: float
+) -> dict[GemvConfig, float]:
+    """Seconds a launch for each candidate that this chip can launch."""
+    began = time.monotonic()
     weights = weights * -(-_LEAST_LAUNCHES // len(weights))
     x = torch.empty(shape.rows, shape.k, dtype=weights[0].dtype, device=weights[0].device).normal_()
     norm = torch.ones_like(x[0]) if shape.norm else None
     out = x.new_empty(shape.rows, shape.n)
-    activation = "silu" if shape.gated else ""
+    times: dict[GemvConfig, float] = {}
+    for config in candidates:
+        if times and time.monotonic() - began > seconds:
+            break
 
-    def time_of(config: GemvConfig) -> float:
-        def launch(weight: Tensor) -> Tensor:
+        def launch(weight: Tensor, config: GemvConfig = config) -> Tensor:
+            activation = "silu" if shape.gated else ""
             return gemv(
                 x, weight, out=out, config=config, norm=norm, eps=1e-6, activation=activation, pdl=pdl
             )
 
-        return time_of_launches([lambda weight=weight: launch(weight) for weight in weights])
-
-    return time_of
+        try:
+            times[config] = time_of_launches([lambda weight=weight: launch(weight) for weight in weights])
+        except triton.OutOfResources:
+            continue  # this chip has less shared memory or fewer registers than the candidate wants
+    return times

@@ -176,10 +176,10 @@ class ModelHost:
         self._home.clear()
         load = self._load
         self.unload()
-        await asyncio.to_thread(
-            self.engine.close
-        )  # it returns when the memory is given back, or after some seconds
-        while load is not None and not load.done:  # a load under way cannot be interrupted
+        await asyncio.to_thread(self.engine.close)
+        while (
+            load is not None and not load.done
+        ):  # a load cannot be interrupted: `close` waits for some seconds only
             await asyncio.sleep(POLL_SECONDS)
 
     def take_back(self) -> None:

@@ -31,9 +31,8 @@ class OpenChats:
         )
         self._sessions: list[ChatSession] = []
         self._active = 0
-        self._opened: tuple[ChatSession, ChatSession] | None = (
-            None  # the shown tab, while nobody leaves it, and where it was opened
-        )
+        # The shown tab and the one from which it was opened, as long as no other is shown.
+        self._opened: tuple[ChatSession, ChatSession] | None = None
         self._closed: list[tuple[int, Tab]] = []  # with the number of the closing, the latest last
         self._closing: dict[ChatSession, asyncio.Event] = {}  # the event says that it is closed
         self._closings = 0

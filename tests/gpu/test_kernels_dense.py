@@ -18,8 +18,7 @@ from nanochat.kernels.triton_activation import gate_mul
 from nanochat.kernels.triton_gemv import gemv
 from nanochat.kernels.triton_matmul import invariant_linear
 from nanochat.kernels.triton_norm import add_rms_norm, rms_norm
-from nanochat.kernels.tuning import tune_gemv
-from nanochat.kernels.tuning_cache import TuningCache
+from nanochat.kernels.tuning import TuningCache, tune_gemv
 
 pytestmark = pytest.mark.gpu
 POISONED = pytest.mark.usefixtures("poisoned_memory")

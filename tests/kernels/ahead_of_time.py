@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +38,7 @@ from nanochat.engine.models.drawn import DrawnWeights
 from nanochat.kernels import tuning
 from nanochat.kernels.bundle import AttentionSpec
 from nanochat.kernels.cuda import CudaKernels
-from nanochat.kernels.gemv_config import GemvConfig, GemvShape, GemvUse, candidate_configs, default_config
+from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs, default_config
 from nanochat.kernels.layout import AttentionLayout
 from nanochat.kernels.triton_divided import choose_rows, offer_rows
 from nanochat.kernels.triton_gemv import gemv
@@ -218,7 +217,7 @@ def fused(model: Decoder, rows: int, dtype: torch.dtype, choose: Choice, report:
     if step is None:
         return
     query_start, cache = empty(rows + 1, dtype=torch.int32), make_cache(model.config, dtype)
-    shapes = list(step._decoder.uses(rows))
+    shapes = step._decoder.shapes(rows)
     choices = {shape: choose(shape) for shape in shapes}
     for turn in range(max(map(len, choices.values()))):
         report.trying = turn > 0 or choose is only_matrix_units
@@ -285,34 +284,15 @@ def attention_kinds(kernels: CudaKernels) -> None:
             kernels.attend(q, spec, cache, kernels.plan(at))
 
 
-SMALL = SHAPES["tiny"] | {  # each product of another shape; biases, as Qwen2 has them
-    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 512, "intermediate_size": 1024, "head_dim": 64,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1, "vocab_size": 2048,
-}  # fmt: skip
-
-
 def candidates(capability: int) -> dict[str, Any]:
-    """Candidates compiled beside each other as tuning does it, and what its measurements would then still compile.
-
-    Of products alone, and of a step's.
-    """
-    pdl, anew, dtype = capability >= 90, list[str](), torch.bfloat16
-    plain = {
-        GemvShape(1, 512, 1024, False, True): GemvUse(),
-        GemvShape(1, 256, 512, True, False): GemvUse("silu"),
-    }
-    first = next(iter(plain))
-    kernels = make_kernels(capability)
-    model = make_model(SMALL, kernels, dtype)
-    decoder = fused_decoder(model)
-    assert decoder is not None
-    uses, kv_cache = decoder._decoder.uses(1), make_cache(model.config, dtype)
+    """Candidates compiled beside each other as tuning does it, and what its measurements would then still compile."""
+    pdl, anew = capability >= 90, list[str]()
+    shapes = [GemvShape(1, 512, 1024, False, True), GemvShape(1, 256, 512, True, False)]
     driver.set_active(AbsentDriver(capability))
     with mock.patch.object(tuning, "_COMPILERS", 2):
-        late = tuning.compile_candidates({first: plain[first]}, dtype=torch.float16, pdl=pdl, seconds=0.0)
-        there = tuning.compile_candidates(plain, dtype=dtype, pdl=pdl, seconds=60.0)
-        again = tuning.compile_candidates(plain, dtype=dtype, pdl=pdl, seconds=0.0)
-        in_step = tuning.compile_candidates(uses, dtype=dtype, pdl=pdl, seconds=60.0)
+        late = tuning.compile_candidates(shapes[:1], dtype=torch.float16, pdl=pdl, seconds=0.0)
+        there = tuning.compile_candidates(shapes, dtype=torch.bfloat16, pdl=pdl, seconds=60.0)
+        again = tuning.compile_candidates(shapes, dtype=torch.bfloat16, pdl=pdl, seconds=0.0)
     compiled, run = JITFunction._do_compile, JITFunction.run
 
     def noted(self: JITFunction, *args: Any, **kwargs: Any) -> Any:
@@ -322,10 +302,10 @@ def candidates(capability: int) -> dict[str, Any]:
     def unlaunched(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         return run(self, *args, grid=grid, warmup=True, **kwargs)
 
-    def time_of_launches(launches: list[Callable[[], object]], *, rounds: int = 8) -> float:
-        return 1.0 + (launches[0]() is None)
+    def time_of_launches(launches: list[Callable[[], object]]) -> float:
+        return float(launches[0]() is None)
 
-    cache = tuning.TuningCache(None, "absent", dtype)
+    cache = tuning.TuningCache(None, "absent", torch.bfloat16)
     with (
         mock.patch.object(JITFunction, "_do_compile", noted),
         mock.patch.object(JITFunction, "run", unlaunched),
@@ -333,18 +313,15 @@ def candidates(capability: int) -> dict[str, Any]:
     ):
         measured = [
             tuning.tune_gemv(
-                shape, cache, dtype=dtype, device=META, pdl=pdl, candidates=there[shape],
-                weights=[empty(shape.n * (2 if shape.gated else 1), shape.k, dtype=dtype)] * 1024,
+                shape, cache, dtype=torch.bfloat16, device=META, pdl=pdl, candidates=there[shape],
+                weights=[empty(shape.n * (2 if shape.gated else 1), shape.k, dtype=torch.bfloat16)] * 1024,
             )
-            for shape in plain
+            for shape in shapes
         ]  # fmt: skip
-        trial = partial(decoder._trial, 1, kv_cache)
-        measured += tuning.tune_in_step(in_step, kernels.tuning, trial, seconds=600.0).values()
-    there |= in_step
     return {
-        "wanted": [len(candidate_configs(shape)) for shape in there], "there": [len(there[shape]) for shape in there],
-        "again": [len(again[shape]) for shape in again], "measured": [len(times) for times in measured],
-        "late": len(late[first]), "compiled anew": sorted(set(anew)), "in a step": len(uses),
+        "wanted": [len(candidate_configs(shape)) for shape in shapes], "there": [len(there[shape]) for shape in shapes],
+        "again": [len(again[shape]) for shape in shapes], "measured": [len(times) for times in measured],
+        "late": len(late[shapes[0]]), "compiled anew": len(anew),
     }  # fmt: skip
 
 

@@ -57,11 +57,9 @@ def test_every_kernel_compiles_for_sm_80_and_sm_90() -> None:
 
 def test_what_tuning_compiles_beside_each_other_is_what_it_then_measures() -> None:
     found = report_of(start(90, "--candidates"))
-    assert found["there"] == found["measured"] == found["wanted"]
-    assert found["again"] == found["wanted"][:2]
-    assert found["in a step"] == 5
-    assert min(found["wanted"]) >= 3
-    assert set(found["compiled anew"]) <= {"_embed", "_decode"}, "what a step has besides products"
+    assert found["there"] == found["again"] == found["measured"] == found["wanted"]
+    assert min(found["wanted"]) > 3
+    assert found["compiled anew"] == 0
     assert found["late"] < found["wanted"][0], "what is not begun in time is left"
 
 

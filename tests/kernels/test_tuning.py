@@ -14,12 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="Triton runs on Linux only")
 
-from triton import OutOfResources
-
-from nanochat.kernels import tuning, tuning_cache
+from nanochat.kernels import tuning
 from nanochat.kernels.gemv_config import GemvConfig, GemvShape, candidate_configs, default_config
-from nanochat.kernels.tuning import tune_gemv, tune_in_step
-from nanochat.kernels.tuning_cache import TuningCache
+from nanochat.kernels.tuning import TuningCache, tune_gemv
 
 SHAPES = [GemvShape(rows, 512, 256, False, False) for rows in (1, 2, 4)]
 MATRIX = 512 * 256 * 2  # bytes of such a shape in bfloat16
@@ -98,85 +95,6 @@ def test_a_single_matrix_that_no_cache_holds_is_launched_often_enough_to_be_time
     assert set(chip.launches) == {4}
 
 
-def in_step(cache: TuningCache, step: Any, **candidates: Any) -> dict[GemvShape, dict[GemvConfig, float]]:
-    given = candidates.get("candidates") or {shape: candidate_configs(shape) for shape in SHAPES[:2]}
-    return tune_in_step(given, cache, lambda: step, seconds=candidates.get("seconds", 99.0))
-
-
-def test_in_a_step_products_are_settled_beside_each_other_and_not_beside_defaults(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """One round would end where the first product stood well beside the second one's default."""
-    cache, tried = cache_at(None), list[tuple[GemvConfig, GemvConfig]]()
-    first, second = SHAPES[:2]
-    seconds = {(8, 8): 0.0, (2, 8): 1.0, (2, 4): 2.0, (4, 8): 2.0, (4, 4): 3.0}  # by warps
-
-    def step() -> float:
-        tried.append((cache.config(first), cache.config(second)))
-        return seconds.get((tried[-1][0].warps, tried[-1][1].warps), 4.0)
-
-    def time_of_launches(launches: list[Any], rounds: int) -> float:
-        return 1e-3 + [launch() for launch in launches][-1]
-
-    monkeypatch.setattr(tuning, "time_of_launches", time_of_launches)
-    times = in_step(cache, step)
-    assert tried[0] == (default_config(first), default_config(second))
-    assert [set(times[shape]) for shape in (first, second)] == [
-        set(candidate_configs(shape)) for shape in (first, second)
-    ]
-    assert (cache.config(first).warps, cache.config(second).warps) == (8, 8)
-    assert cache.config(first) == min(times[first], key=lambda config: times[first][config])
-
-
-class Slow:
-    """A step of half a second on a clock that only it moves; the first one, which compiles, takes ten."""
-
-    def __init__(self, cache: TuningCache, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.cache, self.now, self.measured = cache, 0.0, list[GemvConfig]()
-        self.replays: set[int] = set()
-        monkeypatch.setattr(tuning, "time_of_launches", self.time_of_launches)
-        monkeypatch.setattr(tuning.time, "monotonic", lambda: self.now)
-
-    def time_of_launches(self, launches: list[Any], rounds: int) -> float:
-        self.now += 0.5 if self.measured else 10.0
-        self.replays.add(rounds)
-        self.measured.append(self.cache.config(SHAPES[0]))
-        return 0.5 - len(self.measured) / 1000 if len(self.measured) <= 4 else 0.6
-
-
-def test_in_time_that_is_too_short_for_all_the_best_so_far_is_measured_again_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    cache, shape = cache_at(None), SHAPES[1]
-    slow = Slow(cache, monkeypatch)
-    configs = candidate_configs(shape)
-    times = in_step(
-        cache, slow, candidates={SHAPES[0]: candidate_configs(SHAPES[0]), shape: configs}, seconds=2.0
-    )
-    of_first = candidate_configs(SHAPES[0])
-    assert slow.measured[0] == default_config(SHAPES[0])
-    assert slow.measured[1:4] == of_first[:3], "compiling took none of its time"
-    assert next(iter(times[SHAPES[0]])) == of_first[2], "which was the fastest of the first round"
-    assert cache.get(SHAPES[0]) in times[SHAPES[0]]
-    assert slow.replays == {1, 2}, "of a large model's steps few are run"
-
-
-def test_a_candidate_that_the_chip_cannot_launch_in_a_step_is_left_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    cache, shape = cache_at(None), SHAPES[0]
-    best, too_large = default_config(shape), candidate_configs(shape)[1]
-
-    def time_of_launches(launches: list[Any], rounds: int) -> float:
-        if cache.config(shape) == too_large:
-            raise OutOfResources(300_000, 200_000, "shared memory")
-        return 1.0
-
-    monkeypatch.setattr(tuning, "time_of_launches", time_of_launches)
-    assert in_step(cache, list, candidates={shape: [too_large, best]}) == {shape: {best: 1.0}}
-    assert cache.config(shape) == best
-
-
 CAPTURE_ENDED = RuntimeError("CUDA error: operation failed due to a previous error during capture")
 CAPTURE_ENDED.__context__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
 OUT_OF_MEMORY = [
@@ -204,16 +122,6 @@ def test_where_memory_is_short_the_default_is_made_do_with_and_not_saved(
     fresh = cache_at(path)
     assert fresh.get(SHAPES[0]) is None
     assert fresh.get(SHAPES[1]) is not None
-
-
-def test_where_memory_is_too_short_for_a_step_nothing_that_was_tried_stays(chip: Any, tmp_path: Path) -> None:
-    cache = cache_at(tmp_path / "tuning.json")
-    chip.error = CAPTURE_ENDED
-    assert in_step(cache, list, candidates={shape: candidate_configs(shape)[1:] for shape in SHAPES}) == {}
-    for shape in SHAPES:
-        assert cache.get(shape) == default_config(shape)
-    cache.save()
-    assert cache_at(tmp_path / "tuning.json").get(SHAPES[0]) is None
 
 
 def test_what_was_made_do_with_stays_until_the_engine_ends(chip: Any, tmp_path: Path) -> None:
@@ -299,7 +207,7 @@ def test_a_file_that_somebody_else_holds_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "tuning.json"
-    monkeypatch.setattr(tuning_cache, "_LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "_LOCK_SECONDS", 0.0)
     cache = cache_at(path)
     cache.put(SHAPES[0], candidate_configs(SHAPES[0])[0])
     with FileLock(f"{path}.lock"):
@@ -325,7 +233,7 @@ def test_what_was_measured_counts_for_its_dtype_and_for_its_version_of_the_kerne
     cache.put(SHAPES[0], best)
     cache.save()
     assert cache_at(path, dtype=torch.float32).get(SHAPES[0]) is None
-    monkeypatch.setattr(tuning_cache, "KERNELS_VERSION", tuning_cache.KERNELS_VERSION + 1)
+    monkeypatch.setattr(tuning, "KERNELS_VERSION", tuning.KERNELS_VERSION + 1)
     assert cache_at(path).get(SHAPES[0]) is None
     monkeypatch.undo()
     assert cache_at(path).get(SHAPES[0]) == best

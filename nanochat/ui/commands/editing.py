@@ -120,7 +120,8 @@ async def undo(app: NanochatApp, _: str) -> None:
     app.say(
         f"Undone: {said}."
         if said
-        else "There is nothing to undo since this start. `nanochat chats list --deleted` shows deleted chats."
+        else "There is nothing to undo since this start. `nanochat chats list --deleted` shows deleted chats, "
+        "`nanochat chats restore` brings one back."
     )
 
 
